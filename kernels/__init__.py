@@ -1,0 +1,29 @@
+"""The arithmetic of the codec, each op with a torch reference (the truth) and, where one exists, a Triton kernel.
+
+| op | does |
+|---|---|
+| `assign_clusters` | nearest centroid of every token |
+| `update_centroids` | mean of every cluster |
+| `subtract_centroids` | what a clustering leaves over |
+| `quantize_groups` | subtract centroids, scale, round, pack |
+| `reconstruct` | unpack, scale, add centroids |
+
+Shapes: B batch, H heads, S tokens, D head_dim, C centroids, G groups (D / group size), N stages. The memory format these ops
+read and write is described in `packing.py` and `e4m3.py`; it is the same on every device and in files.
+"""
+
+from .dispatch import BACKENDS, explain
+from .kmeans import assign_clusters, subtract_centroids, update_centroids
+from .reconstruct import reconstruct
+from .residual import QuantizedGroups, quantize_groups
+
+__all__ = [
+    "BACKENDS",
+    "QuantizedGroups",
+    "assign_clusters",
+    "explain",
+    "quantize_groups",
+    "reconstruct",
+    "subtract_centroids",
+    "update_centroids",
+]

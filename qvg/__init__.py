@@ -1,0 +1,40 @@
+"""A KV cache for autoregressive video models in about two bits per value. Needs torch; knows nothing of ComfyUI."""
+
+from .cache import KVCache, LayerCache
+from .config import PRESETS, QVGConfig
+from .errors import (
+    BackendError,
+    CacheError,
+    CacheFileError,
+    CameraPathError,
+    ConfigError,
+    MediaError,
+    NonFiniteError,
+    QVGError,
+    UnsupportedModelError,
+)
+from .rope import GridRope
+from .span import Codebook, ExactSpan, QuantizedSpan
+from .spec import CacheBytes, CacheSpec
+
+__all__ = [
+    "PRESETS",
+    "BackendError",
+    "CacheBytes",
+    "CacheError",
+    "CacheFileError",
+    "CacheSpec",
+    "CameraPathError",
+    "Codebook",
+    "ConfigError",
+    "ExactSpan",
+    "GridRope",
+    "KVCache",
+    "LayerCache",
+    "MediaError",
+    "NonFiniteError",
+    "QVGConfig",
+    "QVGError",
+    "QuantizedSpan",
+    "UnsupportedModelError",
+]

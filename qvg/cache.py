@@ -1,0 +1,270 @@
+"""The cache: one `LayerCache` per layer, and `KVCache`, the list of them that models and samplers talk to.
+
+Life of a chunk: `attend(layer, q, k, v)` holds its keys and values as the current block and overwrites them at every denoise
+step; `commit()` makes them history; when the policy says so, the oldest exact chunks become one encoded span, once and for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from .attention import Pair, attend
+from .codec import ExactCodec, make_codec
+from .codec.base import EncodeHint
+from .config import QVGConfig
+from .errors import CacheError, ConfigError, NonFiniteError
+from .policy import Layout, Step
+from .rope import GridRope, Rotation, rotate
+from .span import Codebook, ExactSpan, QuantizedSpan, Span, storage_bytes
+from .spec import CacheBytes, CacheSpec
+from .workspace import Workspace
+
+Origin = tuple[float, float, float]
+
+
+@dataclass
+class LayerState:
+    """Everything one layer remembers, oldest first."""
+
+    sink: list[Pair] = field(default_factory=list)
+    spans: list[Pair] = field(default_factory=list)
+    tail: list[Pair] = field(default_factory=list)
+    current: tuple[Tensor, Tensor] | None = None
+    spans_encoded: int = 0
+    encode_calls: int = 0
+
+    @property
+    def history(self) -> list[Pair]:
+        """All committed stretches in the order of their frames."""
+        return [*self.sink, *self.spans, *self.tail]
+
+
+class LayerCache:
+    """Memory of one layer: append, commit, evict, reset."""
+
+    def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int):
+        self.spec, self.config, self.layer = spec, config, layer
+        self.codec, self.exact = make_codec(config, spec.dtype), ExactCodec(spec.dtype)
+        self.state = LayerState()
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Keys (before RoPE) and values of the current block, [B, H, S, D]; replaces what was appended since the last commit."""
+        spec, shape = self.spec, tuple(k.shape)
+        rows = (spec.batch, spec.heads, spec.head_dim)
+        if k.ndim != 4 or (shape[0], shape[1], shape[3]) != rows or v.shape != k.shape or shape[2] % spec.tokens_per_frame:
+            raise CacheError(
+                f"layer {self.layer} got keys {shape} and values {tuple(v.shape)}, but this cache holds [B, H, S, D] = "
+                f"[{spec.batch}, {spec.heads}, whole frames of {spec.tokens_per_frame}, {spec.head_dim}]; "
+                "make it from the model's CacheSpec"
+            )
+        self.state.current = (k, v)
+
+    def commit(self, step: Step) -> None:
+        """The current block becomes history; then encode and evict as the policy says."""
+        state = self.state
+        if state.current is None:
+            raise CacheError(f"layer {self.layer} has no current block to commit; call attend or append for every layer first")
+        chunk = Pair(*(self.exact.encode(x, EncodeHint()) for x in state.current))
+        (state.sink if step.to_sink else state.tail).append(chunk)
+        state.current = None
+        if step.encode_chunks:
+            due = state.tail[: step.encode_chunks]
+            span = Pair(self._encode(due, 0), self._encode(due, 1))
+            state.spans.append(span)
+            state.spans_encoded += 1
+            del state.tail[: step.encode_chunks]
+        self.evict(step.evict_spans, step.evict_chunks)
+
+    def evict(self, spans: int, chunks: int) -> None:
+        """Forget the oldest spans and the oldest chunks of the tail. A shared codebook leaves with its last span."""
+        del self.state.spans[:spans]
+        del self.state.tail[:chunks]
+
+    def reset(self) -> None:
+        """As after `__init__`."""
+        self.state = LayerState()
+
+    def _encode(self, due: Sequence[Pair], which: int) -> Span:
+        chunks = [pair[which] for pair in due]
+        exact = [chunk.values for chunk in chunks if isinstance(chunk, ExactSpan)]
+        if len(exact) != len(chunks):
+            raise CacheError(
+                f"layer {self.layer}: a span that is already encoded came up for encoding again; this is a bug in the policy"
+            )
+        self.state.encode_calls += 1
+        return self.codec.encode(torch.cat(exact, 2) if len(exact) > 1 else exact[0], self._hint(which))
+
+    def _hint(self, which: int) -> EncodeHint:
+        """Codebooks are trained by the first span of a group and start from the group before."""
+        state, config = self.state, self.config
+        seed = (config.seed * 1_000_003 + self.layer * 4096 + state.spans_encoded * 8 + which * 4) % (1 << 63)
+        last = state.spans[-1][which] if state.spans else None
+        book: Codebook | None = last.codebook if isinstance(last, QuantizedSpan) else None
+        shares = state.spans_encoded % config.spans_per_codebook != 0
+        return EncodeHint(seed, reuse=book if shares else None, warm=book)
+
+
+class KVCache:
+    """Keys and values of all layers. Use it in a `with`: memory is freed when a run ends, fails or is interrupted.
+
+    `rope` turns keys and queries on their way into attention; without it they are used as they come. `attend` and `commit` are
+    all a backbone needs.
+    """
+
+    def __init__(self, spec: CacheSpec, config: QVGConfig | None = None, rope: GridRope | None = None):
+        self.spec, self.config, self.rope = spec, config or QVGConfig.preset("qvg"), rope
+        self.policy = spec.check(self.config)
+        if rope is not None and rope.tokens_per_frame != spec.tokens_per_frame:
+            raise ConfigError(
+                f"rope has {rope.tokens_per_frame} tokens per frame, but the cache {spec.tokens_per_frame}; "
+                "make both from one model"
+            )
+        self.layers = [LayerCache(spec, self.config, layer) for layer in range(spec.layers)]
+        self.workspace = Workspace(self.config.workspace_mb << 20)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.layout = Layout()
+        self.frames_committed = 0
+        self._origins: list[Origin] = []
+        self._current_origins: list[Origin] = []
+        self._current_rotation: Rotation | None = None
+        self._device = torch.device("cpu")
+        self._broken = False
+
+    def place(self, origins: Sequence[Sequence[float]] | Tensor) -> None:
+        """Positions of the current block: (time, row, column) of each frame's first token. Needed before `attend` with a rope."""
+        rows = origins.tolist() if isinstance(origins, Tensor) else origins
+        self._current_origins = [(float(t), float(r), float(c)) for t, r, c in rows]
+        self._current_rotation = None
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the current block over history and itself. All [B, H, S, D], before RoPE; k and v replace the block's."""
+        if self._broken:
+            raise CacheError(
+                "an earlier commit failed half-way, so layers disagree about history; call reset() and start the run again"
+            )
+        self.layers[layer].append(k, v)
+        rotation = None
+        if self.rope is not None:
+            turn = self._block_rotation(k)
+            self._device = k.device
+            q, k = rotate(q, turn), rotate(k, turn)
+            rotation = self._rotation
+        exact, codec = self.layers[layer].exact, self.layers[layer].codec
+
+        def decode(span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
+            return (exact if isinstance(span, ExactSpan) else codec).decode(span, tokens, heads, out)
+
+        history = self.layers[layer].state.history
+        return attend(q, (k, v), history, decode, rotation, self.workspace, self.spec.tokens_per_frame)
+
+    def commit(self) -> None:
+        """The current block of every layer becomes history. NaN or infinity in it raises NonFiniteError and commits nothing."""
+        currents = [layer.state.current for layer in self.layers]
+        if any(current is None for current in currents):
+            missing = currents.index(None)
+            raise CacheError(f"layer {missing} has no current block to commit; call attend or append for every layer first")
+        self._check_finite()
+        tokens = currents[0][0].shape[2]  # type: ignore[index]
+        frames = tokens // self.spec.tokens_per_frame
+        step = self.policy.commit(self.layout, frames)
+        self._broken = True
+        for layer in self.layers:
+            layer.commit(step)
+        self._broken = False
+        self._forget_origins(step, frames)
+        self.layout = step.layout
+        self.frames_committed += frames
+
+    def reset(self) -> None:
+        """As after `__init__`; all memory is given back."""
+        for layer in self.layers:
+            layer.reset()
+        self.workspace.clear()
+        self._begin()
+
+    def resume(self, layout: Layout, frames_committed: int, origins: Sequence[Origin]) -> None:
+        """Take over a history that was put into the layers from a file; see `session.load_cache`."""
+        self.layout, self.frames_committed, self._origins = layout, frames_committed, list(origins)
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Positions of the frames in memory, oldest first; empty without a rope."""
+        return list(self._origins)
+
+    def nbytes(self) -> CacheBytes:
+        """Bytes of the history, counted from the storages that are there; shared ones once."""
+        spans = [span for layer in self.layers for pair in layer.state.history for span in pair]
+        return CacheBytes(**storage_bytes(spans))
+
+    def verify_encoded(self) -> None:
+        """Raise CacheError unless every layer's codec was called, and exactly as often as the policy asked."""
+        expected, layout = 0, Layout()
+        for start in range(0, self.frames_committed, self.spec.chunk_frames):
+            step = self.policy.commit(layout, min(self.spec.chunk_frames, self.frames_committed - start))
+            layout, expected = step.layout, expected + (step.encode_chunks > 0)
+        calls = {layer.state.encode_calls for layer in self.layers}
+        kinds = {span.codec for layer in self.layers for pair in layer.state.spans for span in pair}
+        if calls != {2 * expected} or kinds - {self.config.codec}:
+            raise CacheError(
+                f"the codec was called {sorted(calls)} times per layer and left {sorted(kinds)} spans, but the policy asked for "
+                f"{2 * expected} calls of {self.config.codec!r}; this is a bug, please report it with the cache's settings"
+            )
+        if expected == 0:
+            need = self.config.sink_frames + self.policy.span_chunks * self.spec.chunk_frames + self.config.recent_frames
+            raise CacheError(
+                f"nothing was encoded in {self.frames_committed} frames, so this run says nothing about codec "
+                f"{self.config.codec!r}; generate at least {need} frames or use shorter spans"
+            )
+
+    def __enter__(self) -> KVCache:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.reset()
+
+    def _check_finite(self) -> None:
+        """One number per layer and tensor, one synchronisation for all of them."""
+        sums = torch.stack([x.sum(dtype=torch.float32) for layer in self.layers for x in layer.state.current or ()])
+        if bool(sums.isfinite().all()):
+            return
+        for layer in self.layers:
+            for name, x in zip(("keys", "values"), layer.state.current or (), strict=True):
+                finite = x.isfinite().unflatten(2, (-1, self.spec.tokens_per_frame)).all(-1).all(-1).all(0).all(0)
+                if not bool(finite.all()):
+                    raise NonFiniteError(layer.layer, self.frames_committed + int((~finite).nonzero()[0]), name)
+
+    def _forget_origins(self, step: Step, frames: int) -> None:
+        """Keep positions in step with the layers: the block's join, those of evicted frames (behind the sink) leave."""
+        evicted = self.layout.frames + frames - step.layout.frames
+        if self.rope is not None:
+            self._origins.extend(self._current_origins)
+            sink = sum(step.layout.sink)
+            del self._origins[sink : sink + evicted]
+        self._current_origins, self._current_rotation = [], None
+
+    def _block_rotation(self, k: Tensor) -> Rotation:
+        """Angles of the current block, computed once for all layers."""
+        assert self.rope is not None
+        if len(self._current_origins) * self.spec.tokens_per_frame != k.shape[2]:
+            raise CacheError(
+                f"{len(self._current_origins)} frames were placed, but the block has {k.shape[2]} tokens of "
+                f"{self.spec.tokens_per_frame} per frame; call place() with one origin per frame before attend()"
+            )
+        if self._current_rotation is None:
+            self._current_rotation = self.rope.rotation(torch.tensor(self._current_origins, device=k.device))
+        return self._current_rotation
+
+    def _rotation(self, start: int, stop: int) -> Rotation:
+        """Angles of history tokens start:stop, made anew each time: angles of a long history would outweigh its codes."""
+        assert self.rope is not None
+        per_frame = self.spec.tokens_per_frame
+        first, last = start // per_frame, -(-stop // per_frame)
+        origins = torch.tensor(self._origins[first:last], device=self._device)
+        return self.rope.rotation(origins).tokens(start - first * per_frame, stop - first * per_frame)

@@ -1,0 +1,63 @@
+"""The `qvg` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import BackendError, QVGError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. -> exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (QVGError, BackendError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qvg", description="A long memory for autoregressive video models, in about two bits per value."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "demo",
+        help="walk through a small world with three memories and compare them",
+        description="Walk through a painted world three times with the same seed: with the exact KV cache, with the 2-bit "
+        "cache, and with an exact cache cut down to the same bytes. Writes walk.mp4, demo.png and demo.json. Takes minutes on a CPU.",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
+    command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to walk; default 160")
+    command.add_argument("--seed", type=int, metavar="S", default=0, help="world and noise; default %(default)s")
+    command.add_argument(
+        "--path",
+        metavar="STR",
+        help="camera path: keys w a s d and latent frames, such as d-12,s-10,a-12,w-10; keys together as w+d-8; walked again "
+        "from its start when it ends before N frames; default: twice around a rectangle",
+    )
+    command.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import DEFAULT_FRAMES, DEFAULT_PATH, demo  # matplotlib and tqdm are needed by this command only
+
+    frames = DEFAULT_FRAMES if options.frames is None else options.frames
+    return demo(options.out, frames, options.seed, DEFAULT_PATH if options.path is None else options.path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

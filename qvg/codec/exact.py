@@ -1,0 +1,33 @@
+"""No compression: 16 bits per value. The yardstick, and what sink and tail are kept in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..span import ExactSpan, Span
+from .base import EncodeHint
+
+
+class ExactCodec:
+    """Keeps values in `dtype`, bf16 unless a model needs another."""
+
+    name = "none"
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16):
+        self.dtype = dtype
+
+    def encode(self, x: Tensor, hint: EncodeHint) -> Span:
+        """See `Codec`. A copy of its own, so that nothing keeps a model's activations alive."""
+        return ExactSpan(x.to(self.dtype, copy=True, memory_format=torch.contiguous_format))
+
+    def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
+        """See `Codec`."""
+        assert isinstance(span, ExactSpan)
+        return out.copy_(span.values[:, heads, tokens])
+
+    def predicted_bytes(self, shape: tuple[int, int, int, int], owns_codebook: bool) -> dict[str, int]:
+        """See `Codec`."""
+        return {"exact": math.prod(shape) * self.dtype.itemsize}

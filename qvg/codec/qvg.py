@@ -1,0 +1,125 @@
+"""Quant VideoGen as published: k-means smoothing, progressive residual quantization (arXiv 2602.02958, section 3).
+
+Per batch and head, the tokens of a span are clustered and the nearest centroid is subtracted; the remainder is clustered again,
+N times in all; the last remainder is quantized in groups of channels with an E4M3 scale. Bits per value:
+b + 8/g (+ 8/g if asymmetric) + N * (8/D + 16 C/S).
+
+Deviations from the official code, all without extra bytes: first centroids are distinct tokens drawn by a private seeded
+generator (there: with repetition, from the global one); later codebooks start from the one before (there: described, not wired);
+ids are chosen against the final centroids as stored (there: against the last iteration's input); bytes are planar (there:
+neighbours share a byte); centroids are float16, not bfloat16 (three more mantissa bits), clamped to its range.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...kernels import assign_clusters, quantize_groups, reconstruct, subtract_centroids, update_centroids
+from ...kernels.kmeans import MAX_CLUSTERS
+from ...kernels.packing import packed_width
+from ..config import AUTO_CENTROID_BITS, QVGConfig
+from ..span import Codebook, QuantizedSpan, Span
+from .base import EncodeHint
+
+_FLOAT16_MAX = 65504.0
+
+
+class QVGCodec:
+    """See the module docstring."""
+
+    name = "qvg"
+
+    def __init__(self, config: QVGConfig):
+        self.config = config
+
+    def clusters(self, span_tokens: int) -> int:
+        """Centroids per stage for spans of this many tokens. "auto": the largest power of two within 0.15 bit per value."""
+        if self.config.clusters != "auto":
+            return self.config.clusters
+        limit = AUTO_CENTROID_BITS * span_tokens * self.config.spans_per_codebook / 16
+        return min(MAX_CLUSTERS, span_tokens, 1 << max(0, int(math.log2(max(1.0, limit)))))
+
+    def encode(self, x: Tensor, hint: EncodeHint) -> Span:
+        """See `Codec`."""
+        config = self.config
+        codebook = hint.reuse or self._train(x, hint)
+        ids = self._assign(x, codebook)
+        groups = quantize_groups(x, ids, codebook.centroids, config.bits, config.group_size, config.symmetric, config.backend)
+        return QuantizedSpan(*groups, ids, codebook, config.bits, config.group_size)
+
+    def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
+        """See `Codec`."""
+        assert isinstance(span, QuantizedSpan)
+        zero_points = None if span.zero_points is None else span.zero_points[:, heads, :, tokens]
+        return reconstruct(
+            span.codes[:, heads, tokens],
+            span.scales[:, heads, :, tokens],
+            zero_points,
+            span.ids[:, heads, :, tokens],
+            span.codebook.centroids[:, heads],
+            span.bits,
+            span.group_size,
+            out,
+            self.config.backend,
+        )
+
+    def predicted_bytes(self, shape: tuple[int, int, int, int], owns_codebook: bool) -> dict[str, int]:
+        """See `Codec`."""
+        batch, heads, tokens, channels = shape
+        config, rows = self.config, batch * heads * tokens
+        scales = rows * (channels // config.group_size)
+        sizes = {
+            "ids": rows * config.num_stages,
+            "codes": rows * packed_width(channels, config.bits),
+            "scales": scales,
+        }
+        if not config.symmetric:
+            sizes["zero_points"] = scales
+        if owns_codebook:
+            sizes["centroids"] = batch * heads * config.num_stages * self.clusters(tokens) * channels * 2
+        return sizes
+
+    def _train(self, x: Tensor, hint: EncodeHint) -> Codebook:
+        """k-means, stage after stage, each on what the last one left."""
+        residual = x.float()
+        clusters = self.clusters(x.shape[2])
+        stages = []
+        for stage in range(self.config.num_stages):
+            if hint.warm is not None and hint.warm.clusters == clusters:
+                centroids = hint.warm.centroids[:, :, stage].float()
+            else:
+                centroids = _distinct_tokens(residual, clusters, hint.seed + stage)
+            for _ in range(self.config.iterations):
+                ids = assign_clusters(residual, centroids, self.config.backend)
+                centroids = update_centroids(residual, ids, centroids, self.config.backend)
+            stored = centroids.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half()
+            stages.append(stored)
+            if stage + 1 < self.config.num_stages:
+                residual = self._subtract(residual, assign_clusters(residual, stored, self.config.backend), stored)
+        return Codebook(torch.stack(stages, 2))
+
+    def _assign(self, x: Tensor, codebook: Codebook) -> Tensor:
+        """Ids of every stage against the centroids as stored. -> [B, H, N, S] uint8."""
+        residual = x
+        ids = []
+        for stage in range(codebook.num_stages):
+            centroids = codebook.centroids[:, :, stage]
+            ids.append(assign_clusters(residual, centroids, self.config.backend))
+            if stage + 1 < codebook.num_stages:
+                residual = self._subtract(residual, ids[-1], centroids)
+        return torch.stack(ids, 2)
+
+    def _subtract(self, x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
+        return subtract_centroids(x, ids, centroids, self.config.backend)
+
+
+def _distinct_tokens(x: Tensor, count: int, seed: int) -> Tensor:
+    """`count` different tokens of every batch and head, the same ones on every device."""
+    batch, heads, tokens, channels = x.shape
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.stack([torch.randperm(tokens, generator=generator)[:count] for _ in range(batch * heads)])
+    rows = rows.view(batch, heads, count, 1).to(x.device).expand(-1, -1, -1, channels)
+    return torch.gather(x, 2, rows)

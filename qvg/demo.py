@@ -1,0 +1,300 @@
+"""`qvg demo`: walk through a painted world three times with the same seed, and show what the memory costs and keeps.
+
+Once with the exact cache, once with the 2-bit cache, once with an exact cache cut down to the 2-bit cache's bytes. Writes a
+side-by-side video, one picture, `demo.json`, and prints a table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from .cache import KVCache
+from .camera import parse_path, visits, walk
+from .config import QVGConfig
+from .errors import ConfigError, MediaError
+from .media import VideoWriter, side_by_side
+from .metrics import psnr_db, ssim
+from .models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
+from .models.painted_map import JUDGED, MAP_PIXELS, paint
+from .plots import RunCurve, plot_demo
+from .sampling import SamplerSettings, generate
+from .spec import CacheBytes
+
+# Once around a rectangle; the walk then goes round again, so every place is seen at least twice.
+DEFAULT_PATH = "d-22,s-16,a-22,w-16"
+DEFAULT_FRAMES = 160
+GIVEN_FRAMES = 4
+FRAMES_PER_SECOND = 10
+# A place counts as visited again when the camera was elsewhere for so many frames.
+VISIT_GAP_FRAMES = 12
+MAX_SEED = 1 << 40
+
+# Spans of a real video hold 40,000 tokens, ours 64 per frame: fewer centroids, or codebooks would outweigh the codes.
+EXACT = QVGConfig(codec="none", span_frames=16)
+QUANTIZED = QVGConfig(codec="qvg", bits=2, clusters=32, group_size=64, span_frames=16, sink_frames=1, recent_frames=3)
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass
+class Run:
+    """One walk and what it left behind."""
+
+    name: str
+    label: str
+    config: QVGConfig
+    frames: list[Picture] = field(default_factory=list)
+    cache_bytes: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    components: CacheBytes = field(default_factory=CacheBytes)
+    workspace_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Where the camera stands in each frame, and the world it walks through."""
+
+    seed: int
+    positions: NDArray[np.int64]
+
+    @property
+    def origins(self) -> list[list[tuple[float, float, float]]]:
+        """One block per frame: (time, row, column) in tokens."""
+        scale = STEP_PIXELS / DemoWorldConfig().patch_pixels
+        return [[(0.0, float(row) * scale, float(col) * scale)] for row, col in self.positions]
+
+    def given(self, model: DemoWorld) -> list[Tensor]:
+        """The first frames as they really look. -> pictures [1, 1, 3, P, P] in -1..1."""
+        pixels = model.config.picture_pixels
+        world = torch.from_numpy(paint(self.seed, JUDGED)).permute(2, 0, 1) * 2 - 1
+        corners = self.positions[:GIVEN_FRAMES] * STEP_PIXELS
+        return [world[None, None, :, row : row + pixels, col : col + pixels] for row, col in corners.tolist()]
+
+
+def plan_walk(path: str, frames: int, seed: int) -> Walk:
+    """A walk from the middle of the map; it may leave the map, for only the given frames are looked up on it."""
+    if frames < GIVEN_FRAMES + 1:
+        raise ConfigError(
+            f"frames is {frames}, but {GIVEN_FRAMES} are given and at least one must be generated; use {GIVEN_FRAMES + 1} or more"
+        )
+    if not 0 <= seed < MAX_SEED:
+        raise ConfigError(f"seed is {seed}, but must be a whole number from 0 to {MAX_SEED - 1}; choose one in that range")
+    moves = parse_path(path)
+    middle = (MAP_PIXELS // 2 - 32) // STEP_PIXELS
+    return Walk(seed, walk(moves, frames, (middle, middle)))
+
+
+def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = 0, path: str = DEFAULT_PATH) -> int:
+    """Run all three walks and write everything to `out`. -> exit code (130 after Ctrl-C, with what there is so far kept)."""
+    plan = plan_walk(path, frames, seed)
+    _make_folder(out)
+    model = load_demo_world()
+    runs: list[Run] = []
+    interrupted = False
+    try:
+        _warm_up(model)
+        exact = _start(runs, Run("exact", "exact", EXACT))
+        _walk(exact, plan, model)
+        quantized = _start(runs, Run("qvg", "QVG, 2 bits", QUANTIZED))
+        _walk(quantized, plan, model, verify=True)
+        window = _start(runs, Run("window", "exact, same bytes", _window(model, quantized.cache_bytes[-1])))
+        _walk(window, plan, model)
+    except KeyboardInterrupt:
+        interrupted = True
+    failed = _write_results(out, runs, plan, path, interrupted)
+    return 130 if interrupted else int(failed)
+
+
+def _start(runs: list[Run], run: Run) -> Run:
+    runs.append(run)
+    return run
+
+
+def _warm_up(model: DemoWorld) -> None:
+    """One frame that nobody looks at, so that the first run does not pay for torch's start."""
+    with KVCache(model.config.cache_spec(), EXACT, model.config.rope()) as cache:
+        list(generate(DemoWorldDenoiser(model), cache, [[(0.0, 0.0, 0.0)]], SamplerSettings()))
+
+
+def _window(model: DemoWorld, budget_bytes: int) -> QVGConfig:
+    """An exact cache that never holds more than `budget_bytes`: as many of the newest frames as fit."""
+    per_frame = model.config.cache_spec().exact_bytes(1)
+    # The window counts the frame being painted, which is not in memory yet.
+    return EXACT.with_changes(span_frames=1, sink_frames=0, recent_frames=1, window_frames=max(2, budget_bytes // per_frame + 1))
+
+
+def _walk(run: Run, plan: Walk, model: DemoWorld, verify: bool = False) -> None:
+    """Fill `run`, frame by frame, so that an interrupted walk keeps what it has."""
+    with KVCache(model.config.cache_spec(), run.config, model.config.rope()) as cache:
+        blocks = generate(DemoWorldDenoiser(model), cache, plan.origins, SamplerSettings(seed=plan.seed), plan.given(model))
+        total = len(plan.positions)
+        with tqdm(total=total, desc=f"{run.label:18}", unit="block", file=sys.stdout, mininterval=0.5, ncols=100) as bar:
+            for block in blocks:
+                run.frames.append(_picture(block.latent))
+                run.cache_bytes.append(block.cache_bytes)
+                run.seconds.append(block.seconds)
+                bar.set_postfix_str(f"{block.seconds:.2f} s/frame, cache {block.cache_bytes / 1e6:.1f} MB", refresh=False)
+                bar.update()
+        if verify:
+            cache.verify_encoded()
+        run.components, run.workspace_bytes = cache.nbytes(), cache.workspace.nbytes
+
+
+def _picture(latent: Tensor) -> Picture:
+    """[1, 1, 3, P, P] in -1..1 -> uint8 [P, P, 3]."""
+    picture: Picture = ((latent[0, 0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return picture
+
+
+def _write_results(out: Path, runs: Sequence[Run], plan: Walk, path: str, interrupted: bool) -> bool:
+    """Table, demo.json, video and picture, each on its own: one that fails does not take the others along. -> any failed."""
+    runs = [run for run in runs if run.frames]
+    if not runs:
+        return False
+    complete = len(runs) == 3 and not interrupted
+    summary = summarize(runs, plan, path)
+    print(table(summary))
+    failed = False
+    steps: list[tuple[str, Callable[[Path], None]]] = [
+        ("demo.json", lambda file: _write_json(summary, file)),
+        ("walk.mp4", lambda file: write_video(runs, file)),
+    ]
+    if complete:
+        steps.append(("demo.png", lambda file: draw_picture(runs, plan, file)))
+    for name, write in steps:
+        try:
+            write(out / name)
+            print(f"wrote {out / name}" + (" (up to where it was interrupted)" if interrupted else ""))
+        except (MediaError, OSError) as error:
+            failed = True
+            print(f"error: {error}", file=sys.stderr)
+    return failed
+
+
+def summarize(runs: Sequence[Run], plan: Walk, path: str) -> dict[str, Any]:
+    """What demo.json holds. PSNR against exact is pooled over all generated frames; between visits it is the mean of pairs."""
+    exact = runs[0]
+    pairs = visits(plan.positions, VISIT_GAP_FRAMES)
+    rows = []
+    for run in runs:
+        count = min(len(run.frames), len(exact.frames))
+        rows.append(
+            {
+                "name": run.name,
+                "codec": run.config.codec,
+                "bits": 16 if run.config.codec == "none" else run.config.bits,
+                "cache_bytes": run.cache_bytes[-1],
+                "exact_bytes": exact.cache_bytes[count - 1],
+                "ratio": round(exact.cache_bytes[count - 1] / run.cache_bytes[-1], 3),
+                "psnr_db": None
+                if run is exact
+                else pooled_psnr_db(exact.frames[GIVEN_FRAMES:count], run.frames[GIVEN_FRAMES:count]),
+                "revisit_psnr_db": revisit_psnr_db(run.frames, pairs),
+                "seconds_per_frame": round(sum(run.seconds) / len(run.seconds), 4),
+                "frames": len(run.frames),
+                "ssim": None if run is exact else _mean_ssim(exact.frames[:count], run.frames[:count]),
+                "bytes": run.components.by_component(),
+                "workspace_bytes": run.workspace_bytes,
+                "window_frames": run.config.window_frames,
+            }
+        )
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    device = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+    return {"runs": rows, "device": device, "versions": versions, "seed": plan.seed, "path": path, "given_frames": GIVEN_FRAMES}
+
+
+def pooled_psnr_db(reference: Sequence[Picture], pictures: Sequence[Picture]) -> float | None:
+    """PSNR of the mean squared error over all frames: identical frames do not lift it. None without frames."""
+    if not reference:
+        return None
+    stacked = [torch.from_numpy(np.stack(part)).flatten(0, 1) for part in (reference, pictures)]
+    return round(float(psnr_db(stacked[0], stacked[1])), 3)
+
+
+def revisit_psnr_db(frames: Sequence[Picture], pairs: Sequence[tuple[int, int]]) -> float | None:
+    """Mean PSNR between the first and each later visit of a place. None if nothing was visited twice."""
+    seen = [(first, later) for first, later in pairs if later < len(frames) and later >= GIVEN_FRAMES]
+    if not seen:
+        return None
+    firsts, laters = (torch.from_numpy(np.stack([frames[pair[which]] for pair in seen])) for which in (0, 1))
+    return round(float(psnr_db(firsts, laters).mean()), 3)
+
+
+def _mean_ssim(reference: Sequence[Picture], pictures: Sequence[Picture]) -> float | None:
+    if len(reference) <= GIVEN_FRAMES:
+        return None
+    parts = [torch.from_numpy(np.stack(part[GIVEN_FRAMES:])) for part in (reference, pictures)]
+    return round(float(ssim(parts[0], parts[1]).mean()), 4)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    lines = [
+        f"{'run':8} {'cache MB':>9} {'ratio':>6} {'PSNR vs exact':>14} {'between visits':>15} {'s/frame':>8}   bytes by component"
+    ]
+    for row in summary["runs"]:
+        parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in row["bytes"].items())
+        psnr, revisit = (f"{row[key]:.1f} dB" if row[key] is not None else "-" for key in ("psnr_db", "revisit_psnr_db"))
+        lines.append(
+            f"{row['name']:8} {row['cache_bytes'] / 1e6:>9.2f} {row['ratio']:>5.2f}x {psnr:>14} {revisit:>15} "
+            f"{row['seconds_per_frame']:>8.3f}   {parts}"
+        )
+    lines.append(
+        "ratio: bytes of all frames at 16 bits per value / bytes in memory at the end, exact tail included (MB = 10^6 bytes)"
+    )
+    return "\n".join(lines)
+
+
+def write_video(runs: Sequence[Run], path: Path) -> None:
+    """All runs side by side; one that stopped early stays on a dark picture."""
+    rows = _rows_of_pictures(runs, max(len(run.frames) for run in runs))
+    first = next(rows)
+    with VideoWriter(path, first.shape[1], first.shape[0], FRAMES_PER_SECOND) as video:
+        for picture in itertools.chain([first], rows):
+            video.write(picture)
+
+
+def _rows_of_pictures(runs: Sequence[Run], frames: int) -> Iterator[Picture]:
+    nothing = np.full_like(runs[0].frames[0], 24)
+    for index in range(frames):
+        pictures = [run.frames[index] if index < len(run.frames) else nothing for run in runs]
+        captions = [f"{run.label}  {run.cache_bytes[min(index, len(run.frames) - 1)] / 1e6:.1f} MB" for run in runs]
+        yield side_by_side(pictures, captions, 4)
+
+
+def draw_picture(runs: Sequence[Run], plan: Walk, path: Path) -> None:
+    """Bytes and PSNR over time, and three moments of each run."""
+    exact = torch.from_numpy(np.stack(runs[0].frames))
+    curves = []
+    for run in runs:
+        psnr = None if run is runs[0] else psnr_db(exact, torch.from_numpy(np.stack(run.frames))).tolist()
+        curves.append(RunCurve(run.name, run.label, run.cache_bytes, psnr, run.frames))
+    pairs = visits(plan.positions, VISIT_GAP_FRAMES)
+    frames = len(plan.positions)
+    first, again = pairs[len(pairs) // 3] if pairs else (0, frames - 1)
+    moments = [(first, "first visit"), ((first + again) // 2, "on the way"), (again, "the same place again")]
+    plot_demo(curves, path, moments, revisit_from=pairs[0][1] if pairs else None)
+
+
+def _write_json(summary: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"folder {out} cannot be made ({error.strerror}); choose another --out") from error

@@ -1,0 +1,44 @@
+"""What can go wrong, one class for each thing a caller may want to catch. A message says the value, the rule and the way out."""
+
+from __future__ import annotations
+
+from ..kernels.errors import BackendError as BackendError
+
+
+class QVGError(Exception):
+    """Anything this library refuses or cannot do."""
+
+
+class ConfigError(QVGError, ValueError):
+    """A setting that breaks a rule."""
+
+
+class CameraPathError(ConfigError):
+    """A camera path string that cannot be read."""
+
+
+class UnsupportedModelError(QVGError, ValueError):
+    """A weight file or model that is not what was asked for."""
+
+
+class CacheError(QVGError, RuntimeError):
+    """The cache was used out of order, or a run did not do what it claims."""
+
+
+class CacheFileError(QVGError, ValueError):
+    """A saved cache that is truncated, foreign, or of a newer format."""
+
+
+class NonFiniteError(QVGError, FloatingPointError):
+    """NaN or infinity in keys or values. Holds `layer` and `frame`."""
+
+    def __init__(self, layer: int, frame: int, tensor: str):
+        super().__init__(
+            f"{tensor} of layer {layer} hold NaN or infinity in latent frame {frame}; the frame was not committed and the cache "
+            "is as it was before it. Check the model's precision (fp16 overflow is the usual cause; use bf16 or fp32)."
+        )
+        self.layer, self.frame, self.tensor = layer, frame, tensor
+
+
+class MediaError(QVGError, OSError):
+    """A video or picture could not be written."""

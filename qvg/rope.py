@@ -1,0 +1,76 @@
+"""Rotary position embedding on a grid of (time, row, column), applied on the way into attention.
+
+Keys are cached before rotation (design.md, "Keys are stored before RoPE"), so the cache needs positions, not angles. A latent
+frame is a grid of tokens with one origin; token (i, j) of a frame at origin (t, r, c) sits at (t, r + i, c + j). Origins may be
+fractional: the demo world's camera moves by half tokens.
+
+Channel order is [first halves | second halves]: channel p turns with channel p + D/2 (kernels rotate without a shuffle).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of consecutive tokens: each [S, D/2], float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def tokens(self, start: int, stop: int) -> Rotation:
+        """The rotation of tokens start:stop."""
+        return Rotation(self.cos[start:stop], self.sin[start:stop])
+
+
+@dataclass(frozen=True)
+class GridRope:
+    """Angles of a token grid. `axis_frequencies`: radians per token for the time, row and column axis, D/2 in all."""
+
+    grid_rows: int
+    grid_cols: int
+    axis_frequencies: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        return self.grid_rows * self.grid_cols
+
+    def rotation(self, origins: Tensor) -> Rotation:
+        """Origins [F, 3]: time, row, column of each frame's first token -> Rotation of F * tokens_per_frame tokens."""
+        frames, rows, cols = origins.shape[0], self.grid_rows, self.grid_cols
+        steps = (torch.zeros(1), torch.arange(rows, dtype=torch.float32), torch.arange(cols, dtype=torch.float32))
+        shapes = ((frames, 1, 1, -1), (frames, rows, 1, -1), (frames, 1, cols, -1))
+        angles = []
+        for axis, frequencies in enumerate(self.axis_frequencies):
+            positions = origins[:, axis, None].float() + steps[axis].to(origins.device)
+            angles.append((positions[..., None] * torch.tensor(frequencies, device=origins.device)).reshape(shapes[axis]))
+        # Sines are taken per axis (rows + cols of them, not rows * cols) and only then spread over the grid.
+        cos, sin = (self._spread([turn(angle) for angle in angles], frames) for turn in (torch.cos, torch.sin))
+        return Rotation(cos, sin)
+
+    def _spread(self, axes: list[Tensor], frames: int) -> Tensor:
+        grid = [axis.expand(frames, self.grid_rows, self.grid_cols, -1) for axis in axes]
+        return torch.cat(grid, -1).flatten(0, 2)
+
+
+def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:
+    """Turn every channel pair of x [..., S, D] by its token's angle (RoFormer, arXiv 2104.09864). `out` must not overlap x."""
+    first, second = x.chunk(2, -1)
+    out = torch.empty_like(x) if out is None else out
+    low, high = out.chunk(2, -1)
+    torch.mul(first, rotation.cos, out=low).addcmul_(second, rotation.sin, value=-1)
+    torch.mul(second, rotation.cos, out=high).addcmul_(first, rotation.sin)
+    return out
+
+
+def geometric_frequencies(count: int, shortest_wavelength: float, longest_wavelength: float) -> tuple[float, ...]:
+    """`count` frequencies in radians per token, their wavelengths (in tokens) spaced geometrically between the two ends."""
+    if count == 0:
+        return ()
+    ratio = longest_wavelength / shortest_wavelength
+    return tuple(2 * torch.pi / (shortest_wavelength * ratio ** (i / max(1, count - 1))) for i in range(count))

@@ -1,0 +1,102 @@
+"""The autoregressive loop: block -> denoise steps -> one clean pass -> commit. No ComfyUI; callbacks report and interrupt.
+
+The model paints one block of latent frames at a time from noise, each step attending to the cache and to the block itself, and
+then sees the finished block once more at noise level 0, which writes its clean keys and values (Self-Forcing, arXiv 2506.08009).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..cache import KVCache
+from ..errors import ConfigError
+
+
+class Denoiser(Protocol):
+    """What a backbone offers the loop."""
+
+    def block_shape(self, frames: int) -> tuple[int, ...]:
+        """Shape of a block of so many latent frames, batch first."""
+
+    def predict_clean(self, x: Tensor, noise_level: float, cache: KVCache) -> Tensor:
+        """Clean block from a noisy one; leaves the block's keys and values in the cache as its current block."""
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """Euler steps on the straight path x_t = (1 - t) x + t noise, at `steps` noise levels bent by `shift` towards noise."""
+
+    steps: int = 4
+    shift: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.shift <= 0:
+            raise ConfigError(f"steps {self.steps} and shift {self.shift} must be at least 1 and above 0; 4 and 3.0 work well")
+
+    def noise_levels(self) -> list[float]:
+        """steps + 1 levels from 1 down to 0."""
+        even = [1 - i / self.steps for i in range(self.steps + 1)]
+        return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One finished block: its place in the video, the latent [B, F, ...], and what it cost."""
+
+    index: int
+    first_frame: int
+    latent: Tensor
+    seconds: float
+    cache_bytes: int
+
+
+def generate(
+    model: Denoiser,
+    cache: KVCache,
+    blocks: Sequence[Sequence[Sequence[float]]],
+    settings: SamplerSettings,
+    given: Sequence[Tensor] = (),
+    interrupt: Callable[[], None] | None = None,
+) -> Iterator[Block]:
+    """Generate block after block, and yield each as soon as it is committed.
+
+    blocks     for every block the origins (time, row, column) of its frames, for RoPE
+    given      latents of the first blocks, taken as they are instead of being generated
+    interrupt  called before every pass of the model; whatever it raises ends the run
+
+    The caller owns the cache and frees it (`with KVCache(...)`). Noise depends on the seed and the block alone, so the same seed
+    gives the same noise whatever the cache does.
+    """
+    first_frame = 0
+    for index, origins in enumerate(blocks):
+        started = time.perf_counter()
+        cache.place(origins)
+        latent = given[index] if index < len(given) else _denoise(model, cache, len(origins), index, settings, interrupt)
+        if interrupt is not None:
+            interrupt()
+        model.predict_clean(latent, 0.0, cache)
+        cache.commit()
+        yield Block(index, first_frame, latent, time.perf_counter() - started, cache.nbytes().total)
+        first_frame += len(origins)
+
+
+def _denoise(
+    model: Denoiser, cache: KVCache, frames: int, index: int, settings: SamplerSettings, interrupt: Callable[[], None] | None
+) -> Tensor:
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
+    x = torch.randn(model.block_shape(frames), generator=generator)
+    levels = settings.noise_levels()
+    for level, following in itertools.pairwise(levels):
+        if interrupt is not None:
+            interrupt()
+        clean = model.predict_clean(x, level, cache)
+        x = clean + (x - clean) * (following / level)
+    return x

@@ -1,0 +1,190 @@
+"""The life of a chunk: overwritten while denoised, committed, encoded once, evicted by spans, gone after reset."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from comfyui_qvg.qvg import CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg.codec.qvg import QVGCodec
+from torch import Tensor
+
+SPEC = CacheSpec(layers=2, heads=2, head_dim=64, tokens_per_frame=6)
+CONFIG = QVGConfig(clusters=4, span_frames=3, sink_frames=1, recent_frames=2)
+
+
+def _block(seed: int, frames: int = 1) -> list[Tensor]:
+    return list(torch.randn(3, 1, 2, 6 * frames, 64, generator=torch.Generator().manual_seed(seed)))
+
+
+def _commit(cache: KVCache, frames: int, start: int = 0) -> None:
+    for frame in range(start, start + frames):
+        for layer in range(cache.spec.layers):
+            cache.attend(layer, *_block(frame * 10 + layer))
+        cache.commit()
+
+
+def test_a_rewrite_of_the_current_block_overwrites() -> None:
+    once, twice = KVCache(SPEC, CONFIG), KVCache(SPEC, CONFIG)
+    for cache in (once, twice):
+        _commit(cache, 7)
+    for layer in range(2):
+        twice.attend(layer, *_block(99))  # an earlier denoise step
+    outs = [[cache.attend(layer, *_block(70 + layer)) for layer in range(2)] for cache in (once, twice)]
+    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+    once.commit(), twice.commit()
+    assert once.nbytes() == twice.nbytes()
+    assert torch.equal(once.attend(0, *_block(5)), twice.attend(0, *_block(5)))
+
+
+def test_each_span_is_encoded_once_at_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    encode = QVGCodec.encode
+
+    def watched(self: QVGCodec, x: Tensor, hint: object) -> object:
+        seen.append(tuple(x.shape))
+        return encode(self, x, hint)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(QVGCodec, "encode", watched)
+    cache = KVCache(SPEC, CONFIG)
+    _commit(cache, 5)
+    assert not seen
+    _commit(cache, 1, start=5)  # 1 sink + 3 due + 2 recent
+    assert seen == [(1, 2, 18, 64)] * 4
+    cache.attend(0, *_block(0))
+    assert len(seen) == 4, "reading must not encode"
+    _commit(cache, 7, start=6)
+    assert len(seen) == 4 * 3
+    cache.verify_encoded()
+
+
+def test_sink_and_tail_are_kept_exactly() -> None:
+    cache = KVCache(SPEC, CONFIG)
+    _commit(cache, 12)
+    state = cache.layers[1].state
+    assert torch.equal(state.sink[0].keys.tensors()["exact"], _block(1)[1].bfloat16())
+    assert torch.equal(state.tail[-1].values.tensors()["exact"], _block(111)[2].bfloat16())
+    assert all(isinstance(span, QuantizedSpan) for pair in state.spans for span in pair)
+
+
+def test_codebooks_are_shared_by_a_group_and_not_beyond() -> None:
+    cache = KVCache(SPEC, CONFIG.with_changes(spans_per_codebook=2))
+    _commit(cache, 1 + 4 * 3 + 2)
+    books = [pair.keys.codebook for pair in cache.layers[0].state.spans]  # type: ignore[union-attr]
+    assert books[0] is books[1] and books[2] is books[3] and books[1] is not books[2]
+
+
+def test_window_forgets_the_oldest_spans() -> None:
+    cache = KVCache(SPEC, CONFIG.with_changes(window_frames=9))
+    _commit(cache, 30)
+    assert cache.layout.frames <= 8
+    newest = cache.layers[0].state.tail[-1].keys.tensors()["exact"]
+    assert torch.equal(newest, _block(290)[1].bfloat16())
+    assert torch.equal(cache.layers[0].state.sink[0].keys.tensors()["exact"], _block(0)[1].bfloat16())
+
+
+def test_random_runs_equal_an_exact_cache_that_holds_the_same_tokens() -> None:
+    """Window, spans and sink with codec none: attention must equal one over the frames that the layout names."""
+    config = QVGConfig(codec="none", span_frames=3, sink_frames=2, recent_frames=2, window_frames=11)
+    cache = KVCache(CacheSpec(1, 2, 64, 6, dtype=torch.float32), config)
+    kept: list[int] = []
+    for frame in range(40):
+        q, k, v = _block(frame)
+        keys, values = (torch.cat([_block(past)[which] for past in [*kept, frame]], 2) for which in (1, 2))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, keys, values)
+        assert torch.allclose(cache.attend(0, q, k, v), expected, atol=1e-5), frame
+        cache.commit()
+        kept.append(frame)
+        del kept[2 : 2 + len(kept) - cache.layout.frames]
+
+
+def test_reset_equals_birth() -> None:
+    used, born = KVCache(SPEC, CONFIG), KVCache(SPEC, CONFIG)
+    _commit(used, 9)
+    used.reset()
+    assert used.nbytes().total == 0 and used.workspace.nbytes == 0 and used.frames_committed == 0
+    assert vars(used.layers[0].state) == vars(born.layers[0].state)
+    for cache in (used, born):
+        _commit(cache, 8)
+    assert used.nbytes() == born.nbytes()
+    assert torch.equal(used.attend(1, *_block(3)), born.attend(1, *_block(3)))
+
+
+@pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt], ids=["done", "failed", "interrupted"])
+def test_memory_is_freed_however_a_run_ends(ending: type[BaseException] | None) -> None:
+    held: list[weakref.ref[object]] = []
+
+    def run() -> None:
+        with KVCache(SPEC, CONFIG) as cache:
+            _commit(cache, 9)
+            held.extend(weakref.ref(pair.keys) for pair in cache.layers[0].state.history)
+            if ending is not None:
+                raise ending
+
+    if ending is None:
+        run()
+    else:
+        with pytest.raises(ending):
+            run()
+    assert held and all(reference() is None for reference in held)
+
+
+@pytest.mark.parametrize(("which", "name"), [(1, "keys"), (2, "values")])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")], ids=["nan", "infinity"])
+def test_poison_names_layer_and_frame_and_commits_nothing(poison: float, which: int, name: str) -> None:
+    spec = CacheSpec(layers=2, heads=2, head_dim=64, tokens_per_frame=6, chunk_frames=3)
+    cache = KVCache(spec, CONFIG)
+    for layer in range(2):
+        cache.attend(layer, *_block(layer, 3))
+    cache.commit()
+    before = cache.nbytes()
+    for layer in range(2):
+        block = _block(layer, 3)
+        if layer == 1:
+            block[which][0, 1, 13, 7] = poison
+        cache.attend(layer, *block)
+    with pytest.raises(NonFiniteError, match=f"{name} of layer 1 hold NaN or infinity in latent frame 5") as caught:
+        cache.commit()
+    assert (caught.value.layer, caught.value.frame) == (1, 5)
+    assert cache.nbytes() == before and cache.frames_committed == 3
+    for layer in range(2):
+        cache.attend(layer, *_block(layer, 3))
+    cache.commit()
+
+
+def test_a_run_that_never_encoded_fails() -> None:
+    cache = KVCache(SPEC, CONFIG)
+    _commit(cache, 5)
+    with pytest.raises(CacheError, match="nothing was encoded in 5 frames.*generate at least 6 frames"):
+        cache.verify_encoded()
+
+
+def test_a_codec_that_was_bypassed_fails() -> None:
+    cache = KVCache(SPEC, CONFIG)
+    cache.layers[1].codec = cache.layers[1].exact
+    _commit(cache, 9)
+    with pytest.raises(CacheError, match="left \\['none', 'qvg'\\] spans"):
+        cache.verify_encoded()
+
+
+def test_encoding_an_encoded_span_fails() -> None:
+    cache = KVCache(SPEC, CONFIG)
+    _commit(cache, 9)
+    state = cache.layers[0].state
+    state.tail[0] = state.spans[0]
+    with pytest.raises(CacheError, match="already encoded came up for encoding again"):
+        _commit(cache, 3, start=9)
+    with pytest.raises(CacheError, match=r"call reset\(\)"):
+        cache.attend(0, *_block(0))
+
+
+def test_out_of_order_use_gets_a_sentence() -> None:
+    cache = KVCache(SPEC, CONFIG)
+    with pytest.raises(CacheError, match="layer 0 has no current block"):
+        cache.commit()
+    cache.attend(0, *_block(0))
+    with pytest.raises(CacheError, match="layer 1 has no current block"):
+        cache.commit()
+    with pytest.raises(CacheError, match=r"this cache holds \[B, H, S, D\] = \[1, 2, whole frames of 6, 64\]"):
+        cache.attend(0, *torch.zeros(3, 1, 2, 7, 64))

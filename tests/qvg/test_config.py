@@ -1,0 +1,73 @@
+"""Every wrong setting gets one sentence with the value, the rule and the way out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from comfyui_qvg.qvg import PRESETS, CacheSpec, ConfigError, KVCache, QVGConfig
+
+SPEC = CacheSpec(layers=1, heads=2, head_dim=128, tokens_per_frame=64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 5}, "bits is 5, but must be one of 2, 3, 4, 8"),
+        ({"bits": True}, "bits is True"),
+        ({"codec": "QVG"}, "codec is 'QVG', but must be one of 'none', 'qvg'"),
+        ({"clusters": 257}, "clusters is 257, but must be a whole number from 1 to 256 (cluster ids are stored in one byte)"),
+        ({"clusters": 0}, "clusters is 0"),
+        ({"clusters": "many"}, "clusters is 'many'"),
+        ({"group_size": 48}, "group_size is 48, but must be one of 16, 32, 64, 128"),
+        ({"num_stages": 5}, "num_stages is 5, but must be a whole number from 1 to 4"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"sink_frames": -1}, "sink_frames is -1"),
+        ({"span_frames": 2.5}, "span_frames is 2.5, but must be a whole number"),
+        ({"workspace_mb": 0}, "workspace_mb is 0"),
+        ({"window_frames": 0}, "window_frames is 0"),
+        ({"backend": "gpu"}, "backend is 'gpu', but must be one of 'auto', 'torch', 'triton'"),
+        ({"stages": 2}, "setting is 'stages', but must be one of"),
+    ],
+    ids=lambda value: "_".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_refusals(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        QVGConfig().with_changes(**changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "spec", "message"),
+    [
+        (QVGConfig(group_size=64), CacheSpec(1, 2, 96, 64), "group_size 64 does not divide head_dim 96; use one of [16, 32]"),
+        (QVGConfig(group_size=16), CacheSpec(1, 2, 24, 64), "cannot be quantized in groups"),
+        (QVGConfig(clusters=256, span_frames=3), SPEC, "clusters is 256, but a span holds only 192 tokens"),
+        (
+            QVGConfig(window_frames=4),
+            SPEC,
+            "window_frames is 4, but sink (1), recent (3) and one block (1) need at least 5 frames",
+        ),
+        (
+            QVGConfig(sink_frames=1, recent_frames=1, window_frames=8),
+            CacheSpec(1, 2, 128, 64, chunk_frames=3),
+            "need at least 9 frames",
+        ),
+    ],
+    ids=["group_size", "no_group_size", "clusters", "window", "window_in_whole_chunks"],
+)
+def test_refusals_of_misfits(config: QVGConfig, spec: CacheSpec, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        KVCache(spec, config)
+
+
+def test_presets_keep_their_names() -> None:
+    """Workflows store them."""
+    assert list(PRESETS) == ["exact", "qvg", "qvg-pro"]
+    with pytest.raises(ConfigError, match="preset is 'best'"):
+        QVGConfig.preset("best")
+
+
+def test_spec_refuses_nonsense() -> None:
+    with pytest.raises(ConfigError, match="heads is 0"):
+        CacheSpec(1, 0, 128, 64)

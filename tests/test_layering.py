@@ -1,0 +1,206 @@
+"""Imports point right only: request -> nodes/ -> qvg/sampling -> qvg/models -> qvg/cache ... -> qvg/codec -> kernels/.
+
+Reads imports with `ast`, also those inside functions, and runs nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module may import what has its own number or a smaller one. Names are relative to the root; the longest that fits counts.
+RANKS = {
+    "kernels": 1,
+    # the words everybody in qvg/ speaks
+    "qvg.errors": 2,
+    "qvg.config": 2,
+    "qvg.metrics": 2,
+    "qvg.policy": 2,
+    "qvg.rope": 2,
+    "qvg.span": 2,
+    "qvg.workspace": 2,
+    "qvg.codec": 3,
+    "qvg.*": 4,  # the cache, attention, spec, session and whatever joins them
+    "qvg.models": 5,
+    "qvg.sampling": 6,
+    "qvg": 7,  # the package itself: public names for those outside
+    "qvg.cli": 8,
+    "qvg.demo": 8,
+    "qvg.plots": 8,
+    "nodes": 9,
+    "": 10,  # the root's __init__
+}
+PROGRAMS = ("qvg.cli", "qvg.demo", "qvg.plots")
+LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
+PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm"}
+COMFYUI_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
+
+
+def module_name(file: Path, root: Path) -> str:
+    """`qvg/codec/__init__.py` -> "qvg.codec"; the root's own __init__ -> ""."""
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def exists(name: str, root: Path) -> bool:
+    """Whether `name` is a module or package under root."""
+    path = root.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def rank(name: str) -> int:
+    """The layer's number of a module of ours."""
+    if name in RANKS:
+        return RANKS[name]
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        parent = ".".join(parts[:length])
+        if parent == "qvg":
+            break
+        if parent in RANKS:
+            return RANKS[parent]
+    return RANKS["qvg.*"]
+
+
+def imports(file: Path, root: Path) -> Iterator[tuple[int, str, bool]]:
+    """(line, module, whether it is ours) of every import in a file. Ours are named relative to the root."""
+    name = module_name(file, root)
+    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    package = [part for part in package if part]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module or "", False
+        elif isinstance(node, ast.ImportFrom):
+            if node.level - 1 > len(package):
+                yield node.lineno, "above the root", True
+                continue
+            base = [*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                whole = ".".join([*base, alias.name])
+                yield node.lineno, whole if exists(whole, root) else ".".join(base), True
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            target = node.args[0].value
+            if called in ("import_module", "__import__") and isinstance(target, str) and not target.startswith("."):
+                yield node.lineno, target, False
+
+
+def complaint(name: str, target: str, ours: bool) -> str | None:
+    """Why the module `name` may not import `target`, or None if it may."""
+    if ours:
+        if target == "above the root":
+            return "reaches above the root"
+        return f"rank {rank(name)} imports {target or 'the root'}, rank {rank(target)}" if rank(target) > rank(name) else None
+    top = target.split(".")[0]
+    if top in sys.stdlib_module_names:
+        return None
+    if top == "triton":
+        allowed = name.startswith("kernels.") and name.endswith(".triton_kernel")
+        return None if allowed else "only kernels/*/triton_kernel.py imports triton"
+    in_nodes = name.split(".")[0] in ("nodes", "")
+    if top == "comfy_api":
+        return None if in_nodes else "qvg/ and kernels/ know nothing of ComfyUI"
+    if top in COMFYUI_INTERNALS:
+        return None if name.startswith("nodes.comfy") else "only nodes/comfy/ touches ComfyUI's internals"
+    may = PROGRAMS_MAY_IMPORT if name in PROGRAMS else LIBRARY_MAY_IMPORT
+    return None if top in may else f"{top} is not among {', '.join(sorted(may))}"
+
+
+def violations(root: Path) -> list[str]:
+    """Every forbidden import under root, as `file:line: what (why)`."""
+    folders = (root / name for name in ("nodes", "qvg", "kernels"))
+    files = [root / "__init__.py", *(file for folder in folders for file in sorted(folder.rglob("*.py")))]
+    found = []
+    for file in (file for file in files if file.is_file()):
+        for line, target, ours in imports(file, root):
+            why = complaint(module_name(file, root), target, ours)
+            if why:
+                found.append(f"{file.relative_to(root).as_posix()}:{line}: {target or 'the root'} ({why})")
+    return found
+
+
+def test_imports_point_right_only():
+    assert violations(ROOT) == []
+
+
+def test_the_library_is_looked_at():
+    read = {module_name(file, ROOT) for folder in ("qvg", "kernels") for file in (ROOT / folder).rglob("*.py")}
+    assert {"qvg", "qvg.cache", "qvg.codec", "kernels", "kernels.dispatch"} <= read
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    """A made-up repository: the usual packages, and these files in it."""
+    for folder in ("nodes/comfy", "qvg/codec", "qvg/models", "qvg/sampling", "kernels/kmeans"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "__init__.py").touch()
+    for name in ("qvg/cache.py", "qvg/errors.py", "qvg/config.py", "qvg/cli.py", "kernels/packing.py"):
+        (root / name).touch()
+    for name, source in files.items():
+        (root / name).write_text(source, encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("kernels/packing.py", "from ..qvg import errors"),
+        ("kernels/packing.py", "from ..qvg.errors import ConfigError"),
+        ("qvg/errors.py", "from .cache import KVCache"),
+        ("qvg/codec/exact.py", "from ..cache import KVCache"),
+        ("qvg/codec/exact.py", "from .. import cache"),
+        ("qvg/codec/exact.py", "def late():\n    from .. import models"),
+        ("qvg/cache.py", "from .models import demo_world"),
+        ("qvg/cache.py", "from . import KVCache"),
+        ("qvg/models/wan.py", "from ..sampling import generate"),
+        ("qvg/sampling/loop.py", "from ..cli import main"),
+        ("qvg/sampling/loop.py", "from ...nodes import loaders"),
+        ("qvg/cache.py", "from ... import anything"),
+        ("qvg/cache.py", "import triton"),
+        ("kernels/kmeans/__init__.py", "import triton.language as tl"),
+        ("kernels/kmeans/__init__.py", "import importlib\nimportlib.import_module('triton')"),
+        ("nodes/loaders.py", "import triton"),
+        ("qvg/cache.py", "import comfy.ops"),
+        ("qvg/models/wan.py", "from comfy_api.latest import io"),
+        ("kernels/packing.py", "import folder_paths"),
+        ("qvg/cli.py", "import nodes"),
+        ("nodes/loaders.py", "import comfy.model_management"),
+        ("nodes/loaders.py", "import matplotlib"),
+        ("qvg/cache.py", "import tqdm"),
+        ("qvg/cache.py", "from matplotlib import pyplot"),
+        ("qvg/cli.py", "import requests"),
+        ("qvg/cache.py", "import qvg.codec"),
+        ("qvg/cache.py", "from comfyui_qvg.qvg import codec"),
+        ("qvg/cache.py", "from kernels import packing"),
+        ("__init__.py", "import comfy"),
+    ],
+)
+def test_a_forbidden_import_is_found(tmp_path, file, source):
+    found = violations(tree(tmp_path, {file: source}))
+    assert len(found) == 1
+    assert found[0].startswith(f"{file}:{len(source.splitlines())}: ")
+
+
+def test_allowed_imports_pass(tmp_path):
+    allowed = {
+        "__init__.py": "if __package__:\n    from .nodes import comfy_entrypoint",
+        "nodes/loaders.py": "from comfy_api.latest import io\nfrom ..qvg import KVCache\nfrom .comfy import patch",
+        "nodes/camera.py": "from ..qvg.models import wan\nfrom ..qvg.sampling import loop",
+        "nodes/comfy/patch.py": "import comfy.ops\nimport folder_paths\nfrom ...qvg import cache",
+        "qvg/__init__.py": "from .cache import KVCache\nfrom . import errors",
+        "qvg/cli.py": "import tqdm\nimport matplotlib.pyplot\nfrom . import sampling\nfrom .models import wan",
+        "qvg/models/wan.py": "import torch.nn.functional\nfrom safetensors.torch import load_file\nfrom ..cache import KVCache",
+        "qvg/sampling/loop.py": "from ..models import wan\nfrom .. import cache",
+        "qvg/codec/exact.py": "import math\nfrom ...kernels import packing\nfrom ..config import QVGConfig\nfrom . import base",
+        "kernels/__init__.py": "import importlib\nimportlib.import_module('.kmeans.triton_kernel', __package__)",
+        "kernels/kmeans/__init__.py": "from .. import packing",
+        "kernels/kmeans/triton_kernel.py": "import triton\nimport triton.language as tl\nfrom ..packing import unpack",
+    }
+    assert violations(tree(tmp_path, allowed)) == []

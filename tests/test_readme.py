@@ -1,0 +1,34 @@
+"""The README's Python examples run, and its commands and pictures exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from .helpers import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_example_runs(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    source = EXAMPLES[number]
+    assert len([line for line in source.splitlines() if line.strip() and not line.startswith("#")]) <= 14
+    exec(compile(source, f"README example {number}", "exec"), {})
+    assert capsys.readouterr().out.strip(), "an example shows what it does"
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README) + re.findall(r'src="(?!https?:)([^"]+)"', README)
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_two_commands_are_there() -> None:
+    for command in ("python install.py --demo", "python install.py --test"):
+        assert command in README
