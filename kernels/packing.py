@@ -38,7 +38,8 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 def plane(packed: Tensor, bits: int, index: int) -> Tensor:
     """Codes of one plane: channels [index * P, (index + 1) * P) of packed [..., P]. Not for 3 bits."""
-    return packed if bits == 8 else (packed >> (bits * index)) & ((1 << bits) - 1)
+    shifted = packed >> (bits * index) if index else packed
+    return shifted if bits * (index + 1) == 8 else shifted & ((1 << bits) - 1)
 
 
 def _pack_planes(codes: Tensor, bits: int) -> Tensor:

@@ -25,6 +25,7 @@ Decode = Callable[[Span, slice, slice, Tensor], Tensor]
 # A CPU is fastest when a tile stays in its second-level cache; more memory than this makes it slower, not faster.
 _CPU_TILE_BYTES = 12 << 20
 _SMALLEST_TILE_TOKENS = 16
+_SMALL_STRETCH_TOKENS = 256
 
 
 class Pair(NamedTuple):
@@ -42,32 +43,32 @@ class Tiling:
     tokens: int
 
 
-def plan_tiling(q: Tensor, history_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1) -> Tiling:
+def plan_tiling(q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1) -> Tiling:
     """The largest tile that fits. q [B, H, Sq, D]. Raises ConfigError if not even 16 keys of one head fit."""
     batch, heads, queries, channels = q.shape
     limit = min(workspace_bytes, _CPU_TILE_BYTES) if q.device.type == "cpu" else workspace_bytes
     group = heads
     while True:
         tokens = _tile_tokens(batch * group, queries, channels, q.element_size(), limit)
-        if tokens >= min(history_tokens, 1024) or group == 1:
+        if tokens >= min(key_tokens, 1024) or group == 1:
             break
         group = -(-group // 2)
     if tokens < _SMALLEST_TILE_TOKENS:
         tokens = _tile_tokens(batch, queries, channels, q.element_size(), workspace_bytes)
-    if tokens < min(_SMALLEST_TILE_TOKENS, history_tokens):
+    if tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
         raise ConfigError(
             f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "
             f"{queries} queries of one head; raise workspace_mb"
         )
     if tokens > tokens_per_frame:
         tokens -= tokens % tokens_per_frame
-    return Tiling(group, max(1, min(tokens, history_tokens)))
+    return Tiling(group, max(1, min(tokens, key_tokens)))
 
 
 def _tile_tokens(heads: int, queries: int, channels: int, element: int, limit: int) -> int:
     """Keys whose tile, scores and temporaries stay below `limit` bytes for so many (batch x) heads."""
     fixed = heads * queries * (2 * channels * 4 + channels * element + 32)  # accumulators, scaled queries
-    per_token = heads * (3 * channels * element + 3 * channels * 4 + queries * (4 + element)) + 4 * channels * 4  # + rotation
+    per_token = heads * (3 * channels * element + 3 * channels * 4 + queries * (4 + 2 * element)) + 4 * channels * 4  # + rotation
     return max(0, (limit - fixed) // per_token)
 
 
@@ -85,21 +86,41 @@ def attend(
     q [B, H, Sq, D] and current keys, values [B, H, Sc, D] are already rotated; `rotation(start, stop)` gives the angles of
     history tokens start:stop, None means that keys are used as they are. -> [B, H, Sq, D] in q's dtype.
     """
-    total = sum(pair.keys.num_tokens for pair in history)
+    total = sum(pair.keys.num_tokens for pair in history) + current[0].shape[2]
     tiling = plan_tiling(q, total, workspace.limit_bytes, tokens_per_frame)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for first in range(0, q.shape[1], tiling.heads):
         heads = slice(first, min(first + tiling.heads, q.shape[1]))
         softmax = _RunningSoftmax(q[:, heads], workspace)
-        for start in range(0, total, tiling.tokens):
-            stop = min(start + tiling.tokens, total)
+        for start, stop in _tiles(history, tiling.tokens):
             turn = None if rotation is None else rotation(start, stop)
             softmax.add_scores(_tile(history, 0, start, stop, heads, decode, turn, q, workspace))
             softmax.add_values(_tile(history, 1, start, stop, heads, decode, None, q, workspace))
-        softmax.add_scores(current[0][:, heads].to(q.dtype))
-        softmax.add_values(current[1][:, heads].to(q.dtype))
+        for keys, values in zip(*(part[:, heads].to(q.dtype).split(tiling.tokens, 2) for part in current), strict=True):
+            softmax.add_scores(keys)
+            softmax.add_values(values)
         softmax.result(out[:, heads])
     return out
+
+
+def _tiles(history: Sequence[Pair], most: int) -> Iterator[tuple[int, int]]:
+    """Cut the history's tokens into tiles of at most `most`. A stretch of some size gets tiles of its own, which are decoded straight
+    into contiguous memory; small neighbours (sink and tail) share one."""
+    start = stop = 0
+    for pair in history:
+        end = stop + pair.keys.num_tokens
+        if stop > start and (end - start > most or pair.keys.num_tokens > _SMALL_STRETCH_TOKENS):
+            yield start, stop
+            start = stop
+        while end - start > most:
+            yield start, start + most
+            start += most
+        stop = end
+        if stop - start > _SMALL_STRETCH_TOKENS:
+            yield start, stop
+            start = stop
+    if stop > start:
+        yield start, stop
 
 
 def _tile(

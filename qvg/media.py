@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import cast
 
 import av
@@ -43,15 +46,16 @@ class VideoWriter:
             video.write(picture)
 
     H.264 (MPEG-4 part 2 where this FFmpeg has no libx264), yuv420p, BT.709. Odd sizes get a row or column more, a copy of the
-    last. Raises `ConfigError` for a size or rate that is not positive and, on entering, `MediaError` where the file cannot be
-    created. An exception inside the `with` closes the video first and then goes on its way; a video without frames is removed.
+    last. Raises `ConfigError` for a size below 1 or a rate outside 0.01..1000 and, on entering, `MediaError` where the file
+    cannot be created. An exception inside the `with` closes the video first and then goes on its way; a video without frames
+    is removed.
     """
 
     def __init__(self, path: str | os.PathLike[str], width: int, height: int, fps: float | Fraction):
         if width < 1 or height < 1:
             raise ConfigError(f"a video of {width}x{height} pixels cannot be written; both sides must be 1 or more")
-        if not 0 < fps <= 1000:
-            raise ConfigError(f"a video cannot have {fps} frames per second; use a number above 0 and up to 1000")
+        if not 0.01 <= fps <= 1000:
+            raise ConfigError(f"a video cannot have {fps} frames per second; use a number from 0.01 to 1000")
         self.path = Path(path)
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
@@ -83,21 +87,23 @@ class VideoWriter:
             raise ConfigError(f"a picture of {got} does not fit {self.path.name}; give {wanted}")
         padded = np.pad(picture, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(format="yuv420p", dst_colorspace=_BT709)
-        self._container.mux(self._stream.encode(frame))
-        if self._file.error:
-            raise self._refusal(self._file.error) from self._file.error
-        self.frames_written += 1
+        with _ctrl_c_held_back():
+            self._container.mux(self._stream.encode(frame))
+            if self._file.error:
+                raise self._refusal(self._file.error) from self._file.error
+            self.frames_written += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if self.frames_written:
-                self._container.mux(self._stream.encode(None))
-            self._container.close()
-        finally:
-            self._file.close()
-            # is_file: a device such as /dev/full is not ours to remove.
-            if not self.frames_written and self.path.is_file():
-                self.path.unlink()
+        with _ctrl_c_held_back():
+            try:
+                if self.frames_written:
+                    self._container.mux(self._stream.encode(None))
+                self._container.close()
+            finally:
+                self._file.close()
+                # is_file: a device such as /dev/full is not ours to remove.
+                if not self.frames_written and self.path.is_file():
+                    self.path.unlink()
         # What ended the run matters more than what ended the video, and often is the same full disk.
         if self._file.error and error is None:
             raise self._refusal(self._file.error) from self._file.error
@@ -109,6 +115,27 @@ class VideoWriter:
             return MediaError(f"the disk is full: the video {self.path} is cut short, {rest}; free space or choose another --out")
         reason = error.strerror or type(error).__name__
         return MediaError(f"cannot write the video {self.path} ({reason}), {rest}; choose another --out that can be written")
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the `with`, milliseconds later.
+
+    Between the encoder and the file it would lose a packet, and with it all frames up to the next key frame. Outside the main
+    thread, where Python delivers no signals, there is nothing to hold back.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    pressed: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            handler(*pressed[-1])
 
 
 class _TolerantFile:

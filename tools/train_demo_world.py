@@ -1,57 +1,75 @@
 """Train the demo world model and write assets/demo_world.safetensors.
 
-    python tools/train_demo_world.py --steps 9000 --seed 0
+    python tools/train_demo_world.py --device cuda          the shipped weights: nine minutes on one H200
+    python tools/train_demo_world.py --device cpu --steps 6000 --batch 5 --maps 600      a fair model in 100 minutes on one core
 
-Reproducible on one machine: every picture, path and noise level comes from the seed, and one thread does the arithmetic.
-Teacher forcing: each sequence holds clean context frames and noisy twins of some of them; a twin sees the clean frames before
-it and itself, exactly what the sampler shows the model. Maps come from the TRAINING domain only.
+Every map, path, noise level and initial weight comes from the seed: one recipe, the same data everywhere. (Bits differ between
+devices, because sums do.) Teacher forcing: a sequence holds clean context frames and noisy twins of some of them; a twin sees the
+clean frames before it and itself, exactly what the sampler shows the model. Maps come from the TRAINING domain only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-from bootstrap_package import comfyui_qvg  # noqa: E402, F401  (names the repository `comfyui_qvg`)
+from bootstrap_package import comfyui_qvg  # noqa: E402, F401  (first: it names the repository `comfyui_qvg`)
 from comfyui_qvg.qvg.models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig  # noqa: E402
 from comfyui_qvg.qvg.models.painted_map import MAP_PIXELS, TRAINING, paint  # noqa: E402
 
-LIMIT_STEPS = (MAP_PIXELS - 64) // STEP_PIXELS  # camera positions along one side of a map
-MAP_POOL = 600
+VIEW = DemoWorldConfig().picture_pixels
+LIMIT_STEPS = (MAP_PIXELS - VIEW) // STEP_PIXELS  # camera positions along one side of a map
 
 
-class MapPool:
-    """Maps to draw from; one is replaced by a new one at every step, so the stock never ends."""
+class Batch(NamedTuple):
+    """Numbers of one training step; pictures are cut out of the maps on the device."""
 
-    def __init__(self) -> None:
-        self.maps = [self._map(seed) for seed in range(MAP_POOL)]
-        self.next_seed = MAP_POOL
+    maps: Tensor  # [B] which map
+    poses: Tensor  # [B, context, 2] camera steps
+    twins: Tensor  # [twins] which context frames have a noisy twin, the same in the whole batch
+    told: Tensor  # [B, context] noise level that the model is told of its context
+    real: Tensor  # [B, context] noise level that the context really has
+    level: Tensor  # [B, twins] noise level of the twins
 
-    @staticmethod
-    def _map(seed: int) -> np.ndarray:
-        return (paint(seed, TRAINING) * 255).round().astype(np.uint8)
 
-    def refresh(self) -> None:
-        self.maps[self.next_seed % MAP_POOL] = self._map(self.next_seed)
-        self.next_seed += 1
+class Batches(Dataset[Batch]):
+    """Step number -> batch. Short sequences teach pictures and copying, long ones to find one place among many."""
 
-    def views(self, rng: np.random.Generator, poses: np.ndarray) -> Tensor:
-        """poses [F, 2] in camera steps -> pictures [F, 3, 64, 64] in -1..1, all of one map."""
-        world = self.maps[rng.integers(MAP_POOL)]
-        pixels = poses * STEP_PIXELS
-        frames = np.stack([world[r : r + 64, c : c + 64] for r, c in pixels])
-        return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def __init__(self, seed: int, steps: int, batch: int, maps: int):
+        self.seed, self.steps, self.batch, self.maps = seed, steps, batch, maps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def shape(self, step: int) -> tuple[int, int, int]:
+        """(sequences, context frames, twins) of a step."""
+        if step < self.steps // 4 or step % 4:
+            return self.batch, 8, 8
+        return (max(1, self.batch // 8), 40, 10) if step % 8 else (max(1, self.batch // 20), 100, 10)
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([TRAINING, self.seed, step])
+        batch, context, twins = self.shape(step)
+        poses = np.stack([sample_poses(rng, context) for _ in range(batch)])
+        index = np.sort(rng.permutation(context)[:twins])
+        maps = rng.integers(0, self.maps, batch)
+        levels = noise_levels(rng, batch, context, twins)
+        return Batch(torch.from_numpy(maps), torch.from_numpy(poses), torch.from_numpy(index), *levels)
 
 
 def sample_poses(rng: np.random.Generator, frames: int) -> np.ndarray:
@@ -61,8 +79,8 @@ def sample_poses(rng: np.random.Generator, frames: int) -> np.ndarray:
         reach = rng.choice([6, 12, 24])
         centre = rng.integers(0, LIMIT_STEPS + 1, 2)
         poses = centre + rng.integers(-reach, reach + 1, (frames, 2))
-        twins = rng.random(frames) < 0.25  # come back to exactly the same pose
-        poses[twins] = poses[rng.integers(0, frames, twins.sum())]
+        again = rng.random(frames) < 0.25  # come back to exactly the same pose
+        poses[again] = poses[rng.integers(0, frames, again.sum())]
         return np.clip(poses, 0, LIMIT_STEPS)
     stride = int(rng.integers(1, 5))
     half = frames if kind < 0.7 else (frames + 1) // 2
@@ -86,71 +104,84 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
     return np.array(options[rng.integers(8)])
 
 
-def sample_batch(rng: np.random.Generator, pool: MapPool, batch: int, context: int, twins: int) -> tuple[Tensor, ...]:
-    """-> clean pictures, their noise levels, poses, and for each twin the index of the frame it is a copy of."""
-    poses = np.stack([sample_poses(rng, context) for _ in range(batch)])
-    clean = torch.stack([pool.views(rng, p) for p in poses])
-    index = np.sort(rng.permutation(context)[:twins])[None].repeat(batch, 0)
-    return clean, torch.from_numpy(poses).float(), torch.from_numpy(index)
-
-
-def noise_levels(rng: np.random.Generator, batch: int, context: int, twins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """-> noise level told for the context, noise really mixed into it, noise level of the twins. All [B, frames]."""
-    told = np.zeros((batch, context))
+def noise_levels(rng: np.random.Generator, batch: int, context: int, twins: int) -> tuple[Tensor, ...]:
+    """-> noise level told for the context, noise really mixed into it, noise level of the twins."""
     noisy = rng.random((batch, 1)) < 0.2
-    told = np.where(noisy, rng.random((batch, context)) * 0.3, told)
+    told = np.where(noisy, rng.random((batch, context)) * 0.3, 0.0)
     # A little untold noise: the model must live with its own imperfect pictures, and with a quantized memory of them.
     real = np.where((rng.random((batch, 1)) < 0.5) & ~noisy, rng.random((batch, context)) * 0.06, told)
     uniform = rng.random((batch, twins))
     level = np.where(rng.random((batch, twins)) < 0.12, 1.0, 3 * uniform / (1 + 2 * uniform))
-    return tuple(torch.from_numpy(a.astype(np.float32)) for a in (told, real, level))
+    return tuple(torch.from_numpy(part.astype(np.float32)) for part in (told, real, level))
 
 
-def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, context: int) -> Tensor:
-    """Attention over [context | twins], all [B, H, frames * S, D]: every frame sees the context before it, and itself.
+def paint_maps(count: int) -> Tensor:
+    """-> uint8 [count, 3, MAP_PIXELS, MAP_PIXELS], painted on all cores."""
+    with multiprocessing.Pool() as pool:
+        return torch.from_numpy(np.stack(pool.map(_map, range(count), chunksize=16)))
 
-    One unmasked call per frame does a third of the work of one masked call over everything. `index` [B, twins] must be the
-    same for the whole batch.
-    """
-    frames = context + index.shape[1]
+
+def _map(seed: int) -> np.ndarray:
+    return (paint(seed, TRAINING) * 255).round().astype(np.uint8).transpose(2, 0, 1)
+
+
+def cut_views(maps: Tensor, which: Tensor, poses: Tensor) -> Tensor:
+    """Pictures at poses [B, F, 2] of maps `which` [B]. -> [B, F, 3, VIEW, VIEW] in -1..1."""
+    span = torch.arange(VIEW, device=maps.device)
+    rows, cols = ((poses[..., axis, None] * STEP_PIXELS + span) for axis in (0, 1))
+    views = maps[which[:, None, None, None], :, rows[..., :, None], cols[..., None, :]]  # [B, F, VIEW, VIEW, 3]
+    return views.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+
+
+def visibility(context: int, twins: Tensor, tokens: int) -> Tensor:
+    """Boolean mask [S, S] over [context | twins]: the past in the context, and oneself."""
+    frames = torch.cat([torch.arange(context, device=twins.device), twins])
+    sees = torch.arange(context, device=twins.device) < frames[:, None]
+    sees = torch.cat([sees, torch.zeros(len(frames), len(twins), dtype=torch.bool, device=twins.device)], 1)
+    sees |= torch.eye(len(frames), dtype=torch.bool, device=twins.device)
+    return sees.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+
+
+def attention_by_frame(q: Tensor, k: Tensor, v: Tensor, context: int, twins: Tensor) -> Tensor:
+    """What a masked call with `visibility` gives, in one unmasked call per frame: a third of the work, better on a CPU."""
+    frames = context + len(twins)
     qs, ks, vs = (part.chunk(frames, 2) for part in (q, k, v))
     out = []
-    for frame, past in enumerate([*range(context), *index[0].tolist()]):
+    for frame, past in enumerate([*range(context), *twins.tolist()]):
         keys, values = (torch.cat([*part[:past], part[frame]], 2) for part in (ks, vs))
         out.append(F.scaled_dot_product_attention(qs[frame], keys, values))
     return torch.cat(out, 2)
 
 
-def training_loss(
-    model: DemoWorld, rng: np.random.Generator, noise: torch.Generator, pool: MapPool, shape: tuple[int, int, int]
-) -> Tensor:
+def training_loss(model: DemoWorld, maps: Tensor, batch: Batch, noise: torch.Generator) -> Tensor:
     """v-loss of an x-prediction on the noisy twins."""
-    batch, context, twins = shape
-    clean, poses, index = sample_batch(rng, pool, batch, context, twins)
-    told, real, level = noise_levels(rng, batch, context, twins)
-    target = torch.gather(clean, 1, index[..., None, None, None].expand(-1, -1, *clean.shape[2:]))
+    context = batch.poses.shape[1]
+    clean = cut_views(maps, batch.maps, batch.poses)
+    target = clean[:, batch.twins]
+    mixed = torch.cat([batch.real, batch.level], 1)[..., None, None, None]
     x = torch.cat([clean, target], 1)
-    mixed = torch.cat([real, level], 1)[..., None, None, None]
-    x = x * (1 - mixed) + torch.randn(x.shape, generator=noise) * mixed
+    x = x * (1 - mixed) + torch.randn(x.shape, generator=noise, device=x.device) * mixed
 
     rope = model.config.rope()
-    poses = torch.cat([poses, torch.gather(poses, 1, index[..., None].expand(-1, -1, 2))], 1)
-    origins = F.pad(poses * STEP_PIXELS / model.config.patch_pixels, (1, 0))
-    rotations = [rope.rotation(o) for o in origins]
-    cos, sin = (torch.stack(part)[:, None] for part in zip(*rotations, strict=True))
+    poses = torch.cat([batch.poses, batch.poses[:, batch.twins]], 1)
+    origins = F.pad(poses * (STEP_PIXELS / model.config.patch_pixels), (1, 0))
+    turn = rope.rotation(origins.flatten(0, 1))
+    cos, sin = (part.view(len(origins), 1, -1, part.shape[-1]) for part in turn)
+    mask = None if x.device.type == "cpu" else visibility(context, batch.twins, rope.tokens_per_frame)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = (_rotate_train(part.float(), cos, sin).to(v.dtype) for part in (q, k))
-        return block_causal_attention(q, k, v, index, context)
+        q, k = (_rotate(part.float(), cos, sin).to(v.dtype) for part in (q, k))
+        if mask is None:
+            return attention_by_frame(q, k, v, context, batch.twins)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = model(x, torch.cat([told, level], 1), attend)[:, context:]
-    weight = level.clamp(min=0.1) ** -2
+    with torch.autocast(x.device.type, torch.bfloat16):
+        predicted = model(x, torch.cat([batch.told, batch.level], 1), attend)[:, context:]
     error = ((predicted.float() - target) ** 2).mean((2, 3, 4))
-    return (error * weight).mean()
+    return (error * batch.level.clamp(min=0.1) ** -2).mean()
 
 
-def _rotate_train(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
@@ -178,54 +209,62 @@ def initialize(model: DemoWorld) -> None:
     torch.nn.init.zeros_(model.patch_out.weight)
 
 
-def save(model_state: dict[str, Tensor], config: DemoWorldConfig, settings: dict[str, object], path: Path) -> None:
+def save(weights: dict[str, Tensor], config: DemoWorldConfig, settings: dict[str, object], path: Path) -> None:
     """16-bit weights with the settings of their training in the metadata."""
-    from dataclasses import asdict
-
     metadata = {"format": "pt", "model": "qvg-demo-world", "config": json.dumps(asdict(config)), "training": json.dumps(settings)}
-    save_file({name: value.half().contiguous() for name, value in model_state.items()}, path, metadata)
+    save_file({name: value.half().cpu().contiguous() for name, value in weights.items()}, path, metadata)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "demo_world.safetensors")
-    parser.add_argument("--save-every", type=int, default=500)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    rng, noise = np.random.default_rng([TRAINING, args.seed]), torch.Generator().manual_seed(args.seed)
+def train(options: argparse.Namespace) -> None:
+    """The loop: trapezoid learning rate, running average of the weights."""
+    device = torch.device(options.device)
+    torch.manual_seed(options.seed)
     model = DemoWorld()
     initialize(model)
+    model.to(device)
+    noise = torch.Generator(device).manual_seed(options.seed)
     averaged = {name: value.detach().clone() for name, value in model.state_dict().items()}
     optimizers = make_optimizers(model)
-    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    pool = MapPool()
-    settings: dict[str, object] = {"steps": args.steps, "seed": args.seed, "torch": torch.__version__}
-    print(json.dumps(settings), sum(p.numel() for p in model.parameters()), flush=True)
-    started, recent = time.time(), []
-    for step in range(1, args.steps + 1):
-        pool.refresh()
-        # Short sequences teach pictures and copying; long ones teach to find one place among many.
-        long = step > args.steps // 3 and step % 4 == 0
-        loss = training_loss(model, rng, noise, pool, (1, 40, 10) if long else (5, 8, 8))
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    settings = {name: getattr(options, name) for name in ("steps", "seed", "batch", "maps")}
+    settings |= {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
+    print(json.dumps(settings), sum(p.numel() for p in model.parameters()), "parameters", flush=True)
+    maps = paint_maps(options.maps).to(device)
+    workers = 8 if device.type == "cuda" else 0
+    loader = DataLoader(Batches(options.seed, options.steps, options.batch, options.maps), batch_size=None, num_workers=workers)
+    started, recent = time.time(), torch.zeros((), device=device)
+    for step, batch in enumerate(loader, 1):
+        loss = training_loss(model, maps, Batch(*(part.to(device) for part in batch)), noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        ramp = min(1.0, step / 100) * min(1.0, (args.steps - step + 1) / (0.4 * args.steps))
+        ramp = min(1.0, step / 100) * min(1.0, (options.steps - step + 1) / (0.4 * options.steps))
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * ramp
             optimizer.step()
             optimizer.zero_grad()
         decay = min(0.999, 1 - 10 / (step + 10))
-        for name, value in model.state_dict().items():
-            averaged[name].lerp_(value, 1 - decay)
-        recent.append(loss.item())
-        if step % 50 == 0:
-            print(f"step {step} loss {np.mean(recent):.4f} {(time.time() - started) / step:.3f} s/step", flush=True)
-            recent = []
-        if step % args.save_every == 0 or step == args.steps:
-            save(averaged, model.config, {**settings, "step": step}, args.out)
+        torch._foreach_lerp_(list(averaged.values()), list(model.state_dict().values()), 1 - decay)
+        recent += loss.detach()
+        if step % 100 == 0:
+            print(f"step {step} loss {recent.item() / 100:.4f} {(time.time() - started) / step:.4f} s/step", flush=True)
+            recent.zero_()
+        if step % options.save_every == 0 or step == options.steps:
+            save(averaged, model.config, {**settings, "step": step}, options.out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch", type=int, default=64, help="sequences of a short step")
+    parser.add_argument("--maps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "demo_world.safetensors")
+    parser.add_argument("--save-every", type=int, default=1000)
+    options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    train(options)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def test_three_bits_are_two_planes_and_one() -> None:
 def test_e4m3_decodes_every_byte_as_torch_does() -> None:
     code = torch.arange(256, dtype=torch.uint8)
     expected = code.view(torch.float8_e4m3fn).float()
-    assert torch.equal(e4m3.decode(code).nan_to_num(777), expected.nan_to_num(777))
+    written = ~expected.isnan()
+    assert int(written.sum()) == 254 and torch.equal(e4m3.decode(code)[written], expected[written])
 
 
 def test_e4m3_rounds_as_torch_does_and_saturates() -> None:
@@ -48,4 +49,4 @@ def test_e4m3_rounds_as_torch_does_and_saturates() -> None:
 
 
 def test_e4m3_never_writes_nan() -> None:
-    assert not e4m3.decode(e4m3.encode(torch.linspace(-1000, 1000, 4001))).isnan().any()
+    assert not (e4m3.encode(torch.linspace(-1000, 1000, 4001)) & 0x7F == 0x7F).any()

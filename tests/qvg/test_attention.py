@@ -91,6 +91,18 @@ def test_peak_memory_stays_under_the_bound_however_long_the_history(name: str) -
     assert max(peaks) < history_bytes / 4, "the test is too small to tell a tile from the whole history"
 
 
+@pytest.mark.parametrize("queries", [12, 1200], ids=["one_frame", "a_hundred_frames"])
+def test_a_large_current_block_is_cut_too(queries: int) -> None:
+    """A block that attends to itself must not hold all its scores at once: 1,200 x 1,200 x 2 heads would be 11 MiB."""
+    cache = KVCache(CacheSpec(1, 2, 128, 12), CODECS["qvg"].with_changes(workspace_mb=8))
+    generator = _fill(cache, 15)
+    q, k, v = torch.randn(3, 1, 2, queries, 128, generator=generator)
+    with LiveBytes() as live:
+        out = cache.attend(0, q, k, v)
+    assert live.peak <= (8 << 20) + 3 * q.nbytes
+    assert_close("attention", _one_softmax(cache, q, k, v, (0.0, 0.0, 0.0)), out, 1e-5)
+
+
 def test_a_workspace_too_small_says_so() -> None:
     q = torch.zeros(1, 1, 20_000, 128)
     with pytest.raises(ConfigError, match="does not hold one tile of 16 keys for 20000 queries of one head; raise workspace_mb"):
