@@ -29,8 +29,8 @@ def encode(x: Tensor) -> Tensor:
 def decode(code: Tensor) -> Tensor:
     """uint8 -> float32 of the same shape. The two bytes that mean NaN are never written and decode to +-480.
 
-    Shifted by seven bits a byte is a float16 with the same mantissa and an exponent that is off by eight, subnormals included; bit 14
-    is the copy of the sign that widening has left there.
+    Shifted by seven bits a byte is a float16 with the same mantissa and an exponent that is off by eight, subnormals included;
+    bit 14 is the copy of the sign that widening has left there.
     """
     bits = (code.view(torch.int8).to(torch.int16) << 7) & ~(1 << 14)
     return bits.view(torch.float16).to(torch.float32).mul_(256.0)

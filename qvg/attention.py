@@ -104,8 +104,8 @@ def attend(
 
 
 def _tiles(history: Sequence[Pair], most: int) -> Iterator[tuple[int, int]]:
-    """Cut the history's tokens into tiles of at most `most`. A stretch of some size gets tiles of its own, which are decoded straight
-    into contiguous memory; small neighbours (sink and tail) share one."""
+    """Cut the history's tokens into tiles of at most `most`. A stretch of some size gets tiles of its own, decoded straight into
+    contiguous memory; small neighbours (sink and tail) share one."""
     start = stop = 0
     for pair in history:
         end = stop + pair.keys.num_tokens

@@ -37,12 +37,13 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = commands.add_parser(
         "demo",
         help="walk through a small world with three memories and compare them",
-        description="Walk through a painted world three times with the same seed: with the exact KV cache, with the 2-bit "
-        "cache, and with an exact cache cut down to the same bytes. Writes walk.mp4, demo.png and demo.json. Takes minutes on a CPU.",
+        description="Walk through a painted world three times with the same seed: with the exact KV cache, with the "
+        "2-bit cache, and with an exact cache cut down to the same bytes. Writes walk.mp4, demo.png, demo.json; takes minutes on "
+        "a CPU.",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
-    command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to walk; default 160")
-    command.add_argument("--seed", type=int, metavar="S", default=0, help="world and noise; default %(default)s")
+    command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to walk; default 151")
+    command.add_argument("--seed", type=int, metavar="S", help="world and noise; default 1")
     command.add_argument(
         "--path",
         metavar="STR",
@@ -53,10 +54,11 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import DEFAULT_FRAMES, DEFAULT_PATH, demo  # matplotlib and tqdm are needed by this command only
+    from .demo import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED, demo  # matplotlib and tqdm are needed by this command only
 
-    frames = DEFAULT_FRAMES if options.frames is None else options.frames
-    return demo(options.out, frames, options.seed, DEFAULT_PATH if options.path is None else options.path)
+    defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
+    chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
+    return demo(options.out, **{**defaults, **chosen})
 
 
 if __name__ == "__main__":

@@ -129,7 +129,8 @@ class _Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts  # each [B, F, 1, W]
 
         def per_frame(x: Tensor) -> Tensor:
-            return x.unflatten(1, (frames, -1))
+            grouped: Tensor = x.unflatten(1, (frames, -1))
+            return grouped
 
         x = torch.addcmul(shift_a, per_frame(self.norm_attention(tokens)), 1 + scale_a).flatten(1, 2)
         q, k, v = rearrange(self.qkv(x), "b s (n h d) -> n b h s d", n=3, h=self.heads)
@@ -165,7 +166,8 @@ class DemoWorldDenoiser:
     def predict_clean(self, x: Tensor, noise_level: float, cache: KVCache) -> Tensor:
         """See `sampling.Denoiser`."""
         levels = torch.full(x.shape[:2], noise_level, device=x.device)
-        return self.model(x, levels, cache.attend)  # type: ignore[no-any-return]
+        clean: Tensor = self.model(x, levels, cache.attend)
+        return clean
 
 
 def load_demo_world(

@@ -33,13 +33,13 @@ class Denoiser(Protocol):
 class SamplerSettings:
     """Euler steps on the straight path x_t = (1 - t) x + t noise, at `steps` noise levels bent by `shift` towards noise."""
 
-    steps: int = 6
+    steps: int = 4
     shift: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.shift <= 0:
-            raise ConfigError(f"steps {self.steps} and shift {self.shift} must be at least 1 and above 0; 6 and 3.0 work well")
+            raise ConfigError(f"steps {self.steps} and shift {self.shift} must be at least 1 and above 0; 4 and 3.0 work well")
 
     def noise_levels(self) -> list[float]:
         """steps + 1 levels from 1 down to 0."""

@@ -10,16 +10,26 @@ import pytest
 import torch
 from comfyui_qvg.qvg import KVCache, QVGConfig, UnsupportedModelError
 from comfyui_qvg.qvg.camera import visits
-from comfyui_qvg.qvg.demo import EXACT, GIVEN_FRAMES, QUANTIZED, Picture, Walk, plan_walk, pooled_psnr_db, revisit_psnr_db
+from comfyui_qvg.qvg.demo import (
+    EXACT,
+    GIVEN_FRAMES,
+    QUANTIZED,
+    Picture,
+    Walk,
+    plan_walk,
+    pooled_psnr_db,
+    revisit_psnr_db,
+    settings,
+)
 from comfyui_qvg.qvg.demo import _picture as picture_of
 from comfyui_qvg.qvg.models.demo_world import WEIGHTS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.models.painted_map import JUDGED, TRAINING, paint
-from comfyui_qvg.qvg.sampling import SamplerSettings, generate
+from comfyui_qvg.qvg.sampling import generate
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 FRAMES = 156
-PATH = "d-20,s-18,a-20,w-18"  # 76 frames: twice around and a little more
+PATH = "d-14,s-11,a-14,w-11"  # 50 frames: three times around and a little more
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,7 @@ def model() -> DemoWorld:
 def _walk(model: DemoWorld, plan: Walk, config: QVGConfig, forget_after: int | None = None) -> list[Picture]:
     frames = []
     with KVCache(model.config.cache_spec(), config, model.config.rope()) as cache:
-        for block in generate(DemoWorldDenoiser(model), cache, plan.origins, SamplerSettings(seed=plan.seed), plan.given(model)):
+        for block in generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), plan.given(model)):
             frames.append(picture_of(block.latent))
             if forget_after is not None and block.index >= forget_after:
                 cache.reset()
@@ -50,7 +60,7 @@ def exact(model: DemoWorld, plan: Walk) -> list[Picture]:
 def test_comes_back_to_the_same_place(plan: Walk, exact: list[Picture]) -> None:
     """At least 30 dB between visits over 150 frames and more, the second half no worse than the first."""
     pairs = visits(plan.positions, 12)
-    assert len(pairs) >= 70
+    assert len(pairs) >= 100
     early, late = (revisit_psnr_db(exact, part) for part in (pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]))
     assert early is not None and late is not None and min(early, late) >= 30.0, (early, late)
     assert late > early - 3.0, "the picture decays"
@@ -58,7 +68,7 @@ def test_comes_back_to_the_same_place(plan: Walk, exact: list[Picture]) -> None:
 
 def test_does_not_fade(exact: list[Picture]) -> None:
     """Contrast of the last lap against the first: a memory that decays turns grey."""
-    first, last = (np.stack(part).astype(float).std(axis=(1, 2)).mean() for part in (exact[8:76], exact[84:152]))
+    first, last = (np.stack(part).astype(float).std(axis=(1, 2)).mean() for part in (exact[4:54], exact[104:154]))
     assert 0.9 < last / first < 1.1
 
 
@@ -70,13 +80,13 @@ def test_needs_its_memory(model: DemoWorld, plan: Walk) -> None:
 
 
 def test_two_bits_walk_back_into_it(model: DemoWorld, plan: Walk, exact: list[Picture]) -> None:
-    """A second codec beside it, so that the world is seen to rank them."""
+    """Two bits stay close to the exact run, and four bits closer: the world ranks codecs."""
     short = Walk(plan.seed, plan.positions[:100])
     two_bits = _walk(model, short, QUANTIZED)
     four_bits = _walk(model, short, QUANTIZED.with_changes(bits=4))
     scores = [pooled_psnr_db(exact[GIVEN_FRAMES:100], frames[GIVEN_FRAMES:]) for frames in (two_bits, four_bits)]
     assert scores[0] is not None and scores[1] is not None
-    assert scores[0] >= 30.0 and scores[1] >= scores[0] + 6.0, scores
+    assert scores[0] >= 28.0 and scores[1] >= scores[0] + 6.0, scores
 
 
 def test_size_and_metadata() -> None:
