@@ -115,7 +115,7 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
         _warm_up(model)
         exact = _start(runs, Run("exact", "exact", EXACT))
         _walk(exact, plan, model)
-        quantized = _start(runs, Run("qvg", "QVG, 2 bits", QUANTIZED))
+        quantized = _start(runs, Run("qvg", "QVG, 2 bits", quantized_for(frames)))
         _walk(quantized, plan, model, verify=True)
         window = _start(runs, Run("window", "exact, same bytes", _window(model, quantized.cache_bytes[-1])))
         _walk(window, plan, model)
@@ -123,6 +123,12 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
         interrupted = True
     failed = _write_results(out, runs, plan, path, interrupted)
     return 130 if interrupted else int(failed)
+
+
+def quantized_for(frames: int) -> QVGConfig:
+    """The 2-bit cache, with spans short enough that a short walk is encoded too."""
+    exact_frames = QUANTIZED.sink_frames + QUANTIZED.recent_frames
+    return QUANTIZED.with_changes(span_frames=min(QUANTIZED.span_frames, max(1, (frames - exact_frames) // 2)))
 
 
 def _start(runs: list[Run], run: Run) -> Run:

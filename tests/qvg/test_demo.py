@@ -99,6 +99,13 @@ def test_bad_arguments_get_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("frames", [5, 6, 13])
+def test_the_shortest_walks_are_encoded_too(frames: int, tmp_path: Path) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--frames", str(frames)]) == 0
+    exact, qvg, window = json.loads((tmp_path / "demo.json").read_text())["runs"]
+    assert "codes" in qvg["bytes"] and window["cache_bytes"] <= exact["cache_bytes"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["demo", "--out", str(tmp_path / "file" / "out"), "--frames", "5"]) == 1
