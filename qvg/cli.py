@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _demo(options: argparse.Namespace) -> int:
     from .demo import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED, demo  # matplotlib and tqdm are needed by this command only
 
+    # Started in the background by a script, a process is told to ignore SIGINT: nothing could stop the walk and keep its video.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
     return demo(options.out, **{**defaults, **chosen})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ sys.modules["comfyui_qvg"] = _package
 
 # Two threads find races that one cannot, and more do not make tensors of test size any faster.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+
+# Started in the background by a script, a process inherits "ignore SIGINT", and so would every child that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples everywhere, and no verdict on the speed of a busy machine.
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None)
