@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +19,12 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example_runs(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = EXAMPLES[number]
     assert len([line for line in source.splitlines() if line.strip() and not line.startswith("#")]) <= 14
-    exec(compile(source, f"README example {number}", "exec"), {})
+    example = tmp_path / "example.py"
+    example.write_text(source, encoding="utf-8")
+    runpy.run_path(str(example))
     assert capsys.readouterr().out.strip(), "an example shows what it does"
 
 
