@@ -119,6 +119,8 @@ def next_step(torch, inside_comfyui):
         return "install Python 3.10 or newer, then run this file with it"
     if inside_comfyui and torch is None:
         return "run this file with ComfyUI's own Python, or repair its torch; then restart ComfyUI"
+    if inside_comfyui and not os.path.isdir(os.path.join(PACK, "nodes")):
+        return "nothing in ComfyUI: this version holds the library only, its nodes come with the next one"
     if inside_comfyui:
         return "restart ComfyUI"
     if os.path.isfile(BOOTSTRAP):

@@ -12,7 +12,7 @@ Shapes: B batch, H heads, S tokens, D head_dim, C centroids, G groups (D / group
 read and write is described in `packing.py` and `e4m3.py`; it is the same on every device and in files.
 """
 
-from .dispatch import BACKENDS, explain
+from .dispatch import BACKENDS, explain, require_backend
 from .kmeans import assign_clusters, subtract_centroids, update_centroids
 from .reconstruct import reconstruct
 from .residual import QuantizedGroups, quantize_groups
@@ -24,6 +24,7 @@ __all__ = [
     "explain",
     "quantize_groups",
     "reconstruct",
+    "require_backend",
     "subtract_centroids",
     "update_centroids",
 ]

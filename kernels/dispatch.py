@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import BackendError
 
 BACKENDS = ("auto", "torch", "triton")
+OPS = ("kmeans", "residual", "reconstruct")
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,9 +47,19 @@ def triton_refusal(op: str, device_type: str) -> str | None:
     return None
 
 
+def require_backend(backend: str) -> None:
+    """Raise BackendError now if a forced backend could not run on any device; else `implementation` decides per tensor."""
+    if backend != "triton":
+        return
+    for op in OPS:
+        reason = triton_refusal(op, "cuda")
+        if reason is not None:
+            raise BackendError(op, backend, reason)
+
+
 def explain(device_type: str = "cpu") -> dict[str, str]:
     """For each op, what `auto` runs on this kind of device and why."""
-    reasons = {op: triton_refusal(op, device_type) for op in ("kmeans", "residual", "reconstruct")}
+    reasons = {op: triton_refusal(op, device_type) for op in OPS}
     return {op: "triton" if reason is None else f"torch ({reason})" for op, reason in reasons.items()}
 
 

@@ -26,6 +26,15 @@ def encode(x: Tensor) -> Tensor:
     return (code + 128 * (x < 0)).to(torch.uint8)
 
 
+def encode_scale(x: Tensor, up: bool) -> Tensor:
+    """E4M3 of positive scales. `up` rounds up, so that no value of the group is clipped. Only 0 becomes 0: a scale below
+    2^-10 would otherwise wipe its whole group out."""
+    code = encode(x)
+    if up:
+        code = code + ((decode(code) < x) & (code < 0x7E)).to(torch.uint8)
+    return torch.where((code == 0) & (x > 0), torch.ones_like(code), code)
+
+
 def decode(code: Tensor) -> Tensor:
     """uint8 -> float32 of the same shape. The two bytes that mean NaN are never written and decode to +-480.
 

@@ -2,7 +2,8 @@
 
 A group of heads and a stretch of keys at a time is decoded into a reused workspace, rotated, and folded into a running softmax
 (online softmax, arXiv 1805.02867, the recurrence of FlashAttention). Softmax does not care in which order keys come, so the
-result equals one softmax over everything. Memory beside the cache is bounded by `workspace_mb`, however long the history is.
+result equals one softmax over everything. Arithmetic is float32 whatever q is: logits in 16 bits lose more than SDPA does. Memory
+beside the cache is bounded by `workspace_mb`, however long the history is.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ def plan_tiling(q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_fra
     limit = min(workspace_bytes, _CPU_TILE_BYTES) if q.device.type == "cpu" else workspace_bytes
     group = heads
     while True:
-        tokens = _tile_tokens(batch * group, queries, channels, q.element_size(), limit)
+        tokens = _tile_tokens(batch * group, queries, channels, limit)
         if tokens >= min(key_tokens, 1024) or group == 1:
             break
         group = -(-group // 2)
     if tokens < _SMALLEST_TILE_TOKENS:
-        tokens = _tile_tokens(batch, queries, channels, q.element_size(), workspace_bytes)
+        tokens = _tile_tokens(batch, queries, channels, workspace_bytes)
     if tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
         raise ConfigError(
             f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "
@@ -65,10 +66,10 @@ def plan_tiling(q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_fra
     return Tiling(group, max(1, min(tokens, key_tokens)))
 
 
-def _tile_tokens(heads: int, queries: int, channels: int, element: int, limit: int) -> int:
-    """Keys whose tile, scores and temporaries stay below `limit` bytes for so many (batch x) heads."""
-    fixed = heads * queries * (2 * channels * 4 + channels * element + 32)  # accumulators, scaled queries
-    per_token = heads * (3 * channels * element + 3 * channels * 4 + queries * (4 + 2 * element)) + 4 * channels * 4  # + rotation
+def _tile_tokens(heads: int, queries: int, channels: int, limit: int) -> int:
+    """Keys whose tile, scores and temporaries (all float32) stay below `limit` bytes for so many (batch x) heads."""
+    fixed = heads * queries * (4 * 3 * channels + 32)  # scaled queries, weighted values and one product of them
+    per_token = heads * (4 * 6 * channels + 4 * queries) + 4 * 4 * channels  # tile, rotated tile, decoder; scores; rotation
     return max(0, (limit - fixed) // per_token)
 
 
@@ -96,9 +97,9 @@ def attend(
             turn = None if rotation is None else rotation(start, stop)
             softmax.add_scores(_tile(history, 0, start, stop, heads, decode, turn, q, workspace))
             softmax.add_values(_tile(history, 1, start, stop, heads, decode, None, q, workspace))
-        for keys, values in zip(*(part[:, heads].to(q.dtype).split(tiling.tokens, 2) for part in current), strict=True):
-            softmax.add_scores(keys)
-            softmax.add_values(values)
+        for keys, values in zip(*(part[:, heads].split(tiling.tokens, 2) for part in current), strict=True):
+            softmax.add_scores(keys.float())
+            softmax.add_values(values.float())
         softmax.result(out[:, heads])
     return out
 
@@ -136,12 +137,12 @@ def _tile(
 ) -> Tensor:
     """Keys (which = 0) or values (1) of history tokens start:stop, decoded and rotated in the workspace."""
     shape = (q.shape[0], heads.stop - heads.start, stop - start, q.shape[3])
-    tile = workspace.take("decoded", shape, q.dtype, q.device)
+    tile = workspace.take("decoded", shape, torch.float32, q.device)
     for span, tokens, at in _overlaps(history, which, start, stop):
         decode(span, tokens, heads, tile[:, :, at : at + tokens.stop - tokens.start])
     if rotation is None:
         return tile
-    return rotate(tile, rotation, workspace.take("rotated", shape, q.dtype, q.device))
+    return rotate(tile, rotation, workspace.take("rotated", shape, torch.float32, q.device))
 
 
 def _overlaps(history: Sequence[Pair], which: int, start: int, stop: int) -> Iterator[tuple[Span, slice, int]]:
@@ -160,7 +161,7 @@ class _RunningSoftmax:
     values relative to it."""
 
     def __init__(self, q: Tensor, workspace: Workspace):
-        self.q = q * q.shape[-1] ** -0.5
+        self.q = q.float() * q.shape[-1] ** -0.5
         self.workspace = workspace
         rows = q.shape[:3]
         self.maximum = torch.full((*rows, 1), -torch.inf, dtype=torch.float32, device=q.device)
@@ -171,8 +172,8 @@ class _RunningSoftmax:
     def add_scores(self, keys: Tensor) -> None:
         """Weights of the queries on keys [B, h, T, D]; what came before is rescaled to the new maximum."""
         shape = (*self.q.shape[:3], keys.shape[2])
-        scores = self.workspace.take("scores", shape, self.q.dtype, self.q.device)
-        scores = torch.matmul(self.q, keys.transpose(2, 3), out=scores).float()
+        scores = self.workspace.take("scores", shape, torch.float32, self.q.device)
+        scores = torch.matmul(self.q, keys.transpose(2, 3), out=scores)
         maximum = torch.maximum(self.maximum, scores.amax(-1, keepdim=True))
         rescale = torch.exp(self.maximum - maximum)
         self.maximum = maximum
@@ -182,7 +183,7 @@ class _RunningSoftmax:
 
     def add_values(self, values: Tensor) -> None:
         """Fold in the values of the keys that `add_scores` has just seen."""
-        self.weighted += torch.matmul(self.weights.to(values.dtype), values)
+        self.weighted += torch.matmul(self.weights, values)
 
     def result(self, out: Tensor) -> None:
         """Normalised output, written into `out`."""

@@ -13,6 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from ..kernels import require_backend
 from .attention import Pair, attend
 from .codec import ExactCodec, make_codec
 from .codec.base import EncodeHint
@@ -53,14 +54,24 @@ class LayerCache:
         self.state = LayerState()
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        """Keys (before RoPE) and values of the current block, [B, H, S, D]; replaces what was appended since the last commit."""
+        """Keys (before RoPE) and values of the current block, [B, H, S, D]; replaces what was appended since the last commit.
+
+        They are kept by reference until `commit` copies them: do not write to them in between.
+        """
         spec, shape = self.spec, tuple(k.shape)
         rows = (spec.batch, spec.heads, spec.head_dim)
-        if k.ndim != 4 or (shape[0], shape[1], shape[3]) != rows or v.shape != k.shape or shape[2] % spec.tokens_per_frame:
+        whole_frames = k.ndim == 4 and shape[2] > 0 and shape[2] % spec.tokens_per_frame == 0
+        if not whole_frames or (shape[0], shape[1], shape[3]) != rows or v.shape != k.shape:
             raise CacheError(
                 f"layer {self.layer} got keys {shape} and values {tuple(v.shape)}, but this cache holds [B, H, S, D] = "
                 f"[{spec.batch}, {spec.heads}, whole frames of {spec.tokens_per_frame}, {spec.head_dim}]; "
                 "make it from the model's CacheSpec"
+            )
+        frames = shape[2] // spec.tokens_per_frame
+        if frames > spec.chunk_frames:
+            raise CacheError(
+                f"layer {self.layer} got a block of {frames} frames, but this cache is made for chunks of "
+                f"{spec.chunk_frames}; give CacheSpec the chunk_frames of the model"
             )
         self.state.current = (k, v)
 
@@ -119,6 +130,7 @@ class KVCache:
     def __init__(self, spec: CacheSpec, config: QVGConfig | None = None, rope: GridRope | None = None):
         self.spec, self.config, self.rope = spec, config or QVGConfig.preset("qvg"), rope
         self.policy = spec.check(self.config)
+        require_backend(self.config.backend)
         if rope is not None and rope.tokens_per_frame != spec.tokens_per_frame:
             raise ConfigError(
                 f"rope has {rope.tokens_per_frame} tokens per frame, but the cache {spec.tokens_per_frame}; "
@@ -131,6 +143,7 @@ class KVCache:
     def _begin(self) -> None:
         self.layout = Layout()
         self.frames_committed = 0
+        self.spans_due = 0
         self._origins: list[Origin] = []
         self._current_origins: list[Origin] = []
         self._current_rotation: Rotation | None = None
@@ -143,11 +156,14 @@ class KVCache:
         self._current_origins = [(float(t), float(r), float(c)) for t, r, c in rows]
         self._current_rotation = None
 
+    @torch.no_grad()
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the current block over history and itself. All [B, H, S, D], before RoPE; k and v replace the block's."""
-        if self._broken:
+        self.check_usable()
+        if q.ndim != 4 or (*q.shape[:2], q.shape[3]) != (self.spec.batch, self.spec.heads, self.spec.head_dim):
             raise CacheError(
-                "an earlier commit failed half-way, so layers disagree about history; call reset() and start the run again"
+                f"layer {layer} got queries {tuple(q.shape)}, but this cache serves [B, H, S, D] = "
+                f"[{self.spec.batch}, {self.spec.heads}, S, {self.spec.head_dim}]; make it from the model's CacheSpec"
             )
         self.layers[layer].append(k, v)
         rotation = None
@@ -164,23 +180,39 @@ class KVCache:
         history = self.layers[layer].state.history
         return attend(q, (k, v), history, decode, rotation, self.workspace, self.spec.tokens_per_frame)
 
+    @torch.no_grad()
     def commit(self) -> None:
         """The current block of every layer becomes history. NaN or infinity in it raises NonFiniteError and commits nothing."""
+        self.check_usable()
         currents = [layer.state.current for layer in self.layers]
         if any(current is None for current in currents):
             missing = currents.index(None)
             raise CacheError(f"layer {missing} has no current block to commit; call attend or append for every layer first")
+        tokens = {current[0].shape[2] for current in currents if current is not None}
+        if len(tokens) > 1:
+            raise CacheError(f"layers hold blocks of {sorted(tokens)} tokens; every layer must see the same block before commit")
+        frames = tokens.pop() // self.spec.tokens_per_frame
+        if self.rope is not None and len(self._current_origins) != frames:
+            raise CacheError(
+                f"{len(self._current_origins)} frames were placed, but the block has {frames}; call place() for every block"
+            )
         self._check_finite()
-        tokens = currents[0][0].shape[2]  # type: ignore[index]
-        frames = tokens // self.spec.tokens_per_frame
         step = self.policy.commit(self.layout, frames)
         self._broken = True
         for layer in self.layers:
             layer.commit(step)
-        self._broken = False
         self._forget_origins(step, frames)
         self.layout = step.layout
         self.frames_committed += frames
+        self.spans_due += step.encode_chunks > 0
+        self._broken = False
+
+    def check_usable(self) -> None:
+        """Raise CacheError if a commit was cut off half-way."""
+        if self._broken:
+            raise CacheError(
+                "an earlier commit failed half-way, so layers disagree about history; call reset() and start the run again"
+            )
 
     def reset(self) -> None:
         """As after `__init__`; all memory is given back."""
@@ -189,9 +221,9 @@ class KVCache:
         self.workspace.clear()
         self._begin()
 
-    def resume(self, layout: Layout, frames_committed: int, origins: Sequence[Origin]) -> None:
+    def resume(self, layout: Layout, frames_committed: int, spans_due: int, origins: Sequence[Origin]) -> None:
         """Take over a history that was put into the layers from a file; see `session.load_cache`."""
-        self.layout, self.frames_committed, self._origins = layout, frames_committed, list(origins)
+        self.layout, self.frames_committed, self.spans_due, self._origins = layout, frames_committed, spans_due, list(origins)
 
     @property
     def origins(self) -> list[Origin]:
@@ -205,10 +237,7 @@ class KVCache:
 
     def verify_encoded(self) -> None:
         """Raise CacheError unless every layer's codec was called, and exactly as often as the policy asked."""
-        expected, layout = 0, Layout()
-        for start in range(0, self.frames_committed, self.spec.chunk_frames):
-            step = self.policy.commit(layout, min(self.spec.chunk_frames, self.frames_committed - start))
-            layout, expected = step.layout, expected + (step.encode_chunks > 0)
+        expected = self.spans_due
         calls = {layer.state.encode_calls for layer in self.layers}
         kinds = {span.codec for layer in self.layers for pair in layer.state.spans for span in pair}
         if calls != {2 * expected} or kinds - {self.config.codec}:

@@ -49,7 +49,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--path",
         metavar="STR",
         help="camera path: keys w a s d and latent frames, such as d-12,s-10,a-12,w-10; keys together as w+d-8; walked again "
-        "from its start when it ends before N frames; default: twice around a rectangle",
+        "from its start when it ends before N frames; default: three times around a rectangle",
     )
     command.set_defaults(run=_demo)
 

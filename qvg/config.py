@@ -30,7 +30,7 @@ class QVGConfig:
     iterations          k-means iterations; later codebooks start from the one before
     sink_frames         first frames, kept exact and never evicted
     recent_frames       newest frames kept exact
-    span_frames         frames encoded together, rounded up to whole chunks
+    span_frames         frames encoded together, rounded up to whole chunks, cut to what the window leaves room for
     spans_per_codebook  consecutive spans that share one codebook; the first of them trains it
     window_frames       frames attention may see, the current ones included; None: all of them
     seed                of k-means' first centroids; the global generators are never touched
@@ -60,6 +60,7 @@ class QVGConfig:
         _require_choice("bits", self.bits, BITS)
         _require_choice("group_size", self.group_size, GROUP_SIZES)
         _require_between("num_stages", self.num_stages, 1, MAX_STAGES)
+        _require_choice("symmetric", self.symmetric, (True, False))
         if self.clusters != "auto":
             _require_between("clusters", self.clusters, 1, MAX_CLUSTERS, "cluster ids are stored in one byte")
         for name, low in (
@@ -90,7 +91,7 @@ class QVGConfig:
 
 
 def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed or isinstance(value, bool):
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
         raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}; choose one of these")
 
 

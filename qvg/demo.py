@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -116,11 +117,14 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
         exact = _start(runs, Run("exact", "exact", EXACT))
         _walk(exact, plan, model)
         quantized = _start(runs, Run("qvg", "QVG, 2 bits", quantized_for(frames)))
-        _walk(quantized, plan, model, verify=True)
+        _walk(quantized, plan, model)
         window = _start(runs, Run("window", "exact, same bytes", _window(model, quantized.cache_bytes[-1])))
         _walk(window, plan, model)
     except KeyboardInterrupt:
         interrupted = True
+    except Exception:
+        _write_results(out, runs, plan, path, True)  # what is finished is not lost with what failed
+        raise
     failed = _write_results(out, runs, plan, path, interrupted)
     return 130 if interrupted else int(failed)
 
@@ -149,7 +153,7 @@ def _window(model: DemoWorld, budget_bytes: int) -> QVGConfig:
     return EXACT.with_changes(span_frames=1, sink_frames=0, recent_frames=1, window_frames=max(2, budget_bytes // per_frame + 1))
 
 
-def _walk(run: Run, plan: Walk, model: DemoWorld, verify: bool = False) -> None:
+def _walk(run: Run, plan: Walk, model: DemoWorld) -> None:
     """Fill `run`, frame by frame, so that an interrupted walk keeps what it has."""
     with KVCache(model.config.cache_spec(), run.config, model.config.rope()) as cache:
         blocks = generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), plan.given(model))
@@ -157,13 +161,11 @@ def _walk(run: Run, plan: Walk, model: DemoWorld, verify: bool = False) -> None:
         with tqdm(total=total, desc=f"{run.label:18}", unit="block", file=sys.stdout, mininterval=0.5, ncols=100) as bar:
             for block in blocks:
                 run.frames.append(_picture(block.latent))
-                run.cache_bytes.append(block.cache_bytes)
+                run.cache_bytes.append(block.cache.total)
                 run.seconds.append(block.seconds)
-                bar.set_postfix_str(f"{block.seconds:.2f} s/frame, cache {block.cache_bytes / 1e6:.1f} MB", refresh=False)
+                bar.set_postfix_str(f"{block.seconds:.2f} s/frame, cache {block.cache.total / 1e6:.1f} MB", refresh=False)
+                run.components, run.workspace_bytes = block.cache, cache.workspace.nbytes
                 bar.update()
-        if verify:
-            cache.verify_encoded()
-        run.components, run.workspace_bytes = cache.nbytes(), cache.workspace.nbytes
 
 
 def _picture(latent: Tensor) -> Picture:
@@ -310,7 +312,14 @@ def draw_picture(runs: Sequence[Run], plan: Walk, path: Path) -> None:
 
 
 def _write_json(summary: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise MediaError(f"{path} could not be written ({error.strerror}); free space or choose another --out") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _make_folder(out: Path) -> None:

@@ -62,8 +62,19 @@ class CachePolicy:
 
     @staticmethod
     def of(config: QVGConfig, chunk_frames: int) -> CachePolicy:
-        """The policy that a config asks for."""
-        return CachePolicy(config.sink_frames, config.recent_frames, config.span_frames, config.window_frames, chunk_frames)
+        """The policy that a config asks for; spans are cut to what its window leaves room for."""
+        policy = CachePolicy(config.sink_frames, config.recent_frames, config.span_frames, config.window_frames, chunk_frames)
+        if config.window_frames is None:
+            return policy
+        exact = _whole_chunks(config.sink_frames, chunk_frames) + _whole_chunks(config.recent_frames, chunk_frames)
+        room = (config.window_frames - chunk_frames - exact) // chunk_frames * chunk_frames
+        if room < chunk_frames and config.codec != "none":
+            raise ConfigError(
+                f"window_frames is {config.window_frames}, but sink, recent and the block in work take {exact + chunk_frames} of "
+                f"them, so nothing would ever be encoded; use {exact + 2 * chunk_frames} or more, a smaller sink or recent, or "
+                "codec 'none'"
+            )
+        return replace(policy, span_frames=max(chunk_frames, min(policy.span_frames, room)))
 
     @property
     def span_chunks(self) -> int:

@@ -1,6 +1,6 @@
-"""A cache on disk: save a run, resume it later or elsewhere, branch it.
+"""A cache on disk: save a run, resume it later or elsewhere; load it twice to branch.
 
-One safetensors file. Its metadata holds the format's name and version, the spec, the config and the layout; tensors are named
+One safetensors file. Its metadata holds the format's name and version, spec, config, rope and layout; tensors are named
 `layer.<i>.<keys|values>.<n>.<part>` in the order of history, codebooks `codebook.<n>` once each. The bytes are the memory format
 itself (see `span.py`), so nothing is encoded again and a file written on one device is read on any other.
 """
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..kernels.packing import packed_width
 from .attention import Pair
 from .cache import KVCache
 from .config import QVGConfig
@@ -33,6 +34,8 @@ VERSION = 1
 
 def save_cache(cache: KVCache, path: Path) -> None:
     """Write the committed history. The file appears whole or not at all; the cache is left as it is."""
+    cache.check_usable()
+    path = Path(path)
     tensors: dict[str, Tensor] = {}
     books: dict[int, str] = {}
     used: dict[str, str] = {}
@@ -50,7 +53,9 @@ def save_cache(cache: KVCache, path: Path) -> None:
         "spec": {**asdict(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
         "config": asdict(cache.config),
         "layout": asdict(cache.layout),
+        "rope": None if cache.rope is None else asdict(cache.rope),
         "frames_committed": cache.frames_committed,
+        "spans_due": cache.spans_due,
         "origins": cache.origins,
         "codebooks": used,
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
@@ -61,27 +66,39 @@ def save_cache(cache: KVCache, path: Path) -> None:
         save_file(tensors, unfinished, {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
         raise CacheFileError(
             f"{path} could not be written ({error}); the cache in memory is untouched, free space or save elsewhere"
         ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | str = "cpu") -> KVCache:
-    """A cache that goes on where the saved one stopped. `rope` is the model's, as for `KVCache`."""
+    """A cache that goes on where the saved one stopped. Its rope comes from the file; one that is given must be the same."""
+    path = Path(path)
     state, tensors = _read(path, device)
     try:
         spec = CacheSpec(**{**state["spec"], "dtype": getattr(torch, state["spec"]["dtype"])})
-        config = QVGConfig(**state["config"])
-        cache = KVCache(spec, config, rope)
+        saved_rope = None if state["rope"] is None else _rope(state["rope"])
+        if rope is not None and rope != saved_rope:
+            raise ConfigError("the rope given is not the one it was saved with")
+        cache = KVCache(spec, QVGConfig(**state["config"]), saved_rope)
         layout = Layout(**{name: tuple(frames) for name, frames in state["layout"].items()})
+        origins = [(float(t), float(r), float(c)) for t, r, c in state["origins"]]
+        if saved_rope is not None and len(origins) != layout.frames:
+            raise ConfigError(f"{len(origins)} positions for {layout.frames} frames")
         _restore_layers(cache, layout, state, tensors)
-        cache.resume(layout, state["frames_committed"], [tuple(origin) for origin in state["origins"]])
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        cache.resume(layout, int(state["frames_committed"]), int(state["spans_due"]), origins)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CacheFileError(
-            f"{path} says it is a {FORMAT} file, but its contents do not fit together ({error}); save the cache again"
+            f"{path} says it is a {FORMAT} file, but its contents do not fit together ({error}); update the pack or save it again"
         ) from error
     return cache
+
+
+def _rope(saved: dict[str, Any]) -> GridRope:
+    time, rows, cols = (tuple(float(value) for value in axis) for axis in saved["axis_frequencies"])
+    return GridRope(int(saved["grid_rows"]), int(saved["grid_cols"]), (time, rows, cols))
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -94,10 +111,10 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
                     f"{path} is a safetensors file, but not a saved cache (no format {FORMAT!r} in it); "
                     "choose one made by save_cache"
                 )
-            if int(metadata.get("version", 0)) > VERSION:
+            if int(metadata["version"]) != VERSION:
                 raise CacheFileError(
-                    f"{path} has cache format version {metadata['version']}, this version reads up to {VERSION}; "
-                    "update the pack to open it"
+                    f"{path} has cache format version {metadata['version']}, this version reads {VERSION}; "
+                    "update the pack to open a newer one"
                 )
             return json.loads(metadata["state"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except CacheFileError:
@@ -110,19 +127,46 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
 
 def _restore_layers(cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     books = {name: Codebook(tensors[name]) for name in set(state["codebooks"].values())}
-
-    def span(prefix: str) -> Span:
-        parts = {name: tensors.get(f"{prefix}.{name}") for name in ("exact", "codes", "scales", "zero_points", "ids")}
-        if parts["exact"] is not None:
-            return ExactSpan(parts["exact"])
-        codes, scales, ids = (tensors[f"{prefix}.{name}"] for name in ("codes", "scales", "ids"))
-        book = books[state["codebooks"][prefix]]
-        return QuantizedSpan(codes, scales, parts["zero_points"], ids, book, cache.config.bits, cache.config.group_size)
-
-    ends = (len(layout.sink), len(layout.sink) + len(layout.spans))
+    kinds = [(name, frames) for name in ("sink", "spans", "tail") for frames in getattr(layout, name)]
     for layer in cache.layers:
-        count = ends[1] + len(layout.tail)
-        pairs = [Pair(*(span(f"layer.{layer.layer}.{which}.{n}") for which in ("keys", "values"))) for n in range(count)]
-        layer.state.sink, layer.state.spans, layer.state.tail = pairs[: ends[0]], pairs[ends[0] : ends[1]], pairs[ends[1] :]
-        layer.state.spans_encoded = state["spans_encoded"][layer.layer]
-        layer.state.encode_calls = state["encode_calls"][layer.layer]
+        for number, (kind, frames) in enumerate(kinds):
+            pair = []
+            for which in ("keys", "values"):
+                prefix = f"layer.{layer.layer}.{which}.{number}"
+                span = _span(prefix, cache, tensors, books.get(state["codebooks"].get(prefix)))
+                _check_span(prefix, span, cache, frames)
+                pair.append(span)
+            getattr(layer.state, kind).append(Pair(*pair))
+        layer.state.spans_encoded = int(state["spans_encoded"][layer.layer])
+        layer.state.encode_calls = int(state["encode_calls"][layer.layer])
+
+
+def _span(prefix: str, cache: KVCache, tensors: dict[str, Tensor], book: Codebook | None) -> Span:
+    if book is None:
+        return ExactSpan(tensors[f"{prefix}.exact"])
+    codes, scales, ids = (tensors[f"{prefix}.{name}"] for name in ("codes", "scales", "ids"))
+    zero_points = None if cache.config.symmetric else tensors[f"{prefix}.zero_points"]
+    return QuantizedSpan(codes, scales, zero_points, ids, book, cache.config.bits, cache.config.group_size)
+
+
+def _check_span(prefix: str, span: Span, cache: KVCache, frames: int) -> None:
+    """Raise ValueError where a tensor is not what spec, config and layout say."""
+    spec, config = cache.spec, cache.config
+    tokens, channels, stages = frames * spec.tokens_per_frame, spec.head_dim, config.num_stages
+    rows = (spec.batch, spec.heads)
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "exact": ((*rows, tokens, channels), spec.dtype),
+        "codes": ((*rows, tokens, packed_width(channels, config.bits)), torch.uint8),
+        "scales": ((*rows, channels // config.group_size, tokens), torch.uint8),
+        "zero_points": ((*rows, channels // config.group_size, tokens), torch.uint8),
+        "ids": ((*rows, stages, tokens), torch.uint8),
+    }
+    for name, tensor in span.tensors().items():
+        if name != "centroids" and (tuple(tensor.shape), tensor.dtype) != expected[name]:
+            raise ValueError(f"{prefix}.{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {expected[name]}")
+    if isinstance(span, QuantizedSpan):
+        centroids = span.codebook.centroids
+        if centroids.shape[:3] != (*rows, stages) or centroids.shape[4:] != (channels,) or centroids.dtype != torch.float16:
+            raise ValueError(f"the codebook of {prefix} is {tuple(centroids.shape)} {centroids.dtype}")
+        if int(span.ids.max()) >= centroids.shape[3]:
+            raise ValueError(f"{prefix}.ids name centroid {int(span.ids.max())} of {centroids.shape[3]}")

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Workspace:
-    """Buffers by name. A buffer grows when asked for more and is never given back before `clear`."""
+    """Buffers by name, `limit_bytes` in all. A buffer grows when asked for more; `clear` gives everything back."""
 
     def __init__(self, limit_bytes: int):
         self.limit_bytes = limit_bytes
-        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     @property
     def nbytes(self) -> int:
@@ -22,11 +22,13 @@ class Workspace:
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised contiguous tensor; the next `take` of the same name overwrites it."""
-        count, key = math.prod(shape), (name, dtype, device)
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() < count:
-            self._buffers.pop(key, None)  # free the small one before the large one is made
-            buffer = self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
+        count = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < count or buffer.dtype != dtype or buffer.device != device:
+            self._buffers.pop(name, None)  # free the small one before the large one is made
+            if self.nbytes + count * dtype.itemsize > self.limit_bytes:
+                self._buffers.clear()  # left by calls of other shapes; what is still in use lives on in its user's hands
+            buffer = self._buffers[name] = torch.empty(count, dtype=dtype, device=device)
         return buffer[:count].view(shape)
 
     def clear(self) -> None:

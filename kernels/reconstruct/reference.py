@@ -29,15 +29,15 @@ def reconstruct(
     lows = None if zero_points is None else e4m3.decode(zero_points)
     offset = (1 << (bits - 1)) - 1 if lows is None else 0
     for first, part in _planes(codes, bits):
-        width = part.shape[-1]
         values = part.to(torch.float32)
         if offset:
             values -= offset
-        for start in range(0, width, min(width, group_size)):
-            stop = start + min(width, group_size)
-            group = (first + start) // group_size
-            target = exact[..., first + start : first + stop]
-            target.addcmul_(values[..., start:stop], steps[:, :, group, :, None])
+        last = first + part.shape[-1]
+        # A plane may hold several groups, a part of one, or the end of one and the start of the next.
+        for group in range(first // group_size, -(-last // group_size)):
+            start, stop = max(first, group * group_size), min(last, (group + 1) * group_size)
+            target = exact[..., start:stop]
+            target.addcmul_(values[..., start - first : stop - first], steps[:, :, group, :, None])
             if lows is not None:
                 target += lows[:, :, group, :, None]
     return exact if exact is out else out.copy_(exact)

@@ -32,6 +32,9 @@ def quantize_groups(
     x [B, H, S, D]; ids [B, H, N, S] uint8 and centroids [B, H, N, C, D] for N stages, N may be 0. Symmetric: scale = max|r| /
     (2^(bits-1) - 1), stored code = round(r / scale) + 2^(bits-1) - 1. Asymmetric: scale = (max r - min r) / (2^bits - 1), zero
     point = min r, code = round((r - zero point) / scale). Codes are made with the rounded E4M3 scale, the one that is stored.
+
+    Where E4M3 ends (448 and 2^-9) values saturate. Scales are rounded unlike in the published code in two ways that cost no byte:
+    up from 4 bits on (clipping the top of a fine grid costs more than a wider step), and never to zero unless the group is zero.
     """
     channels = x.shape[-1]
     if bits not in BITS:

@@ -21,13 +21,16 @@ def quantize_groups(
     if symmetric:
         offset = (1 << (bits - 1)) - 1
         levels = 2 * offset
-        scales, zero_points = e4m3.encode(groups.abs().amax(-1) / offset), None
+        scales, zero_points = e4m3.encode_scale(groups.abs().amax(-1) / offset, up=bits >= 4), None
         codes = groups / _divisor(scales) + offset
     else:
         levels = (1 << bits) - 1
         low, high = groups.aminmax(dim=-1)
-        scales, zero_points = e4m3.encode((high - low) / levels), e4m3.encode(low)
-        codes = (groups - e4m3.decode(zero_points)[..., None]) / _divisor(scales)
+        zero_points = e4m3.encode(low)
+        lowest = e4m3.decode(zero_points)
+        # Measured from the zero point that is stored, so that its own rounding does not push the top out of range.
+        scales = e4m3.encode_scale((high - lowest).clamp(min=0) / levels, up=bits >= 4)
+        codes = (groups - lowest[..., None]) / _divisor(scales)
     codes = torch.round(codes).clamp(0, levels).to(torch.uint8).flatten(-2)
     group_major = [None if part is None else part.transpose(2, 3).contiguous() for part in (scales, zero_points)]
     return pack(codes, bits), group_major[0], group_major[1]  # type: ignore[return-value]

@@ -21,6 +21,8 @@ class ExactCodec:
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """See `Codec`. A copy of its own, so that nothing keeps a model's activations alive."""
+        if self.dtype == torch.float16:
+            x = x.clamp(-65504.0, 65504.0)  # bf16 and float32 reach further than the largest float16
         return ExactSpan(x.to(self.dtype, copy=True, memory_format=torch.contiguous_format))
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class QVGCodec:
     def clusters(self, span_tokens: int) -> int:
         """Centroids per stage for spans of this many tokens. "auto": the largest power of two within 0.15 bit per value."""
         if self.config.clusters != "auto":
-            return self.config.clusters
+            return min(self.config.clusters, span_tokens)  # the last block of a video may be short
         limit = AUTO_CENTROID_BITS * span_tokens * self.config.spans_per_codebook / 16
         return min(MAX_CLUSTERS, span_tokens, 1 << max(0, int(math.log2(max(1.0, limit)))))
 

@@ -156,6 +156,7 @@ class DemoWorldDenoiser:
 
     def __init__(self, model: DemoWorld):
         self.model = model
+        self.device = next(model.parameters()).device
 
     def block_shape(self, frames: int) -> tuple[int, ...]:
         """See `sampling.Denoiser`."""

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from ..cache import KVCache
 from ..errors import ConfigError
+from ..spec import CacheBytes
 
 
 class Denoiser(Protocol):
     """What a backbone offers the loop."""
+
+    device: torch.device
 
     def block_shape(self, frames: int) -> tuple[int, ...]:
         """Shape of a block of so many latent frames, batch first."""
@@ -55,7 +58,7 @@ class Block:
     first_frame: int
     latent: Tensor
     seconds: float
-    cache_bytes: int
+    cache: CacheBytes
 
 
 def generate(
@@ -65,12 +68,14 @@ def generate(
     settings: SamplerSettings,
     given: Sequence[Tensor] = (),
     interrupt: Callable[[], None] | None = None,
+    verify: bool = True,
 ) -> Iterator[Block]:
     """Generate block after block, and yield each as soon as it is committed.
 
     blocks     for every block the origins (time, row, column) of its frames, for RoPE
     given      latents of the first blocks, taken as they are instead of being generated
     interrupt  called before every pass of the model; whatever it raises ends the run
+    verify     after the last block, raise CacheError if the cache's codec was never called or not as often as it should have been
 
     The caller owns the cache and frees it (`with KVCache(...)`). Noise depends on the seed and the block alone, so the same seed
     gives the same noise whatever the cache does.
@@ -84,15 +89,18 @@ def generate(
             interrupt()
         model.predict_clean(latent, 0.0, cache)
         cache.commit()
-        yield Block(index, first_frame, latent, time.perf_counter() - started, cache.nbytes().total)
+        yield Block(index, first_frame, latent, time.perf_counter() - started, cache.nbytes())
         first_frame += len(origins)
+    if verify and cache.config.codec != "none":
+        cache.verify_encoded()
 
 
 def _denoise(
     model: Denoiser, cache: KVCache, frames: int, index: int, settings: SamplerSettings, interrupt: Callable[[], None] | None
 ) -> Tensor:
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
-    x = torch.randn(model.block_shape(frames), generator=generator)
+    # Drawn on the CPU, so that a seed means the same video on every device.
+    generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + index) % (1 << 63))
+    x = torch.randn(model.block_shape(frames), generator=generator).to(model.device)
     levels = settings.noise_levels()
     for level, following in itertools.pairwise(levels):
         if interrupt is not None:

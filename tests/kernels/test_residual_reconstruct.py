@@ -50,6 +50,32 @@ def test_stored_formula_by_hand(tokens: int) -> None:
     assert torch.allclose(_decode(groups, ids, centroids, 2, 64, x), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("channels", "group_size"), [(48, 16), (80, 16), (96, 32), (112, 16), (160, 32), (192, 64), (384, 128)])
+@pytest.mark.parametrize("bits", packing.BITS, ids=lambda b: f"{b}_bits")
+def test_groups_that_do_not_nest_with_planes(bits: int, channels: int, group_size: int) -> None:
+    """Head dims where neither a plane is whole groups nor a group whole planes, against codes times scales."""
+    x = torch.randn(1, 2, 9, channels, generator=torch.Generator().manual_seed(0))
+    none = (torch.zeros(1, 2, 0, 9, dtype=torch.uint8), torch.zeros(1, 2, 0, 1, channels))
+    groups = quantize_groups(x, *none, bits, group_size)
+    scale = e4m3.decode(groups.scales).transpose(2, 3).repeat_interleave(group_size, -1)
+    expected = (packing.unpack(groups.codes, bits).float() - ((1 << (bits - 1)) - 1)) * scale
+    assert torch.allclose(_decode(groups, *none, bits, group_size, x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("sigma", [0.01, 0.05, 0.3, 1.0, 10.0, 60.0])
+def test_more_bits_are_never_worse_at_any_amplitude(sigma: float, symmetric: bool) -> None:
+    """E4M3 has a smallest scale and a largest; between them a finer grid must not lose."""
+    x = torch.randn(1, 1, 400, 128, generator=torch.Generator().manual_seed(0)) * sigma
+    none = (torch.zeros(1, 1, 0, 400, dtype=torch.uint8), torch.zeros(1, 1, 0, 1, 128))
+    errors = []
+    for bits in packing.BITS:
+        restored = _decode(quantize_groups(x, *none, bits, 64, symmetric), *none, bits, 64, x)
+        errors.append(float((restored - x).square().mean().sqrt()) / sigma)
+    assert errors[1] < errors[0] and errors[2] < errors[1], errors
+    assert errors[3] < errors[2] * 1.02, errors
+
+
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_groups_of_zeros_and_of_one_value(symmetric: bool) -> None:
     x = torch.zeros(1, 1, 3, 128)

@@ -66,7 +66,7 @@ def test_equals_one_softmax(name: str, rope: GridRope | None, tile_bytes: int, m
 
 
 def test_first_block_attends_to_itself_alone() -> None:
-    cache = KVCache(CacheSpec(1, 2, 64, 5), QVGConfig(span_frames=60))
+    cache = KVCache(CacheSpec(1, 2, 64, 5, chunk_frames=2), QVGConfig(span_frames=60))
     q, k, v = torch.randn(3, 1, 2, 10, 64)
     assert_close("attention", torch.nn.functional.scaled_dot_product_attention(q, k, v), cache.attend(0, q, k, v), 1e-5)
 
@@ -94,7 +94,7 @@ def test_peak_memory_stays_under_the_bound_however_long_the_history(name: str) -
 @pytest.mark.parametrize("queries", [12, 1200], ids=["one_frame", "a_hundred_frames"])
 def test_a_large_current_block_is_cut_too(queries: int) -> None:
     """A block that attends to itself must not hold all its scores at once: 1,200 x 1,200 x 2 heads would be 11 MiB."""
-    cache = KVCache(CacheSpec(1, 2, 128, 12), CODECS["qvg"].with_changes(workspace_mb=8))
+    cache = KVCache(CacheSpec(1, 2, 128, 12, chunk_frames=100), CODECS["qvg"].with_changes(workspace_mb=8))
     generator = _fill(cache, 15)
     q, k, v = torch.randn(3, 1, 2, queries, 128, generator=generator)
     with LiveBytes() as live:

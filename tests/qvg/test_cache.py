@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from comfyui_qvg.qvg import CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg import BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
 from torch import Tensor
 
@@ -177,6 +177,43 @@ def test_encoding_an_encoded_span_fails() -> None:
         _commit(cache, 3, start=9)
     with pytest.raises(CacheError, match=r"call reset\(\)"):
         cache.attend(0, *_block(0))
+
+
+def test_blocks_that_do_not_fit_get_a_sentence() -> None:
+    cache = KVCache(SPEC, CONFIG)
+    with pytest.raises(CacheError, match="a block of 3 frames, but this cache is made for chunks of 1"):
+        cache.attend(0, *_block(0, 3))
+    with pytest.raises(CacheError, match=r"got queries \(1, 3, 6, 64\)"):
+        cache.attend(0, torch.zeros(1, 3, 6, 64), *_block(0)[1:])
+    with pytest.raises(CacheError, match="whole frames of 6"):
+        cache.attend(0, *torch.zeros(3, 1, 2, 0, 64))
+    uneven = KVCache(CacheSpec(2, 2, 64, 6, chunk_frames=3), CONFIG)
+    uneven.attend(0, *_block(0, 3)), uneven.attend(1, *_block(0, 1))
+    with pytest.raises(CacheError, match=r"blocks of \[6, 18\] tokens; every layer must see the same block"):
+        uneven.commit()
+
+
+def test_a_short_first_block_is_fine() -> None:
+    """Image-to-video models commit one frame first, then chunks."""
+    cache = KVCache(CacheSpec(2, 2, 64, 6, chunk_frames=3), CONFIG)
+    for frames in (1, 3, 3, 3, 3):
+        for layer in range(2):
+            cache.attend(layer, *_block(frames + layer, frames))
+        cache.commit()
+    cache.verify_encoded()
+    assert cache.frames_committed == 13
+
+
+def test_inputs_with_gradients_are_taken_as_they_are() -> None:
+    cache = KVCache(SPEC, CONFIG)
+    for layer in range(2):
+        assert not cache.attend(layer, *(part.requires_grad_() for part in _block(layer))).requires_grad
+    cache.commit()
+
+
+def test_a_forced_backend_is_asked_when_the_cache_is_made() -> None:
+    with pytest.raises(BackendError, match="'triton' was forced"):
+        KVCache(SPEC, CONFIG.with_changes(backend="triton"))
 
 
 def test_out_of_order_use_gets_a_sentence() -> None:

@@ -16,6 +16,8 @@ SPEC = CacheSpec(layers=1, heads=2, head_dim=128, tokens_per_frame=64)
     [
         ({"bits": 5}, "bits is 5, but must be one of 2, 3, 4, 8"),
         ({"bits": True}, "bits is True"),
+        ({"bits": 2.0}, "bits is 2.0"),
+        ({"symmetric": "no"}, "symmetric is 'no'"),
         ({"codec": "QVG"}, "codec is 'QVG', but must be one of 'none', 'qvg'"),
         ({"clusters": 257}, "clusters is 257, but must be a whole number from 1 to 256 (cluster ids are stored in one byte)"),
         ({"clusters": 0}, "clusters is 0"),
@@ -53,8 +55,9 @@ def test_refusals(changes: dict[str, Any], message: str) -> None:
             CacheSpec(1, 2, 128, 64, chunk_frames=3),
             "need at least 9 frames",
         ),
+        (QVGConfig(window_frames=5), SPEC, "nothing would ever be encoded; use 6 or more"),
     ],
-    ids=["group_size", "no_group_size", "clusters", "window", "window_in_whole_chunks"],
+    ids=["group_size", "no_group_size", "clusters", "window", "window_in_whole_chunks", "window_without_room"],
 )
 def test_refusals_of_misfits(config: QVGConfig, spec: CacheSpec, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):

@@ -139,13 +139,19 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits file sizes the POSIX way")
-def test_a_full_disk_loses_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit_bytes", [6000, 500], ids=["video_and_picture", "json_too"])
+def test_a_full_disk_loses_nothing_else(limit_bytes: int, tmp_path: Path) -> None:
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
+    limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
+    (tmp_path / "demo.json").write_text("of an earlier run")
     run = f"raise SystemExit(main(['demo', '--out', {str(tmp_path)!r}, '--frames', '24', '--path', 'd-4,a-4']))"
     done = subprocess.run([sys.executable, "-c", PRELUDE + limit + run], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert any("walk.mp4" in line for line in errors) and "Traceback" not in done.stderr
     assert "between visits" in done.stdout, "the table is printed whatever happens to the files"
-    assert json.loads((tmp_path / "demo.json").read_text())["runs"][2]["frames"] == 24
+    if limit_bytes == 500:
+        assert "demo.json could not be written (File too large)" in done.stderr
+        assert (tmp_path / "demo.json").read_text() == "of an earlier run"
+    else:
+        assert json.loads((tmp_path / "demo.json").read_text())["runs"][2]["frames"] == 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.policy import CachePolicy, Layout
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +40,13 @@ def test_whole_spans_leave_a_full_window() -> None:
     policy = CachePolicy(sink_frames=2, recent_frames=2, span_frames=4, window_frames=12, chunk_frames=1)
     layout, _, evicted = _run(policy, 40)
     assert layout.sink == (1, 1) and layout.frames <= 11 and evicted == 40 - layout.frames and evicted % 4 == 0
+
+
+def test_spans_are_cut_to_what_the_window_leaves() -> None:
+    """The defaults in the window of Self-Forcing: 21 frames, chunks of 3, spans of 24."""
+    policy = CachePolicy.of(QVGConfig(window_frames=21), chunk_frames=3)
+    assert policy.span_frames == 12
+    assert _run(policy, 30)[0].spans
 
 
 @given(

@@ -73,6 +73,8 @@ def test_each_block_is_denoised_then_seen_once_more_clean_then_committed() -> No
     shown: list[tuple[float, int]] = []
 
     class Watcher:
+        device = torch.device("cpu")
+
         def block_shape(self, frames: int) -> tuple[int, ...]:
             return (1, frames, 1, 1, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_missing_and_foreign(tmp_path: Path) -> None:
 def test_newer_version(tmp_path: Path) -> None:
     file = tmp_path / "cache.safetensors"
     save_file({"x": torch.zeros(1)}, file, {"format": "qvg-cache", "version": "2"})
-    with pytest.raises(CacheFileError, match="version 2, this version reads up to 1; update the pack"):
+    with pytest.raises(CacheFileError, match="version 2, this version reads 1; update the pack"):
         load_cache(file)
 
 
@@ -94,6 +95,33 @@ def test_contents_that_do_not_fit(saved: Path) -> None:
     tensors = load_file(saved)
     del tensors["layer.1.values.1.codes"]
     save_file(tensors, saved, metadata)
+    with pytest.raises(CacheFileError, match="do not fit together"):
+        load_cache(saved, ROPE)
+
+
+def test_rope_comes_from_the_file_and_another_is_refused(saved: Path) -> None:
+    assert load_cache(saved).rope == ROPE
+    with pytest.raises(CacheFileError, match="not the one it was saved with"):
+        load_cache(saved, GridRope(2, 3, ((0.5,) * 4, (0.5,) * 14, (0.5,) * 14)))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("layer.0.keys.1.codes", lambda x: x[:, :, :5].contiguous()),
+        ("layer.1.values.0.exact", lambda x: x.double()),
+        ("layer.0.keys.1.ids", lambda x: x + 200),
+        ("codebook.0", lambda x: x[:, :, :, :, :32].contiguous()),
+    ],
+    ids=["short_codes", "wrong_dtype", "ids_out_of_range", "narrow_codebook"],
+)
+def test_tensors_that_do_not_fit(saved: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(saved, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(saved)
+    save_file({**tensors, name: change(tensors[name])}, saved, metadata)
     with pytest.raises(CacheFileError, match="do not fit together"):
         load_cache(saved, ROPE)
 
