@@ -109,6 +109,9 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
     """Run all three walks and write everything to `out`. -> exit code (130 after Ctrl-C, with what there is so far kept)."""
     plan = plan_walk(path, frames, seed)
     _make_folder(out)
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Tensors this small gain little from a second thread, and on a busy machine two that wait for each other take far longer.
+        torch.set_num_threads(1)
     model = load_demo_world()
     runs: list[Run] = []
     interrupted = False
