@@ -171,10 +171,8 @@ class DemoWorldDenoiser:
         return clean
 
 
-def load_demo_world(
-    path: Path = WEIGHTS, operations: Any = nn, dtype: torch.dtype = torch.float32, device: Any = None
-) -> DemoWorld:
-    """The shipped model. Raises UnsupportedModelError where the file is missing, damaged, or of something else."""
+def read_demo_world(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> tuple[DemoWorldConfig, dict[str, Tensor]]:
+    """Shape and weights of the shipped model. UnsupportedModelError: the file is missing, damaged, or of something else."""
     if not path.is_file():
         raise UnsupportedModelError(
             f"{path} is not there, but holds the demo model's weights; restore it from the repository's assets/"
@@ -189,6 +187,14 @@ def load_demo_world(
         raise UnsupportedModelError(
             f"{path} is not a demo world (its metadata says {metadata.get('model')!r}); use assets/{WEIGHTS.name}"
         )
-    model = DemoWorld(DemoWorldConfig(**json.loads(metadata["config"])), operations, dtype=dtype, device=device)
+    return DemoWorldConfig(**json.loads(metadata["config"])), state
+
+
+def load_demo_world(
+    path: Path = WEIGHTS, operations: Any = nn, dtype: torch.dtype = torch.float32, device: Any = None
+) -> DemoWorld:
+    """The shipped model, ready to run. Raises as `read_demo_world` does."""
+    config, state = read_demo_world(path, dtype)
+    model = DemoWorld(config, operations, dtype=dtype, device=device)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

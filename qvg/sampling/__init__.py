@@ -1,5 +1,5 @@
 """Autoregressive sampling loops."""
 
-from .autoregressive import Block, Denoiser, SamplerSettings, generate
+from .autoregressive import Block, Denoiser, SamplerSettings, Schedule, generate
 
-__all__ = ["Block", "Denoiser", "SamplerSettings", "generate"]
+__all__ = ["Block", "Denoiser", "SamplerSettings", "Schedule", "generate"]

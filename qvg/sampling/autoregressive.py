@@ -32,6 +32,16 @@ class Denoiser(Protocol):
         """Clean block from a noisy one; leaves the block's keys and values in the cache as its current block."""
 
 
+class Schedule(Protocol):
+    """Noise levels of a block's denoise steps, and the noise that it starts from."""
+
+    def noise_levels(self) -> list[float]:
+        """From the first step's level down to 0."""
+
+    def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """Where block `index` begins."""
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """Euler steps on the straight path x_t = (1 - t) x + t noise, at `steps` noise levels bent by `shift` towards noise."""
@@ -49,6 +59,10 @@ class SamplerSettings:
         even = [1 - i / self.steps for i in range(self.steps + 1)]
         return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
 
+    def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """Depends on the seed and the block alone, whatever the cache does; drawn on the CPU, so the same on every device."""
+        return torch.randn(shape, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + index) % (1 << 63)))
+
 
 @dataclass(frozen=True)
 class Block:
@@ -65,7 +79,7 @@ def generate(
     model: Denoiser,
     cache: KVCache,
     blocks: Sequence[Sequence[Sequence[float]]],
-    settings: SamplerSettings,
+    settings: Schedule,
     given: Sequence[Tensor] = (),
     interrupt: Callable[[], None] | None = None,
     verify: bool = True,
@@ -77,8 +91,7 @@ def generate(
     interrupt  called before every pass of the model; whatever it raises ends the run
     verify     after the last block, raise CacheError if the cache's codec was never called or not as often as it should have been
 
-    The caller owns the cache and frees it (`with KVCache(...)`). Noise depends on the seed and the block alone, so the same seed
-    gives the same noise whatever the cache does.
+    The caller owns the cache and frees it (`with KVCache(...)`).
     """
     first_frame = 0
     for index, origins in enumerate(blocks):
@@ -96,11 +109,9 @@ def generate(
 
 
 def _denoise(
-    model: Denoiser, cache: KVCache, frames: int, index: int, settings: SamplerSettings, interrupt: Callable[[], None] | None
+    model: Denoiser, cache: KVCache, frames: int, index: int, settings: Schedule, interrupt: Callable[[], None] | None
 ) -> Tensor:
-    # Drawn on the CPU, so that a seed means the same video on every device.
-    generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + index) % (1 << 63))
-    x = torch.randn(model.block_shape(frames), generator=generator).to(model.device)
+    x = settings.noise(index, model.block_shape(frames)).to(model.device)
     levels = settings.noise_levels()
     for level, following in itertools.pairwise(levels):
         if interrupt is not None:

@@ -1,0 +1,28 @@
+"""The ComfyUI nodes: thin, one file per job. Ids and the order of widgets are for ever, workflows store them: append only."""
+
+from __future__ import annotations
+
+from .api import ComfyExtension, io
+from .cache import QVGKVCache
+from .camera import QVGCameraPath
+from .loaders import QVGLoadDemoWorld
+from .report import QVGCacheReport, QVGCompare
+from .sampling import QVGDemoWorldStart, QVGSampler
+
+NODES: list[type[io.ComfyNode]] = [
+    QVGLoadDemoWorld,
+    QVGKVCache,
+    QVGCameraPath,
+    QVGDemoWorldStart,
+    QVGSampler,
+    QVGCacheReport,
+    QVGCompare,
+]
+
+
+class QVGExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes."""
+        return list(NODES)

@@ -1,0 +1,171 @@
+"""The node between model and sampler that says how the KV cache is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..qvg import PRESETS, QVGConfig
+from .api import CATEGORY, io
+
+# What people see first is what most of them want.
+CHOICES = ("preset", "custom", "exact")
+
+
+class QVGKVCache(io.ComfyNode):
+    """MODEL to MODEL. Bypassed, the model keeps its exact cache."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QVGKVCache",
+            display_name="QVG KV Cache",
+            category=CATEGORY,
+            description="Keeps the memory (KV cache) of an autoregressive video model in about 2 bits per value. Put it between "
+            "the model's loader and the sampler. Bypass it for the exact memory. Models without a KV cache are refused.",
+            search_aliases=["qvg", "quantize kv cache", "long video memory"],
+            inputs=[
+                io.Model.Input("model", tooltip="An autoregressive video model, such as the demo world."),
+                io.DynamicCombo.Input(
+                    "cache",
+                    options=[
+                        io.DynamicCombo.Option("preset", [_preset_input()]),
+                        io.DynamicCombo.Option("custom", _custom_inputs()),
+                        io.DynamicCombo.Option("exact", []),
+                    ],
+                    tooltip="preset: settings that work. custom: choose them. exact: 16 bits per value, as without this node.",
+                ),
+                *_advanced_inputs(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The same model; it remembers as chosen here.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        cache: dict[str, Any],
+        sink_frames: int,
+        recent_frames: int,
+        window_frames: int,
+        span_frames: int,
+        seed: int,
+        backend: str,
+        read: str,
+    ) -> io.NodeOutput:
+        from .comfy.attach import with_cache
+
+        config = make_config(
+            cache,
+            sink_frames=sink_frames,
+            recent_frames=recent_frames,
+            window_frames=window_frames or None,
+            span_frames=span_frames,
+            seed=seed,
+            backend=backend,
+        )
+        return io.NodeOutput(with_cache(model, config))
+
+
+def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
+    """What the widgets say. Raises ConfigError where they break a rule."""
+    if cache["cache"] == "exact":
+        base = PRESETS["exact"]
+        if advanced["window_frames"] is None:
+            # Nothing is encoded or forgotten, so the other widgets mean nothing; but frames cut into other pieces would round
+            # differently, and exact is to be what a bypassed node gives, bit for bit.
+            return base
+    elif cache["cache"] == "preset":
+        base = QVGConfig.preset(cache["preset"])
+    else:
+        base = QVGConfig(
+            bits=int(cache["bits"]),
+            num_stages=cache["num_stages"],
+            clusters=cache["clusters"] or "auto",
+            group_size=int(cache["group_size"]),
+        )
+    return base.with_changes(**advanced)
+
+
+def _preset_input() -> Any:
+    return io.Combo.Input(
+        "preset",
+        options=[name for name in PRESETS if name != "exact"],
+        default="qvg",
+        tooltip="qvg: 2 bits, one stage, the smallest. qvg-pro: four stages and finer scales, nearer to exact and larger.",
+    )
+
+
+def _custom_inputs() -> list[Any]:
+    return [
+        io.Combo.Input("bits", options=["2", "3", "4", "8"], default="2", tooltip="Bits per value, before scales and centroids."),
+        io.Int.Input(
+            "num_stages", default=1, min=1, max=4, tooltip="Rounds of clustering before what is left is rounded to codes."
+        ),
+        io.Int.Input(
+            "clusters",
+            default=0,
+            min=0,
+            max=256,
+            tooltip="Centroids per stage. 0: as many as cost at most 0.15 bit per value, good for short and long videos.",
+        ),
+        io.Combo.Input(
+            "group_size",
+            options=["16", "32", "64", "128"],
+            default="64",
+            tooltip="Channels that share one scale. Smaller is nearer to exact and takes more memory. Must divide the head size.",
+        ),
+    ]
+
+
+def _advanced_inputs() -> list[Any]:
+    default = QVGConfig()
+    frames = {"max": 100_000, "advanced": True}
+    return [
+        io.Int.Input(
+            "sink_frames",
+            default=default.sink_frames,
+            min=0,
+            tooltip="First latent frames, kept exactly and never forgotten.",
+            **frames,
+        ),
+        io.Int.Input(
+            "recent_frames", default=default.recent_frames, min=0, tooltip="Newest latent frames, kept exactly.", **frames
+        ),
+        io.Int.Input(
+            "window_frames",
+            default=0,
+            min=0,
+            tooltip="Latent frames that the model may look back on, the current ones included; older ones are forgotten. 0: all.",
+            **frames,
+        ),
+        io.Int.Input(
+            "span_frames",
+            default=default.span_frames,
+            min=1,
+            tooltip="Latent frames encoded together. Until so many wait, they are kept exactly.",
+            **frames,
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Of the clustering's first centroids only; the picture's noise has its own seed.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "backend",
+            options=["auto", "torch", "triton"],
+            default="auto",
+            tooltip="What computes. auto: the fastest that this machine has. A forced backend runs or says why it cannot.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "read",
+            options=["auto"],
+            default="auto",
+            tooltip="How attention reads the memory. auto: a few heads at a time, through a workspace of fixed size.",
+            advanced=True,
+        ),
+    ]

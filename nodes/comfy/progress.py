@@ -1,0 +1,52 @@
+"""What a run shows while it goes on: a bar, a picture of the current block, a line of text on the node."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...qvg.sampling import Block
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """One tick for every pass of the model. A latent of pictures is shown even where previews are off: it costs nothing."""
+
+    def __init__(self, device: torch.device, latent_format: Any, passes: int, blocks: int):
+        self._bar = comfy.utils.ProgressBar(passes)
+        self._passes, self._blocks, self._done = passes, blocks, 0
+        self._previewer = latent_preview.get_previewer(device, latent_format)
+        if self._previewer is None and latent_format.latent_channels == 3 and latent_format.latent_rgb_factors is not None:
+            self._previewer = latent_preview.Latent2RGBPreviewer(latent_format.latent_rgb_factors)
+
+    def passed(self, clean: Tensor) -> None:
+        """The model has been run once; `clean` [B, C, F, H, W] is what it makes of the current block."""
+        self._done += 1
+        preview = None if self._previewer is None else self._previewer.decode_latent_to_preview_image("JPEG", clean)
+        self._bar.update_absolute(self._done, self._passes, preview)
+
+    def finished(self, block: Block) -> None:
+        """A block has become history."""
+        megabytes = block.cache.total / 1e6
+        frames = block.latent.shape[2]
+        say(f"block {block.index + 1}/{self._blocks}, cache {megabytes:.1f} MB, {block.seconds / frames:.2f} s/frame")
+
+
+def say(text: str) -> None:
+    """A line on the node that is running; a ComfyUI that cannot show one gets it in the log."""
+    try:
+        from comfy_execution.utils import get_executing_context
+        from server import PromptServer
+
+        context, send = get_executing_context(), PromptServer.instance.send_progress_text
+    except (ImportError, AttributeError):
+        logger.info("QVG: %s", text)
+        return
+    if context is not None:
+        send(text, context.node_id)

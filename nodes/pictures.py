@@ -1,0 +1,98 @@
+"""Pictures for the page, drawn with PIL: ComfyUI does not ship matplotlib."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]
+
+_GROUND, _INK, _MUTED, _RULE = "#14181f", "#e8ecf1", "#8b95a1", "#2b323c"
+_COLOURS = ("#7aa7d9", "#3ecf8e", "#f0924a", "#b79ce0")
+_PATH_PIXELS = 384
+_CHART_PIXELS = (768, 320)
+# Drawn so many times larger and then shrunk: PIL draws lines without smoothing.
+_OVERSAMPLING = 2
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: a value per frame."""
+
+    name: str
+    values: Sequence[float]
+
+
+def path_picture(positions: ArrayLike) -> Picture:
+    """A camera's path from above. positions [F, 2], rows and columns -> [384, 384, 3]. The start is a dot, the end a ring."""
+    size = _PATH_PIXELS * _OVERSAMPLING
+    places = np.asarray(positions, np.float64)
+    low, high = places.min(0), places.max(0)
+    scale = (size * 0.76) / max(1.0, float((high - low).max()))
+    points = [(float(x), float(y)) for y, x in (places - (low + high) / 2) * scale + size / 2]
+    image = Image.new("RGB", (size, size), _GROUND)
+    draw = ImageDraw.Draw(image)
+    for line in range(1, 8):
+        draw.line([(size * line / 8, 0), (size * line / 8, size)], _RULE, 2)
+        draw.line([(0, size * line / 8), (size, size * line / 8)], _RULE, 2)
+    if len(points) > 1:
+        draw.line(points, _COLOURS[0], 3 * _OVERSAMPLING, joint="curve")
+    for x, y in points:
+        draw.ellipse(_around(x, y, 2.5), _COLOURS[0])
+    draw.ellipse(_around(*points[0], 7), _COLOURS[1])
+    draw.ellipse(_around(*points[-1], 9), None, _COLOURS[2], 3 * _OVERSAMPLING)
+    note = f"{len(places)} latent frames; dot: start, ring: end"
+    draw.text((size / 2, size - 14 * _OVERSAMPLING), note, _MUTED, _font(13), anchor="mm")
+    return _shrunk(image)
+
+
+def chart(title: str, curves: Sequence[Curve]) -> Picture:
+    """Lines over frames, from 0 up, each named with its last value. -> [320, 768, 3]"""
+    width, height = (side * _OVERSAMPLING for side in _CHART_PIXELS)
+    left, right, top, bottom = 64 * _OVERSAMPLING, width - 16 * _OVERSAMPLING, 64 * _OVERSAMPLING, height - 34 * _OVERSAMPLING
+    last = max(2, *(len(curve.values) for curve in curves)) - 1
+    step = _round_step(max([1e-9, *(value for curve in curves for value in curve.values)]))
+    highest = step * math.ceil(max([step, *(value for curve in curves for value in curve.values)]) / step - 1e-9)
+    image = Image.new("RGB", (width, height), _GROUND)
+    draw = ImageDraw.Draw(image)
+    draw.text((16 * _OVERSAMPLING, 18 * _OVERSAMPLING), title, _INK, _font(15), anchor="lm")
+    for tick in range(round(highest / step) + 1):
+        y = bottom - (bottom - top) * tick * step / highest
+        draw.line([(left, y), (right, y)], _RULE, 2)
+        draw.text((left - 8 * _OVERSAMPLING, y), f"{tick * step:g}", _MUTED, _font(12), anchor="rm")
+    for frame in (0, last // 2, last):
+        x = left + (right - left) * frame / last
+        draw.text((x, bottom + 16 * _OVERSAMPLING), str(frame), _MUTED, _font(12), anchor="rm" if frame == last else "mm")
+    x = 16.0 * _OVERSAMPLING
+    for curve, colour in zip(curves, _COLOURS, strict=False):
+        points = [(left + (right - left) * i / last, bottom - (bottom - top) * v / highest) for i, v in enumerate(curve.values)]
+        draw.line(points, colour, 2 * _OVERSAMPLING, joint="curve")
+        name = f"{curve.name}: {curve.values[-1]:.1f}"
+        draw.text((x, 42 * _OVERSAMPLING), name, colour, _font(13), anchor="lm")
+        x += draw.textlength(name, _font(13)) + 24 * _OVERSAMPLING
+    return _shrunk(image)
+
+
+def _round_step(highest: float) -> float:
+    """1, 2 or 5 times a power of ten, so that 3 to 6 steps reach `highest`."""
+    rough = highest / 5
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+
+
+def _around(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
+    r = radius * _OVERSAMPLING
+    return (x - r, y - r, x + r, y + r)
+
+
+def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(pixels * _OVERSAMPLING)
+
+
+def _shrunk(image: Image.Image) -> Picture:
+    return np.array(image.resize((image.width // _OVERSAMPLING, image.height // _OVERSAMPLING), Image.Resampling.LANCZOS))

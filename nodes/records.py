@@ -1,0 +1,111 @@
+"""What a sampling run leaves behind for the report nodes. Knows nothing of ComfyUI."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..qvg import CacheBytes, QVGConfig
+
+# Runs that one MODEL remembers; a record is a few kilobytes.
+MAX_RECORDS = 64
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value."""
+
+    model: str
+    device: str
+    config: QVGConfig
+    cache_bytes: tuple[int, ...]
+    exact_bytes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    components: CacheBytes
+    workspace_bytes: int
+    given_frames: int
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the video."""
+        return len(self.cache_bytes)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of all frames at 16 bits per value over the bytes in memory at the end, exact frames included."""
+        return self.exact_bytes[-1] / self.cache_bytes[-1]
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Mean over the frames that were generated."""
+        generated = self.seconds[self.given_frames :]
+        return sum(generated) / max(1, len(generated))
+
+    def label(self) -> str:
+        """A few words for captions."""
+        if self.config.codec == "none":
+            window = self.config.window_frames
+            return "exact" if window is None else f"exact, {window} frames"
+        return f"{self.config.codec.upper()}, {self.config.bits} bits"
+
+    def headline(self) -> str:
+        """The report in one line."""
+        sizes = f"cache {self.cache_bytes[-1] / 1e6:.1f} MB instead of {self.exact_bytes[-1] / 1e6:.1f} MB"
+        return f"{self.frames} frames, {sizes} ({self.ratio:.1f}x), {self.seconds_per_frame:.2f} s/frame"
+
+    def text(self) -> str:
+        """The report for people. MB are 10^6 bytes."""
+        parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in self.components.by_component().items())
+        lines = [
+            f"{self.model}, {self.frames} latent frames ({self.given_frames} given), {self.device}",
+            f"cache: {_settings(self.config)}",
+            f"memory at the end {self.cache_bytes[-1] / 1e6:.2f} MB, at its peak {max(self.cache_bytes) / 1e6:.2f} MB; "
+            f"all frames at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
+            f"ratio {self.ratio:.2f}x over all {self.frames} frames, exact frames included",
+            f"holds, in MB: {parts}; attention's workspace beside it {self.workspace_bytes / 1e6:.2f}",
+            f"{self.seconds_per_frame:.3f} s per generated frame",
+        ]
+        if self.config.codec != "none" and not self.components.codes:
+            lines.append("Nothing was encoded: the video is too short. Generate more frames, or use shorter spans.")
+        return "\n".join(lines)
+
+
+def _settings(config: QVGConfig) -> str:
+    window = "all frames" if config.window_frames is None else f"a window of {config.window_frames} frames"
+    frames = f"first {config.sink_frames} and last {config.recent_frames} frames exact, {window} seen"
+    if config.codec == "none":
+        return f"exact, {window} seen"
+    codes = f"{config.bits} bits, {config.num_stages} stage(s) of {config.clusters} clusters, groups of {config.group_size}"
+    return f"{config.codec}, {codes}, spans of {config.span_frames} frames, {frames}, seed {config.seed}"
+
+
+class Records:
+    """Runs of one MODEL by the video they made, newest last.
+
+    It lives with the MODEL's cache settings: as long as ComfyUI keeps the sampled LATENT in its execution cache it keeps that
+    MODEL too, so a report can always be made again without sampling again.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[str, RunRecord] = {}
+
+    def add(self, samples: Tensor, run: RunRecord) -> None:
+        """Remember the run that made `samples`."""
+        key = fingerprint(samples)
+        self._runs.pop(key, None)
+        self._runs[key] = run
+        if len(self._runs) > MAX_RECORDS:
+            del self._runs[next(iter(self._runs))]
+
+    def find(self, samples: Tensor) -> RunRecord | None:
+        """The run that made exactly these samples."""
+        return self._runs.get(fingerprint(samples))
+
+
+def fingerprint(samples: Tensor) -> str:
+    """Shape and values of a latent, on whatever device it is."""
+    values = samples.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(repr(tuple(values.shape)).encode() + values.numpy().tobytes()).hexdigest()

@@ -1,0 +1,123 @@
+"""Just enough of ComfyUI's HTTP interface, with the standard library alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN_SECONDS = 240
+Prompt = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a prompt ended."""
+
+    status: str
+    messages: list[Any]
+    outputs: dict[str, Any]
+
+    @property
+    def error(self) -> str:
+        """What the node said, if one failed."""
+        return next((data["exception_message"] for kind, data in self.messages if kind == "execution_error"), "")
+
+    def cached(self) -> set[str]:
+        """Ids of nodes whose outputs came out of the cache."""
+        return {node for kind, data in self.messages if kind == "execution_cached" for node in data["nodes"]}
+
+
+class Client:
+    """A server at `url` whose folders are under `base`."""
+
+    def __init__(self, url: str, base: Path):
+        self.url, self.base = url, base
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, data: Any) -> tuple[int, Any]:
+        """Status code and what was answered."""
+        request = urllib.request.Request(self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                code, body = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            code, body = error.code, error.read()
+        return code, json.loads(body) if body else None
+
+    def is_up(self) -> bool:
+        try:
+            return bool(self.get("/system_stats"))
+        except OSError:
+            return False
+
+    def log(self) -> str:
+        return (self.base / "log").read_text(encoding="utf-8", errors="replace")
+
+    def forget(self) -> None:
+        """Empty the execution cache and unload models; takes effect before the next prompt."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1.5)
+
+    def queue(self, prompt: Prompt) -> str:
+        code, answer = self.post("/prompt", {"prompt": prompt})
+        assert code == 200, answer
+        return str(answer["prompt_id"])
+
+    def wait(self, prompt_id: str) -> Result:
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            history = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if history:
+                return Result(history["status"]["status_str"], history["status"]["messages"], history["outputs"])
+            time.sleep(0.2)
+        raise TimeoutError(f"no result after {RUN_SECONDS} s:\n{self.log()[-4000:]}")
+
+    def run(self, prompt: Prompt) -> Result:
+        return self.wait(self.queue(prompt))
+
+    def latent(self, prompt: Prompt) -> torch.Tensor:
+        """What the sampler of this prompt made, run alone."""
+        prefix = f"latents/{time.monotonic_ns()}"
+        wanted = {name: step for name, step in prompt.items() if step["class_type"] not in ("SaveVideo", "QVGCacheReport")}
+        sampler = node(prompt, "SamplerCustomAdvanced")
+        wanted["save"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": prefix}}
+        result = self.run(wanted)
+        assert result.status == "success", result.messages
+        (file,) = (self.base / "output").glob(f"{prefix}*.latent")
+        return load_file(str(file))["latent_tensor"]
+
+
+def workflow(name: str = "demo_world", frames: int = 20, span_frames: int = 6) -> Prompt:
+    """A workflow of ours, shortened."""
+    prompt: Prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    prompt[node(prompt, "QVGCameraPath")]["inputs"].update(frames=frames, path="d-4,a-4")
+    prompt[node(prompt, "QVGKVCache")]["inputs"]["span_frames"] = span_frames
+    return prompt
+
+
+def node(prompt: Prompt, kind: str) -> str:
+    """Id of the one node of this class."""
+    (name,) = (name for name, step in prompt.items() if step["class_type"] == kind)
+    return name
+
+
+def bypassed(prompt: Prompt, kind: str = "QVGKVCache") -> Prompt:
+    """What the page sends when the node is bypassed: its consumers get what it got."""
+    prompt, name = copy.deepcopy(prompt), node(prompt, kind)
+    source = prompt.pop(name)["inputs"]["model"]
+    for step in prompt.values():
+        step["inputs"] = {key: source if value == [name, 0] else value for key, value in step["inputs"].items()}
+    return prompt

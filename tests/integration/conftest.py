@@ -1,0 +1,77 @@
+"""A real ComfyUI server with this pack in it, on the CPU. Without a ComfyUI every test here is skipped and says why.
+
+COMFYUI_PATH names the checkout (default: comfy-cli's ~/comfy/ComfyUI), COMFYUI_PYTHON its Python (default: the virtual
+environment in or beside it).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .client import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 180
+
+
+def _comfyui() -> tuple[Path, Path]:
+    """The checkout and its Python; skips without them."""
+    home = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
+    if not (home / "main.py").is_file():
+        pytest.skip(f"no ComfyUI at {home}; set COMFYUI_PATH to a checkout")
+    places = [home / ".venv", home / "venv", home.parent / ".venv", home.parent / "venv"]
+    candidates = [Path(os.environ["COMFYUI_PYTHON"])] if "COMFYUI_PYTHON" in os.environ else []
+    candidates += [place / inside for place in places for inside in ("bin/python", "Scripts/python.exe")]
+    python = next((path for path in candidates if path.is_file()), None)
+    if python is None:
+        pytest.skip(f"no virtual environment in or beside {home}; set COMFYUI_PYTHON to the Python that runs it")
+    return home, python
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The running server. Its folders are temporary; results are cached until `client.forget()`."""
+    home, python = _comfyui()
+    base, port = tmp_path_factory.mktemp("comfyui"), _free_port()
+    for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
+        (base / folder).mkdir()
+    (base / "custom_nodes" / "ComfyUI-QVG").symlink_to(ROOT, target_is_directory=True)
+    command = [str(python), "-u", str(home / "main.py"), "--cpu", "--disable-api-nodes", "--listen", "127.0.0.1"]
+    command += ["--port", str(port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfyui.db"]
+    command += ["--cache-classic", "--disable-auto-launch"]
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", **os.environ}
+    with (base / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=base)
+    client = Client(f"http://127.0.0.1:{port}", base)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not client.is_up():
+            assert process.poll() is None and time.monotonic() < deadline, f"the server did not start:\n{client.log()[-4000:]}"
+            time.sleep(0.3)
+        yield client
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture
+def client(server: Client) -> Client:
+    """The server with nothing cached."""
+    server.forget()
+    return server

@@ -1,0 +1,159 @@
+"""The nodes in a real ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .client import Client, bypassed, node, workflow
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "nodes" / "object_info.json").read_text(encoding="utf-8"))
+
+
+def test_schemas_equal_the_golden_file(server: Client) -> None:
+    """Against the version that the file was made with; others may describe the same schema with other words."""
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    for name, golden in GOLDEN["nodes"].items():
+        info = server.get(f"/object_info/{name}")[name]
+        keys = golden if version == GOLDEN["comfyui_version"] else ("input_order", "output", "output_name", "category")
+        assert {key: info[key] for key in keys} == {key: golden[key] for key in keys}
+
+
+def test_the_workflow_is_a_template_with_a_thumbnail(server: Client) -> None:
+    assert "demo_world" in server.get("/api/workflow_templates")["ComfyUI-QVG"]
+
+
+def test_the_workflow_runs_as_it_is_shipped_but_shorter(client: Client) -> None:
+    prompt = workflow()
+    result = client.run(prompt)
+    assert result.status == "success", result.messages
+    (video,) = result.outputs[node(prompt, "SaveVideo")]["images"]
+    assert (client.base / "output" / video["subfolder"] / video["filename"]).stat().st_size > 1000
+    report = result.outputs[node(prompt, "QVGCacheReport")]
+    assert "20 latent frames (4 given)" in report["text"][0] and "codes" in report["text"][0]
+    assert report["images"] and result.outputs[node(prompt, "QVGCameraPath")]["images"]
+
+
+def test_a_second_run_is_identical(client: Client) -> None:
+    first = client.latent(workflow())
+    client.forget()
+    assert torch.equal(first, client.latent(workflow()))
+
+
+def test_bypass_is_exact_bit_for_bit_and_two_bits_are_not(client: Client) -> None:
+    prompt = workflow()
+    exact = client.latent(bypassed(prompt))
+    quantized = client.latent(prompt)
+    inputs = prompt[node(prompt, "QVGKVCache")]["inputs"]
+    del inputs["cache.preset"]
+    inputs["cache"] = "exact"
+    assert torch.equal(exact, client.latent(prompt))
+    # Frames before the first span is encoded: one sink, six in the span, three recent.
+    assert torch.equal(exact[:, :, :10], quantized[:, :, :10]) and not torch.equal(exact, quantized)
+
+
+def test_given_frames_stay_as_they_are(client: Client) -> None:
+    prompt = workflow(frames=12)
+    prompt[node(prompt, "RandomNoise")]["inputs"]["noise_seed"] = 5
+    other = workflow(frames=12)
+    a, b = client.latent(prompt), client.latent(other)
+    assert torch.equal(a[:, :, :4], b[:, :, :4]) and not torch.equal(a[:, :, 4:], b[:, :, 4:])
+
+
+def test_a_report_can_be_made_again_without_sampling_again(client: Client) -> None:
+    prompt = workflow()
+    first = client.run(prompt).outputs[node(prompt, "QVGCacheReport")]["text"]
+    prompt["again"] = {**prompt.pop(node(prompt, "QVGCacheReport"))}
+    second = client.run(prompt)
+    assert second.status == "success", second.messages
+    assert node(prompt, "SamplerCustomAdvanced") in second.cached()
+    assert second.outputs["again"]["text"] == first
+
+
+def test_a_report_of_another_model_is_refused(client: Client) -> None:
+    prompt = workflow(frames=8)
+    report = prompt[node(prompt, "QVGCacheReport")]["inputs"]
+    report["model"] = [node(prompt, "QVGLoadDemoWorld"), 0]
+    assert "was not sampled with this MODEL" in client.run(prompt).error
+
+
+def test_compare_of_exact_and_two_bits(client: Client) -> None:
+    prompt = workflow()
+    other = bypassed(prompt)
+    for name in ("BasicScheduler", "BasicGuider", "SamplerCustomAdvanced", "VAEDecode", "QVGCacheReport"):
+        prompt["exact " + name] = other[node(other, name)]
+    renamed = {node(other, name): "exact " + name for name in ("BasicScheduler", "BasicGuider", "SamplerCustomAdvanced")}
+    for name, step in prompt.items():
+        if name.startswith("exact "):
+            step["inputs"] = {
+                key: [renamed.get(value[0], value[0]), value[1]] if isinstance(value, list) else value
+                for key, value in step["inputs"].items()
+            }
+    inputs: dict[str, Any] = {"fps": 10.0, "scale": 2}
+    inputs |= {"images_a": ["exact VAEDecode", 0], "report_a": ["exact QVGCacheReport", 0]}
+    inputs |= {"images_b": [node(workflow(), "VAEDecode"), 0], "report_b": [node(workflow(), "QVGCacheReport"), 0]}
+    prompt["compare"] = {"class_type": "QVGCompare", "inputs": inputs}
+    prompt[node(workflow(), "SaveVideo")]["inputs"]["video"] = ["compare", 0]
+    result = client.run(prompt)
+    assert result.status == "success", result.messages
+    text = result.outputs["compare"]["text"][0]
+    assert "10 of 20 frames are identical" in text and "A: exact" in text and "B: QVG, 2 bits" in text
+
+
+def test_interrupt_frees_the_cache_keeps_the_frames_and_leaves_a_working_server(client: Client) -> None:
+    before = client.latent(workflow(frames=12))
+    prompt_id = client.queue(workflow(frames=2000))
+    time.sleep(8)
+    assert client.post("/interrupt", {})[0] == 200
+    asked = time.monotonic()
+    result = client.wait(prompt_id)
+    assert time.monotonic() - asked < 10
+    assert any(kind == "execution_interrupted" for kind, _ in result.messages)
+    assert "the cache holds 0 bytes now" in client.log()
+    (file,) = (client.base / "output" / "QVG").glob("interrupted_*.latent")
+    kept = load_file(str(file))["latent_tensor"]
+    assert 4 <= kept.shape[2] < 2000 and kept.isfinite().all()
+    assert torch.equal(kept[:, :, :4], before[:, :, :4])
+    client.forget()
+    assert torch.equal(before, client.latent(workflow(frames=12)))
+
+
+def test_camera_errors_come_before_queueing_and_name_the_node(server: Client) -> None:
+    prompt = workflow()
+    camera = node(prompt, "QVGCameraPath")
+    prompt[camera]["inputs"]["path"] = "d-14,x-3"
+    code, answer = server.post("/prompt", {"prompt": prompt})
+    assert code == 400
+    assert "part 2 of the camera path, 'x-3'" in json.dumps(answer["node_errors"][camera])
+
+
+def test_ordinary_samplers_and_cfg_are_refused_with_a_sentence(client: Client) -> None:
+    prompt = workflow(frames=6)
+    prompt[node(prompt, "QVGSampler")] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}}
+    assert "connect 'QVG Sampler'" in client.run(prompt).error
+    prompt = workflow(frames=6)
+    guider = prompt[node(prompt, "BasicGuider")]
+    conditioning = guider["inputs"].pop("conditioning")
+    guider["class_type"] = "CFGGuider"
+    guider["inputs"] |= {"positive": conditioning, "negative": conditioning, "cfg": 3.0}
+    assert "cfg is 3.0" in client.run(prompt).error
+
+
+def test_two_videos_at_once(client: Client) -> None:
+    prompt = workflow(frames=12)
+    prompt[node(prompt, "QVGDemoWorldStart")]["inputs"]["batch_size"] = 2
+    both = client.latent(prompt)
+    assert both.shape[:3] == (2, 3, 12) and not torch.equal(both[0], both[1])
+
+
+def test_another_shift_works(client: Client) -> None:
+    """Core's own shift node replaces the model's sampling; the model must bear it."""
+    prompt = workflow(frames=8)
+    prompt["shift"] = {"class_type": "ModelSamplingSD3", "inputs": {"model": [node(prompt, "QVGLoadDemoWorld"), 0], "shift": 3.0}}
+    prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = ["shift", 0]
+    assert torch.equal(client.latent(prompt), client.latent(workflow(frames=8)))
