@@ -26,6 +26,7 @@ from .cache import KVCache
 from .camera import parse_path, visits, walk
 from .config import QVGConfig
 from .errors import ConfigError, MediaError
+from .files import written_whole
 from .media import VideoWriter, side_by_side
 from .metrics import psnr_db, ssim
 from .models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
@@ -315,14 +316,11 @@ def draw_picture(runs: Sequence[Run], plan: Walk, path: Path) -> None:
 
 
 def _write_json(summary: dict[str, Any], path: Path) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise MediaError(f"{path} could not be written ({error.strerror}); free space or choose another --out") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _make_folder(out: Path) -> None:

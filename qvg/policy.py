@@ -51,9 +51,7 @@ class CachePolicy:
     def __post_init__(self) -> None:
         if self.window_frames is None:
             return
-        # What sink and recent really hold: whole chunks.
-        need = _whole_chunks(self.sink_frames, self.chunk_frames) + _whole_chunks(self.recent_frames, self.chunk_frames)
-        need += self.chunk_frames
+        need = self.exact_frames + self.chunk_frames
         if self.window_frames < need:
             raise ConfigError(
                 f"window_frames is {self.window_frames}, but sink ({self.sink_frames}), recent ({self.recent_frames}) and one "
@@ -66,7 +64,7 @@ class CachePolicy:
         policy = CachePolicy(config.sink_frames, config.recent_frames, config.span_frames, config.window_frames, chunk_frames)
         if config.window_frames is None:
             return policy
-        exact = _whole_chunks(config.sink_frames, chunk_frames) + _whole_chunks(config.recent_frames, chunk_frames)
+        exact = policy.exact_frames
         room = (config.window_frames - chunk_frames - exact) // chunk_frames * chunk_frames
         if room < chunk_frames and config.codec != "none":
             raise ConfigError(
@@ -75,6 +73,11 @@ class CachePolicy:
                 "codec 'none'"
             )
         return replace(policy, span_frames=max(chunk_frames, min(policy.span_frames, room)))
+
+    @property
+    def exact_frames(self) -> int:
+        """What sink and recent really hold: whole chunks."""
+        return sum(-(-frames // self.chunk_frames) * self.chunk_frames for frames in (self.sink_frames, self.recent_frames))
 
     @property
     def span_chunks(self) -> int:
@@ -110,7 +113,3 @@ class CachePolicy:
         while layout.frames > room and layout.tail:
             layout, chunks = replace(layout, tail=layout.tail[1:]), chunks + 1
         return spans, chunks, layout
-
-
-def _whole_chunks(frames: int, chunk_frames: int) -> int:
-    return -(-frames // chunk_frames) * chunk_frames

@@ -8,7 +8,6 @@ itself (see `span.py`), so nothing is encoded again and a file written on one de
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from .attention import Pair
 from .cache import KVCache
 from .config import QVGConfig
 from .errors import CacheFileError, ConfigError
+from .files import written_whole
 from .policy import Layout
 from .rope import GridRope
 from .span import Codebook, ExactSpan, QuantizedSpan, Span
@@ -61,16 +61,13 @@ def save_cache(cache: KVCache, path: Path) -> None:
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
         "encode_calls": [layer.state.encode_calls for layer in cache.layers],
     }
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        save_file(tensors, unfinished, {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
-        os.replace(unfinished, path)
+        with written_whole(path) as unfinished:
+            save_file(tensors, unfinished, {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
     except (OSError, SafetensorError) as error:
         raise CacheFileError(
             f"{path} could not be written ({error}); the cache in memory is untouched, free space or save elsewhere"
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | str = "cpu") -> KVCache:

@@ -253,6 +253,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Read the options and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=12000)
