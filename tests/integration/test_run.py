@@ -25,7 +25,8 @@ package.__path__ = [{str(ROOT)!r}]
 """
 CALL = "from comfyui_qvg.qvg.cli import main; sys.exit(main(sys.argv[1:]))"
 SHORT = ["--set", "QVG Camera Path.frames=20", "--set", "3.path=d-4,a-4", "--set", "QVGKVCache.span_frames=6"]
-LONG = ["--set", "QVGCameraPath.frames=2000"]
+# No latent of what was interrupted: the server is shared, and another test counts those.
+LONG = ["--set", "QVGCameraPath.frames=2000", "--set", "QVGSampler.keep_finished=false"]
 
 
 def start(client: Client, out: Path, *more: str, before: str = "") -> subprocess.Popen[str]:
