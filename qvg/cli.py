@@ -12,7 +12,7 @@ from .errors import BackendError, QVGError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. -> exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    """Run a command. -> exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted; `run` has one more, 3: server gone."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_run(commands)
     return parser
 
 
@@ -57,12 +58,66 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _demo(options: argparse.Namespace) -> int:
     from .demo import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED, demo  # matplotlib and tqdm are needed by this command only
 
-    # Started in the background by a script, a process is told to ignore SIGINT: nothing could stop the walk and keep its video.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _heed_interrupts()
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
     return demo(options.out, **{**defaults, **chosen})
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from .server.address import DEFAULT_SERVER
+    from .server.command import DEFAULT_TIMEOUT_SECONDS, EXIT_CODES_TEXT
+
+    command = commands.add_parser(
+        "run",
+        help="run a workflow on a ComfyUI server and fetch what it makes",
+        description="Queue a workflow in API format on a ComfyUI server, show how it goes on, and download everything\n"
+        "it puts out: pictures, videos, sound, texts. Nothing is overwritten.",
+        epilog=EXIT_CODES_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "workflow", type=Path, metavar="FILE", help="workflow in API format, such as workflows/api/demo_world.json"
+    )
+    command.add_argument(
+        "--server", default=DEFAULT_SERVER, metavar="ADDRESS", help="HOST:PORT, or an http(s) address; default %(default)s"
+    )
+    command.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="change an input first; NODE is a number, title or class, such as 3.frames=20 or 'QVG Camera Path.path=d-9,a-9'; "
+        "may be given several times",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("output"), metavar="DIR", help="folder for the outputs; default ./output"
+    )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="how long a server that has fallen silent is waited for; default %(default)g",
+    )
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .server.command import run_workflow
+    from .server.interrupt import interrupted_by
+
+    # Whoever ends this program does not want the run on the server either.
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return run_workflow(options.workflow, options.server, options.settings, options.out, options.timeout, options.json)
+
+
+def _heed_interrupts() -> None:
+    """Started in the background by a script, a process is told to ignore SIGINT: nothing could stop it and keep what there is."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

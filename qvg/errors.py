@@ -42,3 +42,11 @@ class NonFiniteError(QVGError, FloatingPointError):
 
 class MediaError(QVGError, OSError):
     """A video or picture could not be written."""
+
+
+class ServerError(QVGError, ConnectionError):
+    """A ComfyUI server that is not there, not there any more, or none."""
+
+
+class RunError(QVGError, RuntimeError):
+    """A server could not do what a workflow asks for."""

@@ -33,12 +33,13 @@ RANKS = {
     "qvg.cli": 8,
     "qvg.demo": 8,
     "qvg.plots": 8,
+    "qvg.server": 8,  # `qvg run`: knows a ComfyUI by its HTTP interface only
     "nodes": 9,
     "": 10,  # the root's __init__
 }
-PROGRAMS = ("qvg.cli", "qvg.demo", "qvg.plots")
+PROGRAMS = ("qvg.cli", "qvg.demo", "qvg.plots", "qvg.server")
 LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
-PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm"}
+PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm", "websocket"}
 COMFYUI_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
 
 
@@ -110,7 +111,7 @@ def complaint(name: str, target: str, ours: bool) -> str | None:
         return None if in_nodes else "qvg/ and kernels/ know nothing of ComfyUI"
     if top in COMFYUI_INTERNALS:
         return None if name.startswith("nodes.comfy") else "only nodes/comfy/ touches ComfyUI's internals"
-    may = PROGRAMS_MAY_IMPORT if name in PROGRAMS else LIBRARY_MAY_IMPORT
+    may = PROGRAMS_MAY_IMPORT if name.startswith(PROGRAMS) else LIBRARY_MAY_IMPORT
     return None if top in may else f"{top} is not among {', '.join(sorted(may))}"
 
 

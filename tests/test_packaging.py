@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-import pathspec
 import pytest
 from packaging.requirements import Requirement
+
+from .archive import left_out, published_files, unpack
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,12 +24,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SHIPPED_BY_COMFYUI = {"torch", "torchvision", "torchaudio", "numpy", "safetensors", "einops", "psutil", "pillow", "scipy", "av"}
 PACK_FOLDERS = ("qvg", "kernels", "nodes", "assets", "workflows", "locales", "web")
-
-
-def left_out(path: str) -> bool:
-    """Whether .comfyignore keeps `path` out of the archive, read as `comfy node pack` reads it."""
-    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
-    return pathspec.GitIgnoreSpec.from_lines(lines).match_file(path)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +57,69 @@ def test_the_pack_is_in_the_archive():
         if file.is_file() and "__pycache__" not in file.parts
     ]
     assert [path for path in needed if left_out(path)] == []
+
+
+# What ComfyUI does with a pack: load its folder under a name of its own choosing, call the entry point, read the schemas. The
+# stand-in for ComfyUI comes from this checkout, and nothing else does.
+LOAD = """
+import asyncio, importlib.util, json, sys
+
+pack, checkout = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("standin", checkout + "/tests/nodes/standin.py")
+standin = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(standin)
+sys.modules.update(standin.modules())
+
+spec = importlib.util.spec_from_file_location("pack_of_comfyui", pack + "/__init__.py", submodule_search_locations=[pack])
+module = sys.modules["pack_of_comfyui"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
+from pack_of_comfyui.qvg.models.demo_world import load_demo_world
+load_demo_world()
+print(json.dumps({
+    "nodes": sorted(standin.object_info(node)["name"] for node in nodes),
+    "of_the_checkout": sorted(
+        name for name, module in sys.modules.items()
+        if str(getattr(module, "__file__", "")).startswith(tuple(f"{checkout}/{top}/" for top in ("kernels", "nodes", "qvg")))
+    ),
+}))
+"""
+
+
+def test_the_pack_works_from_what_is_published_and_nothing_else(tmp_path):
+    pack = unpack(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(pack), str(ROOT)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    golden = json.loads((ROOT / "tests" / "nodes" / "object_info.json").read_text(encoding="utf-8"))["nodes"]
+    assert json.loads(done.stdout) == {"nodes": sorted(golden), "of_the_checkout": []}
+
+
+def test_what_is_published_is_small_and_for_users():
+    files = published_files()
+    assert {path.split("/")[0] for path in files if "/" in path} <= set(PACK_FOLDERS)
+    bytes_of = {path: (ROOT / path).stat().st_size for path in files}
+    assert sum(bytes_of.values()) < 12e6  # nine of them are the demo world's weights
+    assert all(f"web/docs/{name}.md" in files for name in ("QVGKVCache", "QVGSampler"))
+
+
+def test_what_manager_runs_needs_no_tools_and_installs_nothing(tmp_path):
+    """`python install.py` in the unpacked archive; a pip that is called would fail here, and so would this."""
+    pack = unpack(tmp_path)
+    (tmp_path / "no" / "pip").mkdir(parents=True)
+    (tmp_path / "no" / "pip" / "__init__.py").write_text("raise SystemExit('pip was called')", encoding="utf-8")
+    before = sorted(pack.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-B", str(pack / "install.py")],
+        cwd=pack,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "no")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and "Nothing is installed" in done.stdout
+    assert sorted(pack.rglob("*")) == before
 
 
 def test_installing_the_pack_installs_nothing():

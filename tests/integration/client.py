@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -40,8 +41,8 @@ class Result:
 class Client:
     """A server at `url` whose folders are under `base`."""
 
-    def __init__(self, url: str, base: Path):
-        self.url, self.base = url, base
+    def __init__(self, url: str, base: Path, process: subprocess.Popen[bytes]):
+        self.url, self.base, self.process = url, base, process
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:

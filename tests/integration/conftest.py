@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,21 +42,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """The running server. Its folders are temporary; results are cached until `client.forget()`."""
+@contextmanager
+def started(base: Path) -> Iterator[Client]:
+    """A server whose folders are in `base`, with the packs in base/custom_nodes. Ended with the `with`."""
     home, python = _comfyui()
-    base, port = tmp_path_factory.mktemp("comfyui"), _free_port()
+    port = _free_port()
     for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
-        (base / folder).mkdir()
-    (base / "custom_nodes" / "ComfyUI-QVG").symlink_to(ROOT, target_is_directory=True)
+        (base / folder).mkdir(exist_ok=True)
     command = [str(python), "-u", str(home / "main.py"), "--cpu", "--disable-api-nodes", "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfyui.db"]
     command += ["--cache-classic", "--disable-auto-launch"]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", **os.environ}
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=base)
-    client = Client(f"http://127.0.0.1:{port}", base)
+    client = Client(f"http://127.0.0.1:{port}", base, process)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not client.is_up():
@@ -68,6 +68,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The running server. Its folders are temporary; results are cached until `client.forget()`."""
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "ComfyUI-QVG").symlink_to(ROOT, target_is_directory=True)
+    with started(base) as client:
+        yield client
 
 
 @pytest.fixture

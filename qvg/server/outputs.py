@@ -1,0 +1,125 @@
+"""Files and texts of a run, fetched into a folder without overwriting anything."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..files import written_whole
+from .connection import NotGivenError, Server
+from .prompt import Prompt, label, title
+
+FETCHED_TYPES = ("output", "temp")  # "input" is what the user put there
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+
+
+@dataclass
+class Outputs:
+    """What has come into `folder` so far. `take` may be given the same output again and fetches it once."""
+
+    server: Server
+    prompt: Prompt
+    folder: Path
+    files: list[dict[str, str]] = field(default_factory=list)  # node, title, type, path
+    texts: list[dict[str, str]] = field(default_factory=list)  # node, title, text
+    failures: list[dict[str, str]] = field(default_factory=list)  # node, message
+    _seen: set[tuple[str, ...]] = field(default_factory=set)
+
+    def prepare(self) -> None:
+        """Make the folder, and be sure that it can be written to before anything is queued. ConfigError."""
+        probe = self.folder / f".qvg-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"{self.folder} cannot be written to ({error.strerror}); choose another --out") from None
+
+    def take(self, node: str, output: Any) -> None:
+        """Fetch all that a node has put out: `output` is its entry in /history or in an `executed` event. ServerError."""
+        for entry in _files(output):
+            name, subfolder, kind = (str(entry.get(key) or "") for key in ("filename", "subfolder", "type"))
+            kind = kind or "output"
+            if kind in FETCHED_TYPES and self._is_new(node, kind, subfolder, name):
+                self._fetch(node, {"filename": name, "subfolder": subfolder, "type": kind})
+        for number, text in enumerate(_texts(output)):
+            if self._is_new(node, "text", str(number), text):
+                self._write_text(node, text)
+
+    def _is_new(self, *key: str) -> bool:
+        new = key not in self._seen
+        self._seen.add(key)
+        return new
+
+    def _fetch(self, node: str, query: dict[str, str]) -> None:
+        where = "/".join(part for part in (query["type"], query["subfolder"], query["filename"]) if part)
+        try:
+            target = reserve(self.folder, safe_name(query["filename"]))
+            try:
+                with written_whole(target) as unfinished:
+                    self.server.download(query, unfinished)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+        except NotGivenError as status:
+            way_out = "if it was deleted there, change a seed to have it made again"
+            self._fail(node, f"the server does not give out {where} (HTTP {status}); {way_out}")
+            return
+        except ConnectionError:
+            raise
+        except OSError as error:
+            self._fail(node, f"{where} could not be written to {self.folder} ({error.strerror}); it is still on the server")
+            return
+        self.files.append({"node": node, "title": title(self.prompt, node), "type": query["type"], "path": str(target)})
+
+    def _write_text(self, node: str, text: str) -> None:
+        name = title(self.prompt, node)
+        self.texts.append({"node": node, "title": name, "text": text})
+        try:
+            target = reserve(self.folder, safe_name(f"{name or 'text'}.txt"))
+            with written_whole(target) as unfinished:
+                unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        except OSError as error:
+            self._fail(node, f"its text could not be written to {self.folder} ({error.strerror})")
+            return
+        self.files.append({"node": node, "title": name, "type": "text", "path": str(target)})
+
+    def _fail(self, node: str, message: str) -> None:
+        self.failures.append({"node": node, "message": f"{label(self.prompt, node)}: {message}"})
+
+
+def _files(output: Any) -> Iterator[dict[str, Any]]:
+    """Every file that an output names, under whatever word: images, gifs, audio, ..."""
+    for entries in output.values() if isinstance(output, dict) else ():
+        for entry in entries if isinstance(entries, (list, tuple)) else ():
+            if isinstance(entry, dict) and entry.get("filename"):
+                yield entry
+
+
+def _texts(output: Any) -> list[str]:
+    texts = output.get("text") if isinstance(output, dict) else None
+    return [text for text in ([texts] if isinstance(texts, str) else texts or ()) if isinstance(text, str)]
+
+
+def safe_name(name: str) -> str:
+    """A file name for every system, out of one that a server chose: never a path, never empty."""
+    last = re.split(r"[/\\]", name)[-1]
+    plain = re.sub(r'[<>:"|?*\x00-\x1f]', "_", last).strip(" .") or "output"
+    return f"_{plain}" if plain.split(".")[0].upper() in RESERVED else plain
+
+
+def reserve(folder: Path, name: str) -> Path:
+    """An empty new file in `folder`, called `name` or, where that is taken, `name` with a number before its ending. OSError."""
+    path, number = folder / name, 2
+    while True:
+        try:
+            path.touch(exist_ok=False)
+            return path
+        except FileExistsError:
+            path = folder / f"{Path(name).stem}-{number}{Path(name).suffix}"
+            number += 1

@@ -1,0 +1,143 @@
+"""A workflow in ComfyUI's API format: read, checked, and changed by `--set`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+Prompt = dict[str, dict[str, Any]]
+
+
+def load_prompt(path: Path) -> Prompt:
+    """{id: {"class_type": str, "inputs": {name: value or [id, output]}, "_meta": {"title": str}}} for each node. ConfigError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a workflow saved in API format") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file; name a workflow saved in API format, a .json file") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{path} is not JSON ({error.msg} at {where}); save the workflow again in API format") from None
+    if isinstance(data, dict) and isinstance(data.get("nodes"), list):
+        raise ConfigError(_page_format(path))
+    if not isinstance(data, dict) or not data:
+        raise ConfigError(f"{path} holds no nodes; a workflow in API format is an object with an entry for each node")
+    for node, step in data.items():
+        _check_node(path, data, node, step)
+    return data
+
+
+def _page_format(path: Path) -> str:
+    """What to do with a workflow as the page saves it."""
+    twin = path.parent / "api" / path.name
+    way_out = f"its form for programs is {twin}" if twin.is_file() else "save it with Workflow > Export (API) in ComfyUI's page"
+    return f"{path} is a workflow as ComfyUI's page saves it, and a server runs the API format only; {way_out}"
+
+
+def _check_node(path: Path, data: dict[str, Any], node: str, step: Any) -> None:
+    if not isinstance(step, dict) or not isinstance(step.get("class_type"), str) or not isinstance(step.get("inputs"), dict):
+        rule = "every entry of a workflow in API format is a node with 'class_type' and 'inputs'"
+        raise ConfigError(f"entry {node!r} of {path} is not a node; {rule}")
+    for name, value in step["inputs"].items():
+        if is_link(value) and str(value[0]) not in data:
+            link = f"input {name!r} of {label(data, node)} is linked to node {value[0]}"
+            raise ConfigError(f"{link}, which {path} does not hold; link it to a node that is there, or give it a value")
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input is another node's output: [node id, number of the output]."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
+
+
+def title(prompt: Prompt, node: str) -> str:
+    """A node's name for people: its title, or else its class. A node made while running has its maker's."""
+    step = prompt.get(node) or prompt.get(node.split(".")[0]) or {}
+    meta = step.get("_meta")
+    given = meta.get("title") if isinstance(meta, dict) else None
+    return str(given or step.get("class_type") or "")
+
+
+def label(prompt: Prompt, node: str) -> str:
+    """`node 3 (QVG Camera Path)`."""
+    name = title(prompt, node)
+    return f"node {node} ({name})" if name else f"node {node}"
+
+
+def override(prompt: Prompt, setting: str) -> tuple[str, str]:
+    """Apply `NODE.INPUT=VALUE`. -> (node id, input). ConfigError.
+
+    NODE is an id, a title or a class. VALUE stays text where the file has text; elsewhere it is JSON if it can be read as such.
+    """
+    target, equals, text = setting.partition("=")
+    if not equals or "." not in target:
+        raise ConfigError(f"--set {setting!r} is not NODE.INPUT=VALUE; for example --set 3.frames=20")
+    found = _targets(prompt, target)
+    if not found:
+        nodes = ", ".join(f"{node} ({title(prompt, node)})" for node in prompt)
+        raise ConfigError(f"--set {setting!r} names no node of the workflow; its nodes are {nodes}")
+    # A title may hold dots: `a.b.c` is input c of "a.b" if such a node has one, else input b.c of "a".
+    known = [(node, name) for node, name in found if name in prompt[node]["inputs"]]
+    chosen = known or found
+    if len({node for node, _ in chosen}) > 1:
+        several = ", ".join(node for node, _ in chosen)
+        raise ConfigError(f"--set {setting!r} could be any of the nodes {several}; name one by its number")
+    node, name = chosen[0]
+    inputs = prompt[node]["inputs"]
+    inputs[name] = text if isinstance(inputs.get(name), str) else _value(text)
+    return node, name
+
+
+def _targets(prompt: Prompt, target: str) -> list[tuple[str, str]]:
+    """Every (node id, input) that the left side of a setting can mean; an id outweighs titles and classes."""
+    dots = [place for place, letter in enumerate(target) if letter == "."]
+    splits = [(target[:place], target[place + 1 :]) for place in reversed(dots)]
+    by_id = [(who, name) for who, name in splits if who in prompt and name]
+    if by_id:
+        return by_id
+    return [
+        (node, name)
+        for who, name in splits
+        for node, step in prompt.items()
+        if name and who in (title(prompt, node), step["class_type"])
+    ]
+
+
+def _value(text: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(text, parse_constant=refuse)  # NaN and Infinity are not JSON, whatever Python says
+    except ValueError:
+        return text
+
+
+def check_input(prompt: Prompt, node: str, name: str, info: dict[str, Any]) -> None:
+    """ConfigError for an input that the node's class has not: a server ignores it silently. `info`: /object_info/CLASS."""
+    about = info.get(prompt[node]["class_type"])
+    if not isinstance(about, dict):
+        return  # the server has no such class and will say so
+    names, prefixes = _input_names(about.get("input"), "")
+    if name in names or any(name.startswith(prefix) for prefix in prefixes):
+        return
+    raise ConfigError(f"{label(prompt, node)} has no input {name!r}; it has {', '.join(names) or 'none'}")
+
+
+def _input_names(inputs: Any, prefix: str) -> tuple[list[str], list[str]]:
+    """(names, beginnings of names that are made while editing) of a class's inputs, those inside of dynamic combos dotted."""
+    names, prefixes = [], []
+    for group in ("required", "optional"):
+        for name, (kind, *options) in ((inputs or {}).get(group) or {}).items():
+            names.append(prefix + name)
+            if kind == "COMFY_DYNAMICCOMBO_V3":
+                for choice in options[0]["options"]:
+                    inner, more = _input_names(choice.get("inputs"), f"{prefix}{name}.")
+                    names += [each for each in inner if each not in names]
+                    prefixes += more
+            elif isinstance(kind, str) and kind.startswith("COMFY_"):
+                prefixes.append(f"{prefix}{name}.")
+    return names, prefixes
