@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 from ..kernels import BACKENDS
 from ..kernels.kmeans import MAX_CLUSTERS
+from ..kernels.lloyd_max import MAX_BITS
 from ..kernels.packing import BITS
 from .errors import ConfigError
 
-CODECS = ("none", "qvg")
+CODECS = ("none", "qvg", "klt", "rtn", "kivi", "quarot")
+KEY_STORAGE = ("before_rope", "after_rope")
+TRANSFORMS = ("klt", "hadamard")
 GROUP_SIZES = (16, 32, 64, 128)
 MAX_STAGES = 4
 # `clusters="auto"` spends at most this many bits per value on centroids.
@@ -21,12 +24,19 @@ AUTO_CENTROID_BITS = 0.15
 class QVGConfig:
     """Settings of one cache. Frames are latent frames. Wrong values raise ConfigError here, misfits to a model in `CacheSpec`.
 
-    codec               "none" keeps history in 16 bits; "qvg" is Quant VideoGen (arXiv 2602.02958)
-    bits                bits per residual code: 2, 3, 4 or 8
+    codec               "none" keeps history in 16 bits; "qvg" is Quant VideoGen (arXiv 2602.02958); "klt" is ours; "rtn", "kivi"
+                        and "quarot" are the field's baselines
+    bits                bits per residual code: 2, 3, 4 or 8; "klt": multiples of 1/16 from 1/4 to 6, on average
+    bits_v              the same for values; None: as `bits`
     num_stages          k-means passes before the residual is quantized, 1 to 4
-    clusters            centroids per stage, 1 to 256, or "auto": as many as cost at most 0.15 bit per value
-    group_size          channels that share one scale: 16, 32, 64 or 128
-    symmetric           True: as published (2**bits - 1 levels around zero). False: all levels between min and max
+    clusters            centroids per stage, 1 to 256, or "auto": as many as cost at most 0.15 bit per value ("klt": one for 16
+                        tokens of a codebook's first span)
+    clusters_added      "klt": centroids that each later span of a codebook adds, up to 256 in all, or "auto"
+    transform           "klt": "klt" learns a basis, "hadamard" takes a fixed one
+    group_size          channels that share one scale: 16, 32, 64 or 128; not for "klt", which has one gain per token
+    symmetric           True: as published (2**bits - 1 levels around zero). False: all levels from min to max ("kivi": always)
+    keys                "before_rope" or "after_rope": how keys are kept; before, they are smoother and turned on the way into
+                        attention
     iterations          k-means iterations; later codebooks start from the one before
     sink_frames         first frames, kept exact and never evicted
     recent_frames       newest frames kept exact
@@ -39,11 +49,15 @@ class QVGConfig:
     """
 
     codec: str = "qvg"
-    bits: int = 2
+    bits: int | float = 2
+    bits_v: int | float | None = None
     num_stages: int = 1
     clusters: int | Literal["auto"] = 256
+    clusters_added: int | Literal["auto"] = "auto"
+    transform: str = "klt"
     group_size: int = 64
     symmetric: bool = True
+    keys: str = "before_rope"
     iterations: int = 6
     sink_frames: int = 1
     recent_frames: int = 3
@@ -57,12 +71,17 @@ class QVGConfig:
     def __post_init__(self) -> None:
         _require_choice("codec", self.codec, CODECS)
         _require_choice("backend", self.backend, BACKENDS)
-        _require_choice("bits", self.bits, BITS)
+        for name, bits in (("bits", self.bits), ("bits_v", self.bits if self.bits_v is None else self.bits_v)):
+            _require_bits(name, bits, self.codec)
+        _require_choice("keys", self.keys, KEY_STORAGE)
+        _require_choice("transform", self.transform, TRANSFORMS)
         _require_choice("group_size", self.group_size, GROUP_SIZES)
         _require_between("num_stages", self.num_stages, 1, MAX_STAGES)
         _require_choice("symmetric", self.symmetric, (True, False))
         if self.clusters != "auto":
             _require_between("clusters", self.clusters, 1, MAX_CLUSTERS, "cluster ids are stored in one byte")
+        if self.clusters_added != "auto":
+            _require_between("clusters_added", self.clusters_added, 0, MAX_CLUSTERS, "cluster ids are stored in one byte")
         for name, low in (
             ("iterations", 1),
             ("sink_frames", 0),
@@ -76,6 +95,11 @@ class QVGConfig:
         if self.window_frames is not None:
             _require_between("window_frames", self.window_frames, 1, 1 << 30)
 
+    @property
+    def whole_bits(self) -> int:
+        """`bits` of the codecs that give every channel the same."""
+        return int(self.bits)
+
     def with_changes(self, **changes: Any) -> QVGConfig:
         """A copy with some fields changed; an unknown name raises ConfigError."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -88,6 +112,13 @@ class QVGConfig:
         """One of PRESETS by name."""
         _require_choice("preset", name, tuple(PRESETS))
         return PRESETS[name]
+
+
+def _require_bits(name: str, bits: float, codec: str) -> None:
+    if codec != "klt":
+        _require_choice(name, bits, BITS)
+    elif isinstance(bits, bool) or not isinstance(bits, int | float) or not 0.25 <= bits <= MAX_BITS or bits * 16 % 1:
+        raise ConfigError(f"{name} is {bits!r}, but codec 'klt' takes multiples of 1/16 from 0.25 to {MAX_BITS}; start with 2")
 
 
 def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -108,4 +139,5 @@ PRESETS: dict[str, QVGConfig] = {
     "exact": QVGConfig(codec="none"),
     "qvg": QVGConfig(clusters="auto"),
     "qvg-pro": QVGConfig(clusters="auto", num_stages=4, group_size=16),
+    "klt": QVGConfig(codec="klt", clusters="auto", iterations=4, span_frames=16, spans_per_codebook=8),
 }

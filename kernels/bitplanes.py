@@ -1,0 +1,56 @@
+"""Codes of unequal width: bit planes, the on-disk truth.
+
+Channels are sorted so that widths never rise. Plane p holds bit p of the first `planes[p]` channels, the ones that have so many
+bits; planes lie behind one another. Byte j of a plane holds channels 8j to 8j+7, the first in the lowest bit.
+
+    planes (96, 64, 32): channels 0-31 have 3 bits, 32-63 two, 64-95 one, the rest none: 24 bytes per token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+
+def check_planes(planes: Sequence[int], channels: int) -> None:
+    """Raise ValueError unless planes are multiples of 8 that fall from at most `channels`."""
+    if any(size % 8 or size < 8 for size in planes) or any(low < high for low, high in pairwise((channels, *planes))):
+        raise ValueError(f"planes {tuple(planes)} must be multiples of 8 that fall from at most {channels}")
+
+
+def packed_width(planes: Sequence[int]) -> int:
+    """Bytes of one token's codes."""
+    return sum(planes) // 8
+
+
+def widths(planes: Sequence[int], channels: int) -> Tensor:
+    """Bits of every channel: int32 [D]."""
+    places = torch.arange(channels)
+    return torch.stack([places < size for size in planes]).sum(0, dtype=torch.int32)
+
+
+def pack(codes: Tensor, planes: Sequence[int]) -> Tensor:
+    """uint8 codes [..., D], each below 2**width of its channel -> packed uint8 [..., sum(planes) / 8]."""
+    weights = _powers(codes.device)
+    parts = []
+    for index, size in enumerate(planes):
+        bits = (codes[..., :size] >> index) & 1
+        parts.append((bits.unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8))
+    return torch.cat(parts, -1)
+
+
+def unpack(packed: Tensor, planes: Sequence[int], channels: int) -> Tensor:
+    """The inverse of `pack`; channels without bits are 0. -> uint8 [..., D]."""
+    codes = torch.zeros((*packed.shape[:-1], channels), dtype=torch.uint8, device=packed.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    for index, (start, stop) in enumerate(pairwise(accumulate(planes, initial=0))):
+        bits = (packed[..., start // 8 : stop // 8, None] >> shifts) & 1
+        codes[..., : stop - start] |= bits.flatten(-2) << index
+    return codes
+
+
+def _powers(device: torch.device) -> Tensor:
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
