@@ -83,9 +83,7 @@ class CacheSpec:
     def _check_channels(self, config: QVGConfig) -> None:
         channels = self.head_dim
         if (config.codec == "quarot" or (config.codec == "klt" and config.transform == "hadamard")) and channels & (channels - 1):
-            raise ConfigError(
-                f"head_dim {channels} is not a power of two, as a Hadamard transform needs it; use codec 'klt' with transform 'klt'"
-            )
+            raise ConfigError(f"head_dim {channels} is not a power of two, which a Hadamard transform needs; use transform 'klt'")
         if config.codec == "klt" and any(bits * channels % 8 for bits in (config.bits, config.bits_v or config.bits)):
             raise ConfigError(
                 f"bits {config.bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"

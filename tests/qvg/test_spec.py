@@ -20,8 +20,11 @@ ANCHORS = {
 @pytest.mark.parametrize("name", ANCHORS)
 def test_published_anchors_to_the_byte(name: str) -> None:
     shape, clusters, anchor_bytes, anchor_mib = ANCHORS[name]
+    (batch, heads, tokens, channels) = shape
     codec = QVGCodec(QVGConfig(clusters=clusters, span_frames=1))
-    predicted = 2 * sum({**codec.predicted_bytes(shape), **codec.predicted_codebook_bytes(rows, [tokens])}.values())
+    predicted = 2 * sum(
+        {**codec.predicted_bytes(shape), **codec.predicted_codebook_bytes((batch, heads, channels), [tokens])}.values()
+    )
     assert predicted == anchor_bytes and round(predicted / 2**20, 3) == anchor_mib
 
 
