@@ -9,6 +9,7 @@ bits; planes lie behind one another. Byte j of a plane holds channels 8j to 8j+7
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -45,11 +46,20 @@ def pack(codes: Tensor, planes: Sequence[int]) -> Tensor:
 def unpack(packed: Tensor, planes: Sequence[int], channels: int) -> Tensor:
     """The inverse of `pack`; channels without bits are 0. -> uint8 [..., D]."""
     codes = torch.zeros((*packed.shape[:-1], channels), dtype=torch.uint8, device=packed.device)
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    table = _eight_codes(packed.device)
     for index, (start, stop) in enumerate(pairwise(accumulate(planes, initial=0))):
-        bits = (packed[..., start // 8 : stop // 8, None] >> shifts) & 1
-        codes[..., : stop - start] |= bits.flatten(-2) << index
+        part = packed[..., start // 8 : stop // 8].to(torch.int32)
+        # Eight codes at a time: one look-up of eight bytes.
+        bits = table.index_select(0, part.flatten()).view(torch.uint8).view(*part.shape[:-1], stop - start)
+        codes[..., : stop - start] |= bits << index if index else bits
     return codes
+
+
+@cache
+def _eight_codes(device: torch.device) -> Tensor:
+    """For every byte its eight bits, one per byte of an int64, the lowest first: int64 [256]."""
+    bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
+    return bits.to(torch.uint8).view(torch.int64).flatten().to(device)
 
 
 def _powers(device: torch.device) -> Tensor:

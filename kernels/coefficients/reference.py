@@ -49,18 +49,20 @@ def reconstruct_coefficients(
 ) -> Tensor:
     """See `kernels.reconstruct_coefficients`."""
     batch, heads, tokens, channels = out.shape
-    live = planes[0]
+    live, count = planes[0], batch * heads
+    # Written in place where the output allows it: fresh pages would cost more than the arithmetic.
+    exact = out if out.dtype == torch.float32 and out.is_contiguous() else torch.empty(out.shape, device=out.device)
+    base = torch.arange(count, dtype=torch.int32, device=ids.device).view(batch, heads, 1) * words.shape[2]
+    named = (ids.to(torch.int32) + base).flatten()
+    torch.index_select(words.reshape(-1, channels), 0, named, out=exact.view(-1, channels))
+    rows = matrix[:, :, :live].reshape(count, live, channels)
     table = lloyd_max.table().to(out.device)
     offsets = ((1 << bitplanes.widths(planes, live)) - 1).to(out.device)
-    rows = matrix[:, :, :live].reshape(batch * heads, live, channels)
-    base = torch.arange(batch * heads, dtype=torch.int32, device=ids.device).view(batch, heads, 1) * words.shape[2]
-    centers = words.reshape(-1, channels)
+    values = exact.view(count, tokens, channels)
     for start in range(0, tokens, _STEP_TOKENS):
         part = slice(start, min(start + _STEP_TOKENS, tokens))
         index = bitplanes.unpack(codes[:, :, part], planes, live).to(torch.int32).add_(offsets)
-        levels = table.index_select(0, index.flatten()).view(batch * heads, -1, live)
-        levels *= e4m3.decode(gains[:, :, part]).view(batch * heads, -1, 1)
-        centroids = centers.index_select(0, (ids[:, :, part].to(torch.int32) + base).flatten())
-        values = torch.baddbmm(centroids.view(batch * heads, -1, channels), levels, rows)
-        out[:, :, part] = values.view(batch, heads, -1, channels)
-    return out
+        levels = table.index_select(0, index.flatten()).view(count, -1, live)
+        levels *= e4m3.decode(gains[:, :, part]).view(count, -1, 1)
+        values[:, part].baddbmm_(levels, rows)
+    return exact if exact is out else out.copy_(exact)
