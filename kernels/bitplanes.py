@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 
-def check_planes(planes: Sequence[int], channels: int) -> None:
-    """Raise ValueError unless planes are multiples of 8 that fall from at most `channels`."""
-    if any(size % 8 or size < 8 for size in planes) or any(low < high for low, high in pairwise((channels, *planes))):
-        raise ValueError(f"planes {tuple(planes)} must be multiples of 8 that fall from at most {channels}")
+def check_planes(planes: Sequence[int], channels: int, most: int = 8) -> None:
+    """Raise ValueError unless planes are one to `most` multiples of 8 that fall from at most `channels`."""
+    fit = all(size % 8 == 0 and size >= 8 for size in planes) and all(low >= high for low, high in pairwise((channels, *planes)))
+    if not fit or not 1 <= len(planes) <= most:
+        raise ValueError(f"planes {tuple(planes)} must be 1 to {most} multiples of 8 that fall from at most {channels}")
 
 
 def packed_width(planes: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels.bitplanes import check_planes
 from ..kernels.bitplanes import packed_width as plane_width
+from ..kernels.lloyd_max import MAX_BITS
 from ..kernels.packing import packed_width
 from ..kernels.rows8 import Rows8
 from .config import QVGConfig
@@ -39,7 +40,7 @@ def restore_codebook(name: str, tensors: Mapping[str, Tensor], facts: Any, spec:
         _check(name, {"": centroids}, {"": ((*rows, config.num_stages, centroids.shape[3], channels), torch.float16)})
         return Codebook(centroids)
     planes = tuple(int(size) for size in facts)
-    check_planes(planes, channels)
+    check_planes(planes, channels, MAX_BITS)
     parts = {part: tensors[f"{name}.{part}"] for part in ("centroids", "centroid_scales", "basis_scales")}
     words = parts["centroids"].shape[2]
     expected: Expected = {

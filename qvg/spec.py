@@ -73,7 +73,7 @@ class CacheSpec:
                 + (f"use one of {fitting}" if fitting else "this model's heads cannot be quantized in groups, use codec 'none'")
             )
         tokens = policy.span_chunks * self.chunk_frames * self.tokens_per_frame
-        if config.clusters != "auto" and config.clusters > tokens:
+        if config.codec in ("qvg", "klt") and config.clusters != "auto" and config.clusters > tokens:
             raise ConfigError(
                 f"clusters is {config.clusters}, but a span holds only {tokens} tokens ({policy.span_chunks} chunks of "
                 f"{self.chunk_frames} frames of {self.tokens_per_frame} tokens); use at most {tokens} clusters or longer spans"
@@ -83,7 +83,8 @@ class CacheSpec:
     def _check_channels(self, config: QVGConfig) -> None:
         channels = self.head_dim
         if (config.codec == "quarot" or (config.codec == "klt" and config.transform == "hadamard")) and channels & (channels - 1):
-            raise ConfigError(f"head_dim {channels} is not a power of two, which a Hadamard transform needs; use transform 'klt'")
+            other = "codec 'klt', 'kivi' or 'rtn'" if config.codec == "quarot" else "transform 'klt'"
+            raise ConfigError(f"head_dim {channels} is not a power of two, which a Hadamard transform needs; use {other}")
         if config.codec == "klt" and any(bits * channels % 8 for bits in (config.bits, config.bits_v or config.bits)):
             raise ConfigError(
                 f"bits {config.bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"

@@ -16,6 +16,8 @@ CODECS = {
     "exact": QVGConfig(codec="none", span_frames=5),
     "qvg": QVGConfig(clusters=16, span_frames=4),
     "pro": QVGConfig(clusters=16, span_frames=4, num_stages=4, group_size=16, symmetric=False),
+    "klt": QVGConfig(codec="klt", bits=2.5, bits_v=1.5, clusters="auto", span_frames=4, spans_per_codebook=3),
+    "kivi": QVGConfig(codec="kivi", span_frames=4),
 }
 
 
@@ -38,7 +40,7 @@ def _one_softmax(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, origin: tuple[
     for pair in layer.state.history:
         for which, store in ((0, keys), (1, values)):
             span = pair[which]
-            codec = layer.exact if span.codec == "none" else layer.codec
+            codec = layer.exact if span.codec == "none" else layer.codecs[which]
             shape = (cache.spec.batch, cache.spec.heads, span.num_tokens, cache.spec.head_dim)
             store.append(codec.decode(span, slice(None), slice(None), torch.empty(shape)))
     all_keys, all_values = torch.cat([*keys, k], 2), torch.cat([*values, v], 2)

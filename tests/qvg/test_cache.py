@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from comfyui_qvg.qvg import BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg.codec import KeyValueCodecs
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
 from torch import Tensor
 
@@ -162,7 +163,7 @@ def test_a_run_that_never_encoded_fails() -> None:
 
 def test_a_codec_that_was_bypassed_fails() -> None:
     cache = KVCache(SPEC, CONFIG)
-    cache.layers[1].codec = cache.layers[1].exact
+    cache.layers[1].codecs = KeyValueCodecs(cache.layers[1].exact, cache.layers[1].exact)
     _commit(cache, 9)
     with pytest.raises(CacheError, match="left \\['none', 'qvg'\\] spans"):
         cache.verify_encoded()
