@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -18,4 +19,4 @@ def hadamard(size: int) -> Tensor:
     matrix: Tensor = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
-    return matrix * size**-0.5
+    return matrix / math.sqrt(size)

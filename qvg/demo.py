@@ -164,7 +164,7 @@ def _walk(run: Run, plan: Walk, model: DemoWorld) -> None:
         total = len(plan.positions)
         with tqdm(total=total, desc=f"{run.label:18}", unit="block", file=sys.stdout, mininterval=0.5, ncols=100) as bar:
             for block in blocks:
-                run.frames.append(_picture(block.latent))
+                run.frames.append(picture(block.latent))
                 run.cache_bytes.append(block.cache.total)
                 run.seconds.append(block.seconds)
                 bar.set_postfix_str(f"{block.seconds:.2f} s/frame, cache {block.cache.total / 1e6:.1f} MB", refresh=False)
@@ -172,10 +172,10 @@ def _walk(run: Run, plan: Walk, model: DemoWorld) -> None:
                 bar.update()
 
 
-def _picture(latent: Tensor) -> Picture:
+def picture(latent: Tensor) -> Picture:
     """[1, 1, 3, P, P] in -1..1 -> uint8 [P, P, 3]."""
-    picture: Picture = ((latent[0, 0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return picture
+    pixels: Picture = ((latent[0, 0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return pixels
 
 
 def _write_results(out: Path, runs: Sequence[Run], plan: Walk, path: str, interrupted: bool) -> bool:
