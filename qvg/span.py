@@ -51,12 +51,12 @@ class Basis:
 
     rows    int8 [B, H, D, D], one direction per row, or None: the Hadamard matrix
     scales  float16 [B, H, D]: of each row, its coefficient's deviation included; without rows, of each channel
-    planes  channels in each bit plane, see `kernels/bitplanes.py`
+    planes  for every batch row the channels in each bit plane, see `kernels/bitplanes.py`
     """
 
     rows: Tensor | None
     scales: Tensor
-    planes: tuple[int, ...]
+    planes: tuple[tuple[int, ...], ...]
 
     def synthesis(self) -> Tensor:
         """From coefficients (as row vectors) to residuals: float32 [B, H, D, D]."""

@@ -61,24 +61,24 @@ class KLTCodec:
         ids = assign_clusters(x, centers, self.config.backend)
         residual = subtract_centroids(x, ids, centers, self.config.backend)
         basis = self._basis(residual) if known is None else known.basis
-        y = torch.matmul(residual, basis.analysis())
-        parts = quantize_coefficients(y, basis.weights(), basis.planes, self.config.backend)
-        return TransformSpan(*parts, ids, Dictionary(words, basis))
+        y, weights = torch.matmul(residual, basis.analysis()), basis.weights()
+        parts = [
+            quantize_coefficients(y[row : row + 1], weights[row : row + 1], planes, self.config.backend)
+            for row, planes in enumerate(basis.planes)
+        ]
+        codes, gains = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
+        return TransformSpan(codes, gains, ids, Dictionary(words, basis))
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
         """See `Codec`."""
         assert isinstance(span, TransformSpan)
         book = span.codebook
-        return reconstruct_coefficients(
-            span.codes[:, heads, tokens],
-            span.gains[:, heads, tokens],
-            span.ids[:, heads, tokens],
-            book.words.dequantize()[:, heads],
-            book.basis.synthesis()[:, heads],
-            book.basis.planes,
-            out,
-            self.config.backend,
-        )
+        parts = (span.codes[:, heads, tokens], span.gains[:, heads, tokens], span.ids[:, heads, tokens])
+        parts += (book.words.dequantize()[:, heads], book.basis.synthesis()[:, heads])
+        for row, planes in enumerate(book.basis.planes):
+            one = slice(row, row + 1)
+            reconstruct_coefficients(*(part[one] for part in parts), planes, out[one], self.config.backend)
+        return out
 
     def predicted_bytes(self, shape: tuple[int, int, int, int]) -> dict[str, int]:
         """See `Codec`."""
@@ -146,8 +146,9 @@ class KLTCodec:
         variances, directions = variances.flip(-1), directions.flip(-1)
         variances = torch.maximum(variances, _VARIANCE_FLOOR * variances.mean(-1, keepdim=True)).clamp(min=_SMALLEST_VARIANCE)
         rows = quantize_rows(directions.transpose(2, 3) * variances.sqrt()[..., None])
-        shares = (variances / variances.sum(-1, keepdim=True)).mean((0, 1))
-        return Basis(*rows, allocate_planes(shares.tolist(), round(self.config.bits * len(shares))))
+        # Heads of a layer share their planes; videos of a batch do not, so that none depends on what is made beside it.
+        shares = (variances / variances.sum(-1, keepdim=True)).mean(1).tolist()
+        return Basis(*rows, tuple(allocate_planes(row, round(self.config.bits * len(row))) for row in shares))
 
 
 def allocate_planes(variances: Sequence[float], total_bits: int) -> tuple[int, ...]:
@@ -173,7 +174,7 @@ def _hadamard_basis(residual: Tensor, planes: tuple[int, ...]) -> Basis:
     """Powers of two bring channels to about the same spread first, so that one loud channel does not fill all the others."""
     spread = residual.square().mean(2).sqrt().clamp(min=_SMALLEST_VARIANCE**0.5)
     scales = torch.exp2(torch.round(torch.log2(spread))).clamp(max=32768.0).half()
-    return Basis(None, scales, planes)
+    return Basis(None, scales, (planes,) * len(scales))
 
 
 def _worst_fitted(x: Tensor, words: Tensor, count: int, generator: torch.Generator, backend: str) -> Tensor:
@@ -185,6 +186,6 @@ def _worst_fitted(x: Tensor, words: Tensor, count: int, generator: torch.Generat
         chances = subtract_centroids(x, ids, words, backend).square().sum(-1).clamp(min=1e-30).log()
     else:
         chances = torch.zeros(x.shape[:3], device=x.device)
-    uniform = torch.rand(x.shape[:3], generator=generator).clamp(1e-7, 1 - 1e-7).to(x.device)
+    uniform = torch.rand(1, *x.shape[1:3], generator=generator).clamp(1e-7, 1 - 1e-7).to(x.device)  # the same in every batch row
     chosen = (chances - torch.log(-torch.log(uniform))).topk(min(count, tokens), -1).indices
     return torch.gather(x.float(), 2, chosen[..., None].expand(-1, -1, -1, channels))
