@@ -29,7 +29,7 @@ def codebook_tensors(name: str, book: AnyCodebook) -> dict[str, Tensor]:
 
 def codebook_facts(book: AnyCodebook) -> Any:
     """What a file keeps of a codebook beside its tensors, as JSON."""
-    return list(book.basis.planes) if isinstance(book, Dictionary) else None
+    return [list(planes) for planes in book.basis.planes] if isinstance(book, Dictionary) else None
 
 
 def restore_codebook(name: str, tensors: Mapping[str, Tensor], facts: Any, spec: CacheSpec, config: QVGConfig) -> AnyCodebook:
@@ -39,8 +39,11 @@ def restore_codebook(name: str, tensors: Mapping[str, Tensor], facts: Any, spec:
         centroids = tensors[name]
         _check(name, {"": centroids}, {"": ((*rows, config.num_stages, centroids.shape[3], channels), torch.float16)})
         return Codebook(centroids)
-    planes = tuple(int(size) for size in facts)
-    check_planes(planes, channels, MAX_BITS)
+    planes = tuple(tuple(int(size) for size in row) for row in facts)
+    if len(planes) != spec.batch or len({plane_width(row) for row in planes}) != 1:
+        raise ValueError(f"{name} has planes {planes} for a batch of {spec.batch}")
+    for row in planes:
+        check_planes(row, channels, MAX_BITS)
     parts = {part: tensors[f"{name}.{part}"] for part in ("centroids", "centroid_scales", "basis_scales")}
     words = parts["centroids"].shape[2]
     expected: Expected = {
@@ -84,7 +87,7 @@ def _transform_span(prefix: str, parts: Mapping[str, Tensor], book: Dictionary, 
         prefix,
         parts,
         {
-            "codes": ((*rows, plane_width(book.basis.planes)), torch.uint8),
+            "codes": ((*rows, plane_width(book.basis.planes[0])), torch.uint8),
             "gains": (rows, torch.uint8),
             "ids": (rows, torch.uint8),
         },

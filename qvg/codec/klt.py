@@ -73,11 +73,13 @@ class KLTCodec:
         """See `Codec`."""
         assert isinstance(span, TransformSpan)
         book = span.codebook
-        parts = (span.codes[:, heads, tokens], span.gains[:, heads, tokens], span.ids[:, heads, tokens])
-        parts += (book.words.dequantize()[:, heads], book.basis.synthesis()[:, heads])
+        codes, gains, ids = (part[:, heads, tokens] for part in (span.codes, span.gains, span.ids))
+        words, matrix = book.words.dequantize()[:, heads], book.basis.synthesis()[:, heads]
         for row, planes in enumerate(book.basis.planes):
             one = slice(row, row + 1)
-            reconstruct_coefficients(*(part[one] for part in parts), planes, out[one], self.config.backend)
+            reconstruct_coefficients(
+                codes[one], gains[one], ids[one], words[one], matrix[one], planes, out[one], self.config.backend
+            )
         return out
 
     def predicted_bytes(self, shape: tuple[int, int, int, int]) -> dict[str, int]:
