@@ -25,9 +25,14 @@ _REFUSED = r"Refused to connect because it violates the document's Content Secur
 _DEFAULT_MODEL = r"https://huggingface\.co/Comfy-Org/[\w/.-]+\.safetensors"
 NOISE = (
     (_MISSING, r"/user\.css", "a style sheet that users may write"),
+    (_MISSING, r"/favicon\.ico", "what a browser asks a page without an icon for, as frontend 1.43 is"),
     (_MISSING, r"/api/userdata/(user\.css|comfy\.templates\.json)", "files that users may have"),
     (_MISSING, r"/api/userdata\?dir=(workflows|subgraphs)&recurse=true&split=false&full_info=true", "folders made on first save"),
-    (r"ComfyApp graph accessed before initialization", r"/assets/settingStore-[\w-]+\.js", "the order in which the page starts"),
+    (
+        r"ComfyApp graph accessed before initialization",
+        r"/assets/(settingStore|dialogService)-[\w-]+\.js",
+        "the order in which the page starts",
+    ),
     (
         rf"Connecting to '{_DEFAULT_MODEL}'{_POLICY}|Fetch API cannot load {_DEFAULT_MODEL}\. {_REFUSED}",
         r"/assets/missingModelMetadata-[\w-]+\.js",
@@ -36,20 +41,22 @@ NOISE = (
 )
 
 _READY = "!!(window.app?.graph && window.app?.extensionManager?.command?.commands?.length && window.app.vueAppReady)"
-# Notes down, every 50 ms, what the page shows while a prompt runs.
+# Notes down, every 20 ms, what the page shows while a prompt runs.
 _WATCH = """(() => {
-  window.watched = { previews: [], texts: [], end: null };
+  window.watched = { previews: [], texts: [], errors: null, end: null };
   for (const type of ['execution_success', 'execution_error', 'execution_interrupted'])
     app.api.addEventListener(type, (event) => { watched.end = [type, event.detail.exception_message ?? '']; });
   const add = (list, item) => { if (list.at(-1) !== item) list.push(item); };
   setInterval(() => {
+    const errors = app.extensionManager.lastNodeErrors;
+    if (errors) watched.errors = JSON.parse(JSON.stringify(errors));
     for (const node of app.graph.nodes) {
       const shown = app.nodePreviewImages[node.id]?.[0];
       if (shown) add(watched.previews, node.type + ' ' + shown);
       const text = node.widgets?.find((widget) => widget.name === '$$node-text-preview')?.value;
       if (text) add(watched.texts, node.type + ': ' + text);
     }
-  }, 50);
+  }, 20);
 })()"""
 # What is painted on the canvas is not in the document.
 _PAINTED = """(() => {
@@ -145,7 +152,7 @@ class ComfyPage:
         return found
 
     def press_run(self) -> None:
-        self.page.js("watched.end = null")
+        self.page.js("watched.end = watched.errors = null")
         self.page.click("document.querySelector('[data-testid=queue-button]')")
 
     def run(self) -> dict[str, Any]:
@@ -157,8 +164,8 @@ class ComfyPage:
 
     def node_errors(self) -> dict[str, Any]:
         """What the server refused, by node id; waits until it has."""
-        self.page.wait("!!app.extensionManager.lastNodeErrors", 30, "the server's refusal")
-        errors: dict[str, Any] = self.page.js("JSON.parse(JSON.stringify(app.extensionManager.lastNodeErrors))")
+        self.page.wait("!!watched.errors", 30, "the server's refusal")
+        errors: dict[str, Any] = self.page.js("watched.errors")
         return errors
 
     def painted(self) -> str:

@@ -128,19 +128,29 @@ def test_a_workflow_without_the_newest_widget_runs_with_its_default(page: ComfyP
     assert page.errors() == []
 
 
+@pytest.fixture
+def keeps_refusals(server: Client) -> None:
+    """The camera path can run where the cache node cannot, and ComfyUI then runs that part."""
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    if tuple(map(int, version.split(".")[:2])) < (0, 33):
+        pytest.skip("this page forgets what was refused as soon as another part of the graph starts to run; 0.33's does not")
+
+
+@pytest.mark.usefixtures("keeps_refusals")
 def test_a_preset_that_is_gone_is_named(page: ComfyPage) -> None:
     page.load(short(frames=6, QVGKVCache=lambda values: [values[0], "qvg-of-old", *values[2:]]))
     assert page.widgets("QVGKVCache") == WORKFLOWS["demo_world"]["nodes"][1]["widgets_values_named"] | {
         "cache.preset": "qvg-of-old",
         "span_frames": 6,
     }
+    page.forget_painted()
     page.press_run()
     (error,) = page.node_errors()["2"]["errors"]
     assert error["details"].startswith("cache.preset: 'qvg-of-old' not in ['qvg', 'qvg-pro'")
-    page.forget_painted()
     page.page.wait("[...painted].join(' ').includes(\"'qvg-of-old' not in\")", 30, "the sentence on the canvas")
 
 
+@pytest.mark.usefixtures("keeps_refusals")
 def test_a_mode_that_is_gone_is_refused_before_anything_runs(page: ComfyPage) -> None:
     page.load(short(frames=6, QVGKVCache=lambda values: ["lossless", *values[2:]]))
     page.press_run()
