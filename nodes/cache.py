@@ -40,6 +40,12 @@ class QVGKVCache(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model: Any = None, cache: dict[str, Any] | None = None) -> bool | str:
+        # ComfyUI drops a DynamicCombo whose key it does not know, and runs the node without it. `model` is named because
+        # an error is shown once for every named input that is there, and this one always is.
+        return cache is not None or f"'cache' holds no mode that this version has; choose one of {', '.join(CHOICES)}"
+
+    @classmethod
     def execute(
         cls,
         model: Any,

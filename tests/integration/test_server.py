@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .client import Client, bypassed, node, workflow
+from .client import ROOT, Client, bypassed, node, workflow
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "nodes" / "object_info.json").read_text(encoding="utf-8"))
 
@@ -159,3 +159,10 @@ def test_another_shift_works(client: Client) -> None:
     prompt["shift"] = {"class_type": "ModelSamplingSD3", "inputs": {"model": [node(prompt, "QVGLoadDemoWorld"), 0], "shift": 3.0}}
     prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = ["shift", 0]
     assert torch.equal(client.latent(prompt), client.latent(workflow(frames=8)))
+
+
+def test_texts_in_other_languages_are_served(server: Client) -> None:
+    served = server.get("/i18n")
+    for folder in (ROOT / "locales").iterdir():
+        ours = json.loads((folder / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert {name: served[folder.name]["nodeDefs"][name] for name in ours} == ours
