@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..qvg import PRESETS, ConfigError, QVGConfig
+from ..qvg import PRESETS, QVGConfig
 from .api import CATEGORY, io
 
 # What people see first is what most of them want.
@@ -50,7 +50,7 @@ class QVGKVCache(io.ComfyNode):
     def execute(
         cls,
         model: Any,
-        cache: dict[str, Any] | None = None,
+        cache: dict[str, Any],
         sink_frames: int = _DEFAULT.sink_frames,
         recent_frames: int = _DEFAULT.recent_frames,
         window_frames: int = 0,
@@ -73,11 +73,8 @@ class QVGKVCache(io.ComfyNode):
         return io.NodeOutput(with_cache(model, config))
 
 
-def make_config(cache: dict[str, Any] | None, **advanced: Any) -> QVGConfig:
+def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     """What the widgets say. Raises ConfigError where they break a rule."""
-    if cache is None or cache["cache"] not in CHOICES:
-        # ComfyUI checks the values of every other kind of list; of this kind it drops those that it does not know.
-        raise ConfigError(f"cache is no choice of this version's; choose one of {', '.join(map(repr, CHOICES))}")
     if cache["cache"] == "exact":
         base = PRESETS["exact"]
         if advanced["window_frames"] is None:

@@ -63,12 +63,6 @@ def test_node_defaults_are_the_presets(part: Any) -> None:
     assert make_config(custom, **ADVANCED) == PRESETS["qvg"]
 
 
-def test_unknown_kinds_of_cache_are_named(part: Any) -> None:
-    for cache in (None, {"cache": "magic"}):
-        with pytest.raises(ConfigError, match="cache is no choice of this version's; choose one of 'preset', 'custom', 'exact'"):
-            part("cache").make_config(cache, **ADVANCED)
-
-
 def test_custom_settings_and_advanced_ones_arrive(part: Any) -> None:
     custom = {"cache": "custom", "bits": "4", "num_stages": 2, "clusters": 16, "group_size": "32"}
     config = part("cache").make_config(custom, **{**ADVANCED, "window_frames": 40, "seed": 7})
