@@ -1,0 +1,184 @@
+"""The pack in ComfyUI's page: what people see."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..integration.client import Client
+from .chromium import Chromium, Message
+from .comfy_page import ComfyPage, change_settings, is_noise, opened
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "workflows").glob("*.json"))}
+GOLDEN = json.loads((ROOT / "tests" / "nodes" / "object_info.json").read_text(encoding="utf-8"))
+
+
+def short(name: str = "demo_world", frames: int = 20, **inputs: Any) -> dict[str, Any]:
+    """A workflow of ours, shortened, saved as an older page saved it: widget values by position alone."""
+    graph = copy.deepcopy(WORKFLOWS[name])
+    for node in graph["nodes"]:
+        names = list(node.pop("widgets_values_named", ()))
+        if node["type"] == "QVGCameraPath":
+            node["widgets_values"] = ["d-4,a-4", frames]
+        if node["type"] == "QVGKVCache":
+            node["widgets_values"][names.index("span_frames")] = 6
+        if node["type"] in inputs:
+            node["widgets_values"] = inputs[node["type"]](node["widgets_values"])
+    return graph
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_template_browser_lists_it_and_it_opens_without_an_error(page: ComfyPage, name: str) -> None:
+    page.show_templates("ComfyUI-QVG")
+    assert {each: page.templates().get(each, 0) > 100 for each in WORKFLOWS} == dict.fromkeys(WORKFLOWS, True)
+    page.open_template(name, len(WORKFLOWS[name]["nodes"]))
+    assert page.missing() == []
+    page.forget_painted()
+    page.page.wait("painted.has('QVG Sampler')", 30, "the nodes' titles")
+    # Titles and widgets are readable as the page first shows them.
+    assert page.scale() > 0.6 and "QVG KV Cache" in page.painted() and "span_frames" in page.painted()
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_no_node_covers_another_or_cuts_its_widgets(page: ComfyPage, name: str) -> None:
+    page.load(WORKFLOWS[name])
+    boxes = page.page.js("app.graph.nodes.map((n) => [n.title, [...n.getBounding()], [...n.computeSize()], [...n.size]])")
+    assert len(boxes) == len(WORKFLOWS[name]["nodes"])
+    for title, (x, y, width, height), needed, size in boxes:
+        assert size[0] >= min(needed[0], 230) and size[1] >= needed[1] - 1, f"{title} is {size}, and needs {needed}"
+        for other, (x2, y2, width2, height2), _, _ in boxes:
+            apart = x + width <= x2 or x2 + width2 <= x or y + height <= y2 or y2 + height2 <= y
+            assert title == other or apart, f"{title} covers {other}"
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_program_form_is_what_the_page_sends(page: ComfyPage, server: Client, name: str) -> None:
+    page.load(WORKFLOWS[name])
+    ours = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    sent = page.prompt()
+    if server.get("/system_stats")["system"]["comfyui_version"] != GOLDEN["comfyui_version"]:
+        # Other versions call core's nodes, and their inputs, by other names; ours stay.
+        ours, sent = (
+            {key: step["inputs"] for key, step in each.items() if step["class_type"].startswith("QVG")} for each in (ours, sent)
+        )
+    assert sent == ours
+
+
+def test_run_shows_previews_progress_and_the_video(page: ComfyPage) -> None:
+    page.load(short())
+    shown = page.run()
+    assert shown["end"][0] == "execution_success"
+    assert len({each for each in shown["previews"] if each.startswith("SamplerCustomAdvanced blob:")}) > 1
+    texts = [each for each in shown["texts"] if each.startswith("SamplerCustomAdvanced: block ")]
+    assert len(texts) > 1 and all("MB" in each and "s/frame" in each for each in texts)
+    video = page.video()
+    assert "filename=demo_world_" in video["url"] and video["width"] == 64
+    assert video["seconds"] == pytest.approx(20 / 10, abs=0.15)  # frames / fps
+    assert any(each.startswith("QVGCacheReport: ") and "20 latent frames (4 given)" in each for each in shown["texts"])
+    assert page.errors() == []
+
+
+def test_a_report_out_of_the_execution_cache_still_shows_its_text(browser: Chromium, server: Client, page: ComfyPage) -> None:
+    page.load(short(frames=12))
+    assert page.run()["end"][0] == "execution_success"
+    with opened(browser, server.url) as another:
+        another.load(short(frames=12))
+        shown = another.run()
+    assert not any(each.startswith("SamplerCustomAdvanced: block") for each in shown["texts"])
+    assert any(each.startswith("QVGCacheReport: ") and "12 latent frames" in each for each in shown["texts"])
+
+
+def test_compare_shows_both_videos(page: ComfyPage) -> None:
+    page.load(short("demo_compare"))
+    shown = page.run()
+    assert shown["end"][0] == "execution_success", shown["end"]
+    assert any("10 of 20 frames are identical" in each for each in shown["texts"])
+    assert page.video()["width"] > 2 * 4 * 64
+    assert page.errors() == []
+
+
+def test_camera_errors_are_written_under_the_node(page: ComfyPage) -> None:
+    page.load(short(QVGCameraPath=lambda values: ["d-14,x-3", *values[1:]]))
+    page.press_run()
+    (error,) = page.node_errors()["3"]["errors"]
+    assert "part 2 of the camera path, 'x-3', has the unknown key 'x'" in error["details"]
+    page.forget_painted()
+    page.page.wait("[...painted].join(' ').includes(\"has the unknown key 'x'\")", 30, "the sentence on the canvas")
+    assert page.page.js("watched.end") is None  # nothing was queued
+    page.set("QVGCameraPath", path="d-4,a-4")
+    assert page.run()["end"][0] == "execution_success"
+    page.forget_painted()
+    page.page.wait("painted.has('QVG Camera Path')", 30, "the nodes' titles")
+    assert "unknown key" not in page.painted()
+
+
+def test_a_workflow_without_the_newest_widget_runs_with_its_default(page: ComfyPage) -> None:
+    graph = short(frames=6, QVGKVCache=lambda values: values[:-1])
+    (cache,) = (node for node in graph["nodes"] if node["type"] == "QVGKVCache")
+    cache["inputs"] = [each for each in cache["inputs"] if each["name"] != "read"]
+    page.load(graph)
+    assert page.widgets("QVGKVCache") == WORKFLOWS["demo_world"]["nodes"][1]["widgets_values_named"] | {"span_frames": 6}
+    assert page.run()["end"][0] == "execution_success"
+    assert page.errors() == []
+
+
+@pytest.fixture
+def keeps_refusals(server: Client) -> None:
+    """The camera path can run where the cache node cannot, and ComfyUI then runs that part."""
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    if tuple(map(int, version.split(".")[:2])) < (0, 33):
+        pytest.skip("this page forgets what was refused as soon as another part of the graph starts to run; 0.33's does not")
+
+
+@pytest.mark.usefixtures("keeps_refusals")
+def test_a_preset_that_is_gone_is_named(page: ComfyPage) -> None:
+    page.load(short(frames=6, QVGKVCache=lambda values: [values[0], "qvg-of-old", *values[2:]]))
+    assert page.widgets("QVGKVCache") == WORKFLOWS["demo_world"]["nodes"][1]["widgets_values_named"] | {
+        "cache.preset": "qvg-of-old",
+        "span_frames": 6,
+    }
+    page.forget_painted()
+    page.press_run()
+    (error,) = page.node_errors()["2"]["errors"]
+    assert error["details"].startswith("cache.preset: 'qvg-of-old' not in ['qvg', 'qvg-pro'")
+    page.page.wait("[...painted].join(' ').includes(\"'qvg-of-old' not in\")", 30, "the sentence on the canvas")
+
+
+@pytest.mark.usefixtures("keeps_refusals")
+def test_a_mode_that_is_gone_is_refused_before_anything_runs(page: ComfyPage) -> None:
+    page.load(short(frames=6, QVGKVCache=lambda values: ["lossless", *values[2:]]))
+    page.press_run()
+    (error,) = page.node_errors()["2"]["errors"]
+    assert "'cache' holds no mode that this version has; choose one of preset, custom, exact" in error["details"]
+
+
+def test_names_and_tooltips_are_in_the_language_of_the_page(browser: Chromium, server: Client) -> None:
+    expected = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    change_settings(server.url, Comfy__Locale="zh")
+    try:
+        with opened(browser, server.url) as page:
+            page.load(WORKFLOWS["demo_world"])
+            titles = page.page.js("Object.fromEntries(app.graph.nodes.map((n) => [n.type, n.title]))")
+            labels = page.page.js("app.graph.nodes.find((n) => n.type === 'QVGKVCache').widgets.map((w) => w.label)")
+            assert page.errors() == []
+    finally:
+        change_settings(server.url, Comfy__Locale="en")
+    ours = {name: titles[name] for name in expected if name in titles}
+    assert ours == {name: expected[name]["display_name"] for name in ours} and len(ours) >= 6
+    inputs = expected["QVGKVCache"]["inputs"]
+    assert labels[:3] == [inputs["cache"]["name"], inputs["cache_preset"]["name"], inputs["sink_frames"]["name"]]
+
+
+def test_the_noise_filter_lets_everything_else_through() -> None:
+    url = "http://127.0.0.1:1"
+    missing = "Failed to load resource: the server responded with a status of 404 (Not Found)"
+    assert is_noise(Message("error", missing, url + "/user.css"), url)
+    assert not is_noise(Message("error", missing, url + "/extensions/ComfyUI-QVG/qvg.js"), url)
+    assert not is_noise(Message("error", missing, url + "/api/workflow_templates/ComfyUI-QVG/demo_world.jpg"), url)
+    assert not is_noise(Message("exception", "TypeError: node is undefined", url + "/extensions/ComfyUI-QVG/qvg.js"), url)

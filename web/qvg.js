@@ -1,0 +1,59 @@
+// Two things that the page leaves out.
+// What the server found wrong with a node's inputs is written under the node: the page itself shows a red frame and keeps the
+// sentence behind two clicks, and who mistypes a camera path should read it where they typed.
+// A report that comes out of the execution cache shows its text too: the page is told of texts only while a node runs.
+import { app } from '../../scripts/app.js'
+
+const MARGIN = 8
+const LINE = 15
+const FONT = '12px sans-serif'
+
+function sentences(node) {
+  const errors = app.extensionManager?.lastNodeErrors ?? app.lastNodeErrors
+  return (errors?.[String(node.id)]?.errors ?? []).map((error) => error.details || error.message)
+}
+
+function wrapped(context, text, width) {
+  const lines = ['']
+  for (const word of text.split(' ')) {
+    const longer = `${lines.at(-1)} ${word}`.trim()
+    if (context.measureText(longer).width <= width) lines[lines.length - 1] = longer
+    else lines.push(word)
+  }
+  return lines
+}
+
+function paint(node, context) {
+  const found = node.flags?.collapsed ? [] : sentences(node)
+  if (!found.length) return
+  context.save()
+  context.font = FONT
+  context.textAlign = 'left'
+  context.textBaseline = 'top'
+  const lines = found.flatMap((text) => wrapped(context, text, node.size[0] - 2 * MARGIN))
+  context.fillStyle = '#5a1a1a'
+  context.fillRect(0, node.size[1], node.size[0], lines.length * LINE + 2 * MARGIN)
+  context.fillStyle = '#ffe3e3'
+  lines.forEach((line, index) => context.fillText(line, MARGIN, node.size[1] + MARGIN + index * LINE))
+  context.restore()
+}
+
+app.registerExtension({
+  name: 'qvg.texts',
+  setup() {
+    app.api.addEventListener('executed', ({ detail }) => {
+      const id = detail.display_node ?? detail.node
+      const ours = app.graph.getNodeById(Number(id))?.comfyClass?.startsWith('QVG')
+      const text = detail.output?.text?.[0]
+      if (ours && text) app.api.dispatchCustomEvent('progress_text', { nodeId: id, text })
+    })
+  },
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith('QVG')) return
+    const before = node.onDrawForeground
+    node.onDrawForeground = function (context, ...rest) {
+      before?.call(this, context, ...rest)
+      paint(this, context)
+    }
+  },
+})
