@@ -127,17 +127,27 @@ def test_a_file_from_before_there_were_other_codecs(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "planes",
-    [[], [8] * 7, [64, 32, 32], [60], [72, 64], None, ["x"]],
-    ids=["none", "seven", "other", "uneven", "wide", "null", "text"],
+    ("planes", "why"),
+    [
+        ([[]], "must be 1 to 6 multiples of 8"),
+        ([[8] * 7], "must be 1 to 6 multiples of 8"),
+        ([[60]], "must be 1 to 6 multiples of 8"),
+        ([[72, 64]], "that fall from at most 64"),
+        ([[64, 32, 8]], "codes is"),
+        ([], "for a batch of 1"),
+        ([[64, 32]] * 2, "for a batch of 1"),
+        (None, "NoneType"),
+        ([["x"]], "invalid literal"),
+    ],
+    ids=["none", "seven", "uneven", "wide", "other_width", "no_row", "two_rows", "null", "text"],
 )
-def test_planes_that_do_not_fit(planes: object, tmp_path: Path) -> None:
+def test_planes_that_do_not_fit(planes: object, why: str, tmp_path: Path) -> None:
     cache = KVCache(SPEC, _KLT, ROPE)
     _steps(cache, range(12))
     file = tmp_path / "cache.safetensors"
     save_cache(cache, file)
     _rewritten(file, lambda state: state["codebook_facts"].update(dict.fromkeys(state["codebook_facts"], planes)))
-    with pytest.raises(CacheFileError, match="do not fit together"):
+    with pytest.raises(CacheFileError, match=f"do not fit together .*{why}"):
         load_cache(file)
 
 
