@@ -49,7 +49,7 @@ class RunRecord:
         if self.config.codec == "none":
             window = self.config.window_frames
             return "exact" if window is None else f"exact, {window} frames"
-        return f"{self.config.codec.upper()}, {self.config.bits} bits"
+        return f"{self.config.codec.upper()}, {_bits(self.config)}"
 
     def headline(self) -> str:
         """The report in one line."""
@@ -78,8 +78,21 @@ def _settings(config: QVGConfig) -> str:
     frames = f"first {config.sink_frames} and last {config.recent_frames} frames exact, {window} seen"
     if config.codec == "none":
         return f"exact, {window} seen"
-    codes = f"{config.bits} bits, {config.num_stages} stage(s) of {config.clusters} clusters, groups of {config.group_size}"
-    return f"{config.codec}, {codes}, spans of {config.span_frames} frames, {frames}, seed {config.seed}"
+    return f"{config.codec}, {_codes(config)}, spans of {config.span_frames} frames, {frames}, seed {config.seed}"
+
+
+def _codes(config: QVGConfig) -> str:
+    if config.codec == "qvg":
+        return f"{_bits(config)}, {config.num_stages} stage(s) of {config.clusters} clusters, groups of {config.group_size}"
+    if config.codec == "klt":
+        return f"{_bits(config)}, {config.clusters} clusters, {config.transform} transform, {config.spans_per_codebook} spans per codebook"
+    return f"{_bits(config)}, groups of {config.group_size}"
+
+
+def _bits(config: QVGConfig) -> str:
+    if config.bits_v is None or config.bits_v == config.bits:
+        return f"{config.bits:g} bits"
+    return f"{config.bits:g} and {config.bits_v:g} bits"
 
 
 class Records:
