@@ -36,8 +36,8 @@ class QVGKVCache(io.ComfyNode):
                         io.DynamicCombo.Option("klt", _klt_inputs()),
                         *(io.DynamicCombo.Option(codec, _plain_inputs()) for codec in ("kivi", "quarot", "rtn")),
                     ],
-                    tooltip="preset: settings that work. custom: Quant VideoGen by hand. exact: 16 bits per value, as without "
-                    "this node. klt: our own method by hand, the nearest to exact for its bytes. kivi, quarot, rtn: to compare with.",
+                    tooltip="preset: settings that work. custom: Quant VideoGen by hand. exact: 16 bits per value, as "
+                    "without this node. klt: our own method by hand, the nearest to exact for its bytes. kivi, quarot, rtn: to compare with.",
                 ),
                 *_advanced_inputs(),
             ],
@@ -113,7 +113,7 @@ def _preset_input() -> Any:
         "preset",
         options=[name for name in PRESETS if name != "exact"],
         default="balanced",
-        tooltip="balanced: nearer to exact than qvg in fewer bytes. fewest-bytes: smaller still. near-exact: for pictures that must "
+        tooltip="balanced: nearer to exact than qvg in fewer bytes. fewest-bytes: smaller still. near-exact: when pictures must "
         "not differ. qvg, qvg-pro: Quant VideoGen as published, 2 bits in one or four stages.",
     )
 

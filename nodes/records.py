@@ -85,7 +85,8 @@ def _codes(config: QVGConfig) -> str:
     if config.codec == "qvg":
         return f"{_bits(config)}, {config.num_stages} stage(s) of {config.clusters} clusters, groups of {config.group_size}"
     if config.codec == "klt":
-        return f"{_bits(config)}, {config.clusters} clusters, {config.transform} transform, {config.spans_per_codebook} spans per codebook"
+        codebook = f"{config.clusters} clusters, {config.spans_per_codebook} spans per codebook"
+        return f"{_bits(config)}, {codebook}, {config.transform} transform"
     return f"{_bits(config)}, groups of {config.group_size}"
 
 
