@@ -37,7 +37,7 @@ class QVGKVCache(io.ComfyNode):
                         *(io.DynamicCombo.Option(codec, _plain_inputs()) for codec in ("kivi", "quarot", "rtn")),
                     ],
                     tooltip="preset: settings that work. custom: Quant VideoGen by hand. exact: 16 bits per value, as "
-                    "without this node. klt: our own method by hand, the nearest to exact for its bytes. kivi, quarot, rtn: to compare with.",
+                    "without this node. klt: our own method by hand. kivi, quarot, rtn: to compare with.",
                 ),
                 *_advanced_inputs(),
             ],
