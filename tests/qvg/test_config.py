@@ -107,7 +107,7 @@ def test_refusals_of_misfits(config: QVGConfig, spec: CacheSpec, message: str) -
 
 def test_presets_keep_their_names() -> None:
     """Workflows store them."""
-    assert list(PRESETS) == ["exact", "qvg", "qvg-pro", "klt"]
+    assert list(PRESETS) == ["exact", "qvg", "qvg-pro", "fewest-bytes", "balanced", "near-exact"]
     with pytest.raises(ConfigError, match="preset is 'best'"):
         QVGConfig.preset("best")
 

@@ -200,16 +200,18 @@ def test_bits_go_where_the_energy_is() -> None:
     assert len(loud) == 4 and loud[-1] == 8
 
 
-def test_tensors_of_low_rank_get_all_bits_where_they_live() -> None:
+@pytest.mark.parametrize("noise", [1.0, 0.1, 0.01, 0.0])
+def test_tensors_of_low_rank_get_all_bits_where_they_live(noise: float) -> None:
     """Sixteen directions in 128 channels: one bit per channel is three for each of them (0.035 of the variance is left); spread
-    evenly it would leave 0.36 or more."""
+    evenly it would leave 0.36 or more. However faint the rest is: what rounded directions leak into it must not set the scale."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 1, 600, 16, generator=generator) @ torch.randn(16, 128, generator=generator)
-    x += 0.01 * torch.randn(x.shape, generator=generator)
+    x = torch.randn(1, 1, 2000, 16, generator=generator) @ torch.randn(16, 128, generator=generator)
+    x += noise * torch.randn(x.shape, generator=generator)
     codec = KLTCodec(CONFIG.with_changes(bits=1, clusters=1))
     span = _encode(codec, x)
     assert len(span.codebook.basis.planes[0]) == 3 and span.codebook.basis.planes[0][2] >= 16
-    assert relative_error(x, _decode(codec, span, x)) < 0.05
+    beyond = 128 * noise**2 / (16 * 128)  # the noise's own share: no bits are left for it
+    assert relative_error(x, _decode(codec, span, x)) < 0.035 + beyond
 
 
 def test_one_basis_for_all_amplitudes() -> None:
