@@ -1,4 +1,5 @@
-"""The ComfyUI nodes: thin, one file per job. Ids and the order of widgets are for ever, workflows store them: append only."""
+"""The ComfyUI nodes: thin, one file per job. Ids and the order of widgets are for ever, workflows store them: append only, and
+what is appended is optional: programs that were written before it do not send it."""
 
 from __future__ import annotations
 

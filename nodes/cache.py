@@ -9,6 +9,7 @@ from .api import CATEGORY, io
 
 # What people see first is what most of them want.
 CHOICES = ("preset", "custom", "exact")
+_DEFAULT = QVGConfig()
 
 
 class QVGKVCache(io.ComfyNode):
@@ -50,13 +51,13 @@ class QVGKVCache(io.ComfyNode):
         cls,
         model: Any,
         cache: dict[str, Any],
-        sink_frames: int,
-        recent_frames: int,
-        window_frames: int,
-        span_frames: int,
-        seed: int,
-        backend: str,
-        read: str,
+        sink_frames: int = _DEFAULT.sink_frames,
+        recent_frames: int = _DEFAULT.recent_frames,
+        window_frames: int = 0,
+        span_frames: int = _DEFAULT.span_frames,
+        seed: int = _DEFAULT.seed,
+        backend: str = _DEFAULT.backend,
+        read: str = "auto",
     ) -> io.NodeOutput:
         from .comfy.attach import with_cache
 
@@ -124,18 +125,19 @@ def _custom_inputs() -> list[Any]:
 
 
 def _advanced_inputs() -> list[Any]:
-    default = QVGConfig()
-    frames = {"max": 100_000, "advanced": True}
+    # Optional, so that a program may leave them out, as one does that was written before they were there.
+    advanced = {"advanced": True, "optional": True}
+    frames = {"max": 100_000, **advanced}
     return [
         io.Int.Input(
             "sink_frames",
-            default=default.sink_frames,
+            default=_DEFAULT.sink_frames,
             min=0,
             tooltip="First latent frames, kept exactly and never forgotten.",
             **frames,
         ),
         io.Int.Input(
-            "recent_frames", default=default.recent_frames, min=0, tooltip="Newest latent frames, kept exactly.", **frames
+            "recent_frames", default=_DEFAULT.recent_frames, min=0, tooltip="Newest latent frames, kept exactly.", **frames
         ),
         io.Int.Input(
             "window_frames",
@@ -146,7 +148,7 @@ def _advanced_inputs() -> list[Any]:
         ),
         io.Int.Input(
             "span_frames",
-            default=default.span_frames,
+            default=_DEFAULT.span_frames,
             min=1,
             tooltip="Latent frames encoded together. Until so many wait, they are kept exactly.",
             **frames,
@@ -158,20 +160,21 @@ def _advanced_inputs() -> list[Any]:
             max=0xFFFFFFFFFFFF,
             control_after_generate=False,
             tooltip="Of the clustering's first centroids only; the picture's noise has its own seed.",
-            advanced=True,
+            **advanced,
         ),
         io.Combo.Input(
             "backend",
             options=["auto", "torch", "triton"],
             default="auto",
-            tooltip="What computes. auto: the fastest that this machine has. A forced backend runs or says why it cannot.",
-            advanced=True,
+            tooltip="What computes. This version has torch alone, which auto takes; triton says that it is not there yet.",
+            **advanced,
         ),
         io.Combo.Input(
             "read",
             options=["auto"],
             default="auto",
-            tooltip="How attention reads the memory. auto: a few heads at a time, through a workspace of fixed size.",
-            advanced=True,
+            tooltip="How attention reads the memory. This version has one way, auto: a few heads at a time, in 32 bits, through "
+            "a workspace of fixed size.",
+            **advanced,
         ),
     ]

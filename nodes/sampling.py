@@ -42,6 +42,7 @@ class QVGDemoWorldStart(io.ComfyNode):
                     max=64,
                     tooltip="Videos made at once from the same first frames, each with noise of its own.",
                     advanced=True,
+                    optional=True,
                 ),
             ],
             outputs=[
@@ -51,7 +52,7 @@ class QVGDemoWorldStart(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, camera: CameraPath, map_seed: int, batch_size: int) -> io.NodeOutput:
+    def execute(cls, camera: CameraPath, map_seed: int, batch_size: int = 1) -> io.NodeOutput:
         walk = plan_walk(camera.path, camera.frames, map_seed)
         pixels = DemoWorldConfig().picture_pixels
         samples = torch.zeros(batch_size, 3, camera.frames, pixels, pixels)
@@ -76,21 +77,23 @@ class QVGSampler(io.ComfyNode):
             display_name="QVG Sampler",
             category=CATEGORY,
             description="Generates block after block, each with the memory of all before it. Connect it to SamplerCustomAdvanced."
-            " Interrupting frees the memory and keeps the frames finished so far.",
+            " An interrupt or a failure frees the memory and keeps the frames finished so far.",
             search_aliases=["qvg", "autoregressive sampler", "ar video"],
             inputs=[
                 io.Boolean.Input(
                     "keep_finished",
                     default=True,
-                    tooltip="After an interrupt, leave the finished frames as QVG/interrupted_*.latent in the output folder.",
+                    tooltip="After an interrupt or a failure, leave the finished frames as QVG/interrupted_*.latent in the "
+                    "output folder.",
                     advanced=True,
+                    optional=True,
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(cls, keep_finished: bool) -> io.NodeOutput:
+    def execute(cls, keep_finished: bool = True) -> io.NodeOutput:
         from .comfy.sampler import make_sampler
 
         return io.NodeOutput(make_sampler(keep_finished))

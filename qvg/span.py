@@ -121,6 +121,7 @@ def move(spans: Iterable[Span], device: torch.device | str) -> list[Span]:
         if isinstance(span, ExactSpan):
             result.append(span.to(device))
             continue
-        book = moved.setdefault(id(span.codebook), span.codebook.to(device))
-        result.append(span.to(device, book))
+        if id(span.codebook) not in moved:
+            moved[id(span.codebook)] = span.codebook.to(device)
+        result.append(span.to(device, moved[id(span.codebook)]))
     return result

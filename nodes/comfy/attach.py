@@ -1,7 +1,7 @@
 """Which MODELs have a KV cache, and how its settings travel with a MODEL.
 
-A model of ours is a `BaseModel` that has `qvg_cache_spec(batch)`, `qvg_rope()` and `qvg_name`. Settings live in a clone's
-transformer_options, so bypassing the cache node leaves the loader's own settings: the exact cache.
+A model of ours is a `BaseModel` that has `qvg_name`, `qvg_cache_spec(batch)`, `qvg_rope()` and `qvg_check_latent(x)`. Settings
+live in a clone's transformer_options, so bypassing the cache node leaves the loader's own settings: the exact cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...qvg import PRESETS, QVGConfig, UnsupportedModelError
 from ..records import Records
 
 SETTINGS_KEY = "qvg_settings"
-# The cache of the sampling run in progress; the sampler puts it there, the model attends through it.
+# The `Run` in progress; the sampler puts it there, the model attends through it.
 RUN_KEY = "qvg_run"
 
 
@@ -27,13 +27,15 @@ class CacheSettings:
 
 def require_cache(base_model: Any) -> Any:
     """`base_model` if it has a KV cache of ours; otherwise UnsupportedModelError says which models have."""
-    if not hasattr(base_model, "qvg_cache_spec"):
-        name = type(base_model).__name__
-        raise UnsupportedModelError(
-            f"{name} has no KV cache: it denoises all frames at once and remembers nothing between them. Models that have one: "
-            "the demo world (node 'Load Demo World')."
-        )
-    return base_model
+    if hasattr(base_model, "qvg_cache_spec"):
+        return base_model
+    name = type(base_model).__name__
+    if hasattr(getattr(base_model, "diffusion_model", None), "init_kv_caches"):
+        # ComfyUI's own autoregressive models, from 0.21 on.
+        reason = "has a KV cache of ComfyUI's own, which this version of QVG does not manage yet"
+    else:
+        reason = "has no KV cache: it denoises all frames at once and remembers nothing between them"
+    raise UnsupportedModelError(f"{name} {reason}. Models that work: the demo world (node 'Load Demo World').")
 
 
 def with_cache(model: Any, config: QVGConfig) -> Any:

@@ -15,9 +15,10 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models_base
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
-from ...qvg import CacheSpec, ConfigError, GridRope, KVCache, UnsupportedModelError
+from ...qvg import CacheSpec, ConfigError, GridRope, UnsupportedModelError
 from ...qvg.models.demo_world import DemoWorld, DemoWorldConfig, read_demo_world
 from .attach import RUN_KEY, CacheSettings, put_settings
 
@@ -54,20 +55,27 @@ class DemoWorldNetwork(DemoWorld):
     def forward(  # type: ignore[override]  # called by ComfyUI, in its way
         self, x: Tensor, timestep: Tensor, transformer_options: dict[str, Any] | None = None, **unused: Any
     ) -> Tensor:
-        """One pass over the current block, which attends to the run's cache."""
-        cache = (transformer_options or {}).get(RUN_KEY)
-        if not isinstance(cache, KVCache):
+        """One pass over the current block, which attends to the run's cache; inside the wrappers that other nodes have added."""
+        options = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        result: Tensor = WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(x, timestep, options)
+        return result
+
+    def _forward(self, x: Tensor, timestep: Tensor, transformer_options: dict[str, Any]) -> Tensor:
+        run = transformer_options.get(RUN_KEY)
+        if run is None:
             raise UnsupportedModelError(
                 "the demo world generates frame after frame and needs a sampler that does so; connect 'QVG Sampler' to "
                 "SamplerCustomAdvanced"
             )
-        if x.shape[0] != cache.spec.batch:
+        batch = run.cache.spec.batch
+        if x.shape[0] != batch:
             raise ConfigError(
-                f"the model was handed {x.shape[0]} videos at once, but the cache was made for {cache.spec.batch}; "
+                f"the model was handed {x.shape[0]} videos at once, but the cache was made for {batch}; "
                 "the demo world knows no prompt, so use BasicGuider, or a guider at cfg 1"
             )
         level = timestep.float() / _TIMESTEPS
-        clean = super().forward(x.movedim(2, 1), level[:, None].expand(-1, x.shape[2]), cache.attend).movedim(1, 2)
+        clean = super().forward(x.movedim(2, 1), level[:, None].expand(-1, x.shape[2]), run.attend).movedim(1, 2)
         return (x - clean) / level.clamp_min(1e-6).view(-1, 1, 1, 1, 1)
 
 
@@ -88,6 +96,15 @@ class DemoWorldModel(comfy.model_base.BaseModel):
     def qvg_rope(self) -> GridRope:
         """Positions of its tokens."""
         return self.world_config.rope()
+
+    def qvg_check_latent(self, x: Tensor) -> None:
+        """Raise ConfigError unless `x` is a latent of this model's."""
+        pixels = self.world_config.picture_pixels
+        if x.ndim != 5 or x.shape[1] != 3 or tuple(x.shape[3:]) != (pixels, pixels):
+            raise ConfigError(
+                f"the latent is {list(x.shape)}, but the demo world paints [batch, 3, frames, {pixels}, {pixels}]; take it from "
+                "'Demo World Start'"
+            )
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """None: the network sees the cache and the noise level. Where the camera stands is the sampler's business."""

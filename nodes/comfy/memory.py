@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.model_management as mm
-import torch
 
 from ...qvg import CacheSpec, QVGConfig
+
+logger = logging.getLogger(__name__)
 
 
 def cache_bytes_needed(spec: CacheSpec, config: QVGConfig, frames: int) -> int:
@@ -17,10 +19,25 @@ def cache_bytes_needed(spec: CacheSpec, config: QVGConfig, frames: int) -> int:
     return spec.predict(config, frames).total + 2 * waiting + workspace
 
 
-def make_room(needed_bytes: int, device: torch.device, base_model: Any) -> None:
-    """Ask ComfyUI to unload other models until so much is free; the one that is about to run stays."""
-    keep = [loaded for loaded in mm.current_loaded_models if getattr(loaded.model, "model", None) is base_model]
-    mm.free_memory(needed_bytes + mm.minimum_inference_memory(), device, keep_loaded=keep)
+def make_room(needed_bytes: int, patcher: Any) -> None:
+    """Have ComfyUI unload other models until so much is free on the device of `patcher`, the model that is about to run; where
+    that is not enough, its own weights leave as far as needed and are streamed in. What is still missing is said in the log."""
+    device = patcher.load_device
+    running = [loaded for loaded in mm.current_loaded_models if getattr(loaded.model, "model", None) is patcher.model]
+    wanted = needed_bytes + mm.minimum_inference_memory()
+    mm.free_memory(wanted, device, keep_loaded=running)
+    missing = wanted - mm.get_free_memory(device)
+    if missing > 0 and patcher.offload_device != device:
+        patcher.partially_unload(patcher.offload_device, missing)
+    free = mm.get_free_memory(device)
+    if free < needed_bytes:
+        logger.warning(
+            "QVG: the cache may take %.0f MB, but %s has only %.0f MB free; if the run ends for want of memory, make fewer "
+            "frames or set window_frames on QVG KV Cache",
+            needed_bytes / 1e6,
+            device,
+            free / 1e6,
+        )
 
 
 def give_back() -> None:

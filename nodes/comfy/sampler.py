@@ -5,26 +5,25 @@ The loop itself is `qvg.sampling.generate`; here it gets ComfyUI's noise, noise 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.samplers
-import comfy.utils
-import folder_paths
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ...qvg import CacheSpec, ConfigError, KVCache
 from ...qvg.sampling import Block, generate
 from ..records import RunRecord
 from .attach import RUN_KEY, CacheSettings, require_cache, settings_of
+from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
 from .progress import Progress, say
+from .run import Run, ignored_patches, refuse_step_caches
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +57,23 @@ class _GuidedDenoiser:
     def __init__(self, guider: Any, extra_args: dict[str, Any], x: Tensor, progress: Progress):
         self._guider, self._x, self._progress = guider, x, progress
         self.device = x.device
+        self._run: Run | None = None
         self._options, self._seed = extra_args["model_options"], extra_args.get("seed")
 
     def block_shape(self, frames: int) -> tuple[int, ...]:
         return (*self._x.shape[:2], frames, *self._x.shape[3:])
 
     def predict_clean(self, x: Tensor, noise_level: float, cache: KVCache) -> Tensor:
-        self._options.setdefault("transformer_options", {})[RUN_KEY] = cache
+        if self._run is None or self._run.cache is not cache:
+            self._run = Run(cache)
+        run = self._run
+        run.passes = 0
+        self._options.setdefault("transformer_options", {})[RUN_KEY] = run
         try:
             clean: Tensor = self._guider(x, x.new_full(x.shape[:1], noise_level), model_options=self._options, seed=self._seed)
         finally:
             del self._options["transformer_options"][RUN_KEY]
+        run.check_passes(noise_level)
         self._progress.passed(clean if noise_level > 0 else x)
         return clean
 
@@ -87,14 +92,17 @@ def sample_blocks(
     guider = model.inner_model
     base_model = require_cache(guider.inner_model)
     _refuse_cfg(guider)
+    refuse_step_caches(extra_args["model_options"])
+    levels = _levels(sigmas)
     settings, spec = settings_of(extra_args["model_options"]), base_model.qvg_cache_spec(x.shape[0])
+    base_model.qvg_check_latent(x)
     blocks = _blocks(guider, x, spec.chunk_frames)
     given = _given(extra_args.get("denoise_mask"), model.latent_image, spec.chunk_frames)
-    levels = sigmas.tolist()
     schedule = _Schedule(levels, x, [index * spec.chunk_frames for index in range(len(blocks))])
     passes = len(blocks) + (len(blocks) - len(given)) * (len(levels) - 1)
     denoiser = _GuidedDenoiser(guider, extra_args, x, Progress(x.device, base_model.latent_format, passes, len(blocks)))
-    make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), x.device, base_model)
+    _say_what_is_ignored(base_model.qvg_name, ignored_patches(extra_args["model_options"], guider.model_patcher))
+    make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), guider.model_patcher)
     cache = KVCache(spec, settings.config, base_model.qvg_rope())
     finished: list[Block] = []
     try:
@@ -104,8 +112,10 @@ def sample_blocks(
                 finished.append(block)
                 denoiser._progress.finished(block)
             record = _record(base_model, spec, settings, cache, finished, len(given), x.device)
-    except mm.InterruptProcessingException:
-        _interrupted(cache, finished, len(blocks), base_model, keep_finished)
+    except BaseException as error:  # an interrupt is no Exception to ComfyUI
+        _say_how_it_ended(error, cache, len(finished), len(blocks))
+        if keep_finished and len(finished) > len(given):
+            keep_frames([block.latent for block in finished], base_model)
         raise
     finally:
         give_back()
@@ -116,6 +126,18 @@ def sample_blocks(
         # What ComfyUI calls denoised_output is what the last callback got: the video, not its last block.
         callback({"x": samples, "i": len(levels) - 2, "sigma": sigmas[-1], "sigma_hat": sigmas[-1], "denoised": samples})
     return samples
+
+
+def _levels(sigmas: Tensor) -> list[float]:
+    """Noise levels that fall to 0; a block must be finished before the next one can look at it."""
+    levels: list[float] = sigmas.tolist()
+    if levels[-1] != 0 or any(following >= level for level, following in itertools.pairwise(levels)):
+        shown = ", ".join(f"{level:.3g}" for level in levels)
+        raise ConfigError(
+            f"the sigmas are {shown}, but must fall from step to step and end at 0: every block is finished before the next one "
+            "begins; connect a scheduler's sigmas whole, not split or flipped"
+        )
+    return levels
 
 
 def _refuse_cfg(guider: Any) -> None:
@@ -129,10 +151,9 @@ def _blocks(guider: Any, x: Tensor, chunk_frames: int) -> list[Sequence[Sequence
     origins = next((cond[ORIGINS_KEY] for conds in guider.conds.values() for cond in conds if ORIGINS_KEY in cond), None)
     if origins is None:
         raise ConfigError("the conditioning holds no camera; connect 'Demo World Start' to the guider's conditioning")
-    if x.ndim != 5 or x.shape[2] != len(origins):
+    if x.shape[2] != len(origins):
         raise ConfigError(
-            f"the latent is {list(x.shape)}, but the camera has {len(origins)} latent frames; "
-            "take both from one 'Demo World Start'"
+            f"the latent has {x.shape[2]} frames, but the camera {len(origins)}; take both from one 'Demo World Start'"
         )
     return [origins[start : start + chunk_frames] for start in range(0, len(origins), chunk_frames)]
 
@@ -141,14 +162,25 @@ def _given(mask: Tensor | None, latent: Tensor, chunk_frames: int) -> list[Tenso
     """Latents of the blocks at the beginning that the mask keeps."""
     if mask is None:
         return []
-    kept = (mask.amax(dim=(0, 1, 3, 4)) == 0).tolist()
-    frames = kept.index(False) if False in kept else len(kept)
-    if any(kept[frames:]):
+    low, high = mask.amin(dim=(0, 1, 3, 4)).tolist(), mask.amax(dim=(0, 1, 3, 4)).tolist()
+    mixed = next((frame for frame, pair in enumerate(zip(low, high, strict=True)) if pair not in ((0.0, 0.0), (1.0, 1.0))), None)
+    if mixed is not None:
         raise ConfigError(
-            f"the noise mask keeps frame {frames + kept[frames:].index(True)} after frames that are to be generated; only frames "
+            f"the noise mask keeps a part of frame {mixed} (its values go from {low[mixed]:.3g} to {high[mixed]:.3g}); a frame "
+            "is either given, 0 everywhere, or generated, 1 everywhere"
+        )
+    frames = high.index(1.0) if 1.0 in high else len(high)
+    if 0.0 in high[frames:]:
+        raise ConfigError(
+            f"the noise mask keeps frame {frames + high[frames:].index(0.0)} after frames that are to be generated; only frames "
             "at the beginning can be given"
         )
     return [latent[:, :, start : start + chunk_frames] for start in range(0, frames - chunk_frames + 1, chunk_frames)]
+
+
+def _say_what_is_ignored(model: str, names: list[str]) -> None:
+    if names:
+        logger.warning("QVG: the %s attends through its own cache; without effect on it: %s", model, ", ".join(names))
 
 
 def _record(
@@ -169,19 +201,8 @@ def _record(
     )
 
 
-def _interrupted(cache: KVCache, finished: list[Block], total: int, base_model: Any, keep: bool) -> None:
-    """The cache is free by now; leave what is finished where LoadLatent's users find it, and say so."""
+def _say_how_it_ended(error: BaseException, cache: KVCache, finished: int, total: int) -> None:
+    """The cache is free by now."""
     held = cache.nbytes().total + cache.workspace.nbytes
-    logger.info("QVG: interrupted after block %d of %d; the cache holds %d bytes now", len(finished), total, held)
-    if not finished or not keep:
-        return
-    samples = base_model.process_latent_out(torch.cat([block.latent for block in finished], 2).float()).cpu().contiguous()
-    try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path("QVG/interrupted", folder_paths.get_output_directory())
-        path = Path(folder) / f"{name}_{counter:05}_.latent"
-        tensors = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
-        comfy.utils.save_torch_file(tensors, str(path))
-    except (OSError, SafetensorError) as error:
-        logger.warning("QVG: the finished frames could not be kept (%s); free space on the output folder's disk", error)
-        return
-    logger.info("QVG: kept %d finished frames in %s; LoadLatent and VAEDecode show them", samples.shape[2], path)
+    how = "interrupted" if isinstance(error, mm.InterruptProcessingException) else f"ended by {type(error).__name__}"
+    logger.info("QVG: %s after block %d of %d; the cache holds %d bytes now", how, finished, total, held)

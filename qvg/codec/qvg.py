@@ -117,9 +117,10 @@ class QVGCodec:
 
 
 def _distinct_tokens(x: Tensor, count: int, seed: int) -> Tensor:
-    """`count` different tokens of every batch and head, the same ones on every device."""
+    """`count` different tokens of every head, the same ones on every device and, so that a video does not depend on which others
+    are made beside it, in every batch row."""
     batch, heads, tokens, channels = x.shape
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.stack([torch.randperm(tokens, generator=generator)[:count] for _ in range(batch * heads)])
-    rows = rows.view(batch, heads, count, 1).to(x.device).expand(-1, -1, -1, channels)
+    rows = torch.stack([torch.randperm(tokens, generator=generator)[:count] for _ in range(heads)])
+    rows = rows.view(1, heads, count, 1).to(x.device).expand(batch, -1, -1, channels)
     return torch.gather(x, 2, rows)

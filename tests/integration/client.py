@@ -8,6 +8,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,8 @@ class Client:
 
     def queue(self, prompt: Prompt) -> str:
         code, answer = self.post("/prompt", {"prompt": prompt})
-        assert code == 200, answer
+        # A prompt of which a part is valid runs that part.
+        assert code == 200 and not answer["node_errors"], answer
         return str(answer["prompt_id"])
 
     def wait(self, prompt_id: str) -> Result:
@@ -88,6 +91,23 @@ class Client:
 
     def run(self, prompt: Prompt) -> Result:
         return self.wait(self.queue(prompt))
+
+    def said(self, prompt: Prompt) -> dict[str, Any]:
+        """What TestingSay has to say after this prompt's sampler, and the report's text as "report"."""
+        prompt = {name: step for name, step in prompt.items() if step["class_type"] != "SaveVideo"}
+        prompt["say"] = {"class_type": "TestingSay", "inputs": {"samples": [node(prompt, "SamplerCustomAdvanced"), 0]}}
+        result = self.run(prompt)
+        assert result.status == "success", result.messages
+        said: dict[str, Any] = json.loads(result.outputs["say"]["text"][0])
+        return said | {"report": result.outputs[node(prompt, "QVGCacheReport")]["text"][0]}
+
+    @contextmanager
+    def new_files(self, folder: str) -> Iterator[list[Path]]:
+        """Files that are in this folder of the server's at the end and were not before."""
+        place, files = self.base / folder, list[Path]()
+        before = set(place.iterdir()) if place.is_dir() else set()
+        yield files
+        files += sorted(set(place.iterdir()) - before) if place.is_dir() else []
 
     def latent(self, prompt: Prompt) -> torch.Tensor:
         """What the sampler of this prompt made, run alone."""
@@ -113,6 +133,21 @@ def node(prompt: Prompt, kind: str) -> str:
     """Id of the one node of this class."""
     (name,) = (name for name, step in prompt.items() if step["class_type"] == kind)
     return name
+
+
+def between(prompt: Prompt, kind: str, before: str = "QVGKVCache", **inputs: Any) -> Prompt:
+    """With another node on the MODEL's way: in front of the node of class `before`, or behind the cache node ("")."""
+    prompt, name = copy.deepcopy(prompt), f"{kind} {before}"
+    cache = node(prompt, "QVGKVCache")
+    if before:
+        place = prompt[node(prompt, before)]["inputs"]
+        source, place["model"] = place["model"], [name, 0]
+    else:
+        source = [cache, 0]
+        for step in prompt.values():
+            step["inputs"] = {key: [name, 0] if value == source else value for key, value in step["inputs"].items()}
+    prompt[name] = {"class_type": kind, "inputs": {"model": source, **inputs}}
+    return prompt
 
 
 def bypassed(prompt: Prompt, kind: str = "QVGKVCache") -> Prompt:

@@ -76,6 +76,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "ComfyUI-QVG").symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / "testing").symlink_to(Path(__file__).with_name("testing_pack"), target_is_directory=True)
     with started(base) as client:
         yield client
 

@@ -109,15 +109,17 @@ def test_compare_of_exact_and_two_bits(client: Client) -> None:
 
 def test_interrupt_frees_the_cache_keeps_the_frames_and_leaves_a_working_server(client: Client) -> None:
     before = client.latent(workflow(frames=12))
-    prompt_id = client.queue(workflow(frames=2000))
-    time.sleep(8)
-    assert client.post("/interrupt", {})[0] == 200
-    asked = time.monotonic()
-    result = client.wait(prompt_id)
-    assert time.monotonic() - asked < 10
+    seen = len(client.log())
+    with client.new_files("output/QVG") as files:
+        prompt_id = client.queue(workflow(frames=2000))
+        time.sleep(8)
+        assert client.post("/interrupt", {})[0] == 200
+        asked = time.monotonic()
+        result = client.wait(prompt_id)
+        assert time.monotonic() - asked < 10
     assert any(kind == "execution_interrupted" for kind, _ in result.messages)
-    assert "the cache holds 0 bytes now" in client.log()
-    (file,) = (client.base / "output" / "QVG").glob("interrupted_*.latent")
+    assert "the cache holds 0 bytes now" in client.log()[seen:]
+    (file,) = files
     kept = load_file(str(file))["latent_tensor"]
     assert 4 <= kept.shape[2] < 2000 and kept.isfinite().all()
     assert torch.equal(kept[:, :, :4], before[:, :, :4])

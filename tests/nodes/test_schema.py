@@ -44,6 +44,15 @@ def test_execute_takes_what_the_schema_names(nodes: Any) -> None:
         assert set(inspect.signature(node.execute).parameters) == {each.id for each in node.define_schema().inputs}
 
 
+def test_what_may_be_left_out_has_a_default(nodes: Any) -> None:
+    """And it is the widget's; a link that may be left out is None."""
+    for node in nodes.NODES:
+        given = inspect.signature(node.execute).parameters
+        for each in node.define_schema().inputs:
+            if each.optional:
+                assert given[each.id].default == each.options.get("default")
+
+
 def test_ids_are_literal_and_ours(nodes: Any) -> None:
     """Tools that scan packs without running them read `node_id="..."` in the source."""
     literal = {
@@ -82,8 +91,8 @@ def test_workflows_use_what_the_nodes_have(nodes: Any) -> None:
     for file in files:
         for step in json.loads(file.read_text(encoding="utf-8")).values():
             if step["class_type"] in schemas:
-                names = {name.split(".")[0] for name in step["inputs"]}
                 inputs = schemas[step["class_type"]].inputs
+                names = {name.split(".")[0] for name in step["inputs"]}
                 assert {each.id for each in inputs if not each.optional} <= names <= {each.id for each in inputs}
 
 

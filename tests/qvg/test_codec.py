@@ -8,7 +8,7 @@ from comfyui_qvg.kernels import quantize_groups, reconstruct
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.codec import Codec, ExactCodec, QVGCodec, make_codec
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.span import QuantizedSpan, Span, move, storage_bytes
+from comfyui_qvg.qvg.span import Codebook, QuantizedSpan, Span, move, storage_bytes
 from torch import Tensor
 
 from ..helpers import make_kv, relative_error
@@ -147,3 +147,27 @@ def test_auto_clusters_cost_at_most_15_hundredths_of_a_bit(tokens: int, clusters
 def test_exact_keeps_what_it_is_told() -> None:
     x = torch.randn(1, 1, 4, 64)
     assert torch.equal(_decode(ExactCodec(torch.float32), ExactCodec(torch.float32).encode(x, EncodeHint()), x), x)
+
+
+def test_a_batch_row_is_encoded_as_if_it_were_alone() -> None:
+    """Codes that tip over because a product of another size rounds otherwise are allowed: one in ten thousand."""
+    rows = [make_kv(seed=seed, frames=2, channels=64)[0] for seed in (1, 2)]
+    codec = QVGCodec(QVGConfig(clusters=32, group_size=64))
+    together = codec.encode(torch.cat(rows), EncodeHint(seed=3))
+    for index, row in enumerate(rows):
+        alone = codec.encode(row, EncodeHint(seed=3))
+        assert isinstance(together, QuantizedSpan) and isinstance(alone, QuantizedSpan)
+        assert float((together.ids[index] != alone.ids[0]).float().mean()) < 1e-4
+        assert float((together.codes[index] != alone.codes[0]).float().mean()) < 1e-4
+
+
+def test_moving_copies_a_shared_codebook_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = QVGCodec(QVGConfig(clusters=16, group_size=64))
+    first = codec.encode(make_kv(frames=1, channels=64)[0], EncodeHint(seed=3))
+    assert isinstance(first, QuantizedSpan)
+    second = codec.encode(make_kv(seed=1, frames=1, channels=64)[0], EncodeHint(seed=3, reuse=first.codebook))
+    copies = []
+    to = Codebook.to
+    monkeypatch.setattr(Codebook, "to", lambda book, device: copies.append(book) or to(book, device))
+    moved = move([first, second], "cpu")
+    assert len(copies) == 1 and moved[0].codebook is moved[1].codebook

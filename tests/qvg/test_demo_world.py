@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +119,39 @@ def test_missing_damaged_and_foreign_weights(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(UnsupportedModelError, match="is not a demo world"):
         load_demo_world(foreign)
+
+
+def _without_a_weight(state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    del state["blocks.2.qkv.weight"]
+
+
+def _with_a_strange_weight(state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    state["blocks.2.attn.weight"] = torch.zeros(3)
+
+
+def _with_a_misshapen_weight(state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    state["patch_in.bias"] = torch.zeros(3)
+
+
+def _with_another_config(state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    metadata["config"] = json.dumps({"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (_without_a_weight, r"lacks the weight 'blocks\.2\.qkv\.weight'"),
+        (_with_a_strange_weight, r"holds 'blocks\.2\.attn\.weight', which is no weight"),
+        (_with_a_misshapen_weight, r"holds 'patch_in\.bias' in shape \[3\] instead of \[256\]"),
+        (_with_another_config, "does not say what shape its model has"),
+    ],
+)
+def test_weights_with_wrong_keys_are_named(
+    tmp_path: Path, damage: Callable[[dict[str, torch.Tensor], dict[str, str]], None], complaint: str
+) -> None:
+    with safe_open(WEIGHTS, "pt") as file:
+        metadata, state = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    damage(state, metadata)
+    save_file(state, tmp_path / "changed.safetensors", metadata)
+    with pytest.raises(UnsupportedModelError, match=f"changed.safetensors {complaint}.*; restore it"):
+        load_demo_world(tmp_path / "changed.safetensors")

@@ -1,0 +1,186 @@
+"""Bad input in a real ComfyUI: one sentence with the value, the rule and the way out, and nothing lost."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .client import ROOT, Client, Prompt, node, workflow
+from .conftest import started
+
+LATENTS: dict[str, dict[str, Any]] = {
+    "EmptyLatentImage": {"width": 512, "height": 512, "batch_size": 1},
+    "EmptyHunyuanLatentVideo": {"width": 512, "height": 512, "length": 29, "batch_size": 1},
+}
+
+
+def with_model(kind: str) -> tuple[Prompt, str]:
+    """A workflow, and the id of a foreign model in it that nobody uses yet."""
+    return {**workflow(frames=8), "foreign": {"class_type": "TestingForeignModel", "inputs": {"kind": kind}}}, "foreign"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("image", "BaseModel has no KV cache: it denoises all frames at once and remembers nothing between them."),
+        ("causal", "WAN21_CausalAR has a KV cache of ComfyUI's own, which this version of QVG does not manage yet."),
+    ],
+)
+def test_foreign_models_on_the_cache_node_and_on_the_sampler(client: Client, kind: str, sentence: str) -> None:
+    way_out = " Models that work: the demo world (node 'Load Demo World')."
+    prompt, foreign = with_model(kind)
+    prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = [foreign, 0]
+    assert client.run(prompt).error.strip() == sentence + way_out
+    prompt, foreign = with_model(kind)
+    for name in ("BasicGuider", "BasicScheduler"):
+        prompt[node(prompt, name)]["inputs"]["model"] = [foreign, 0]
+    size = {"width": 64, "height": 64, "batch_size": 1}
+    latent = {"image": ("EmptyLatentImage", size), "causal": ("EmptyARVideoLatent", {**size, "length": 29})}[kind]
+    prompt["latent"] = {"class_type": latent[0], "inputs": latent[1]}
+    prompt[node(prompt, "SamplerCustomAdvanced")]["inputs"]["latent_image"] = ["latent", 0]
+    assert client.run(prompt).error.strip() == sentence + way_out
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_latents_of_other_models(client: Client, kind: str) -> None:
+    prompt = workflow(frames=8)
+    prompt["latent"] = {"class_type": kind, "inputs": LATENTS[kind]}
+    prompt[node(prompt, "SamplerCustomAdvanced")]["inputs"]["latent_image"] = ["latent", 0]
+    error = client.run(prompt).error
+    assert "but the demo world paints [batch, 3, frames, 64, 64]; take it from 'Demo World Start'" in error
+
+
+def test_a_latent_and_a_camera_of_different_length(client: Client) -> None:
+    prompt = workflow(frames=8)
+    prompt["camera"] = {"class_type": "QVGCameraPath", "inputs": {"path": "d-3", "frames": 9}}
+    prompt["start"] = {"class_type": "QVGDemoWorldStart", "inputs": {"camera": ["camera", 0], "map_seed": 1}}
+    prompt[node(prompt, "SamplerCustomAdvanced")]["inputs"]["latent_image"] = ["start", 1]
+    assert "the latent has 9 frames, but the camera 8; take both from one" in client.run(prompt).error
+
+
+def test_noise_masks_that_keep_a_part_of_a_frame(client: Client) -> None:
+    prompt = workflow(frames=8)
+    sampler = prompt[node(prompt, "SamplerCustomAdvanced")]["inputs"]
+    prompt["mask"] = {"class_type": "SolidMask", "inputs": {"value": 0.5, "width": 64, "height": 64}}
+    prompt["masked"] = {
+        "class_type": "SetLatentNoiseMask",
+        "inputs": {"samples": sampler["latent_image"], "mask": ["mask", 0]},
+    }
+    sampler["latent_image"] = ["masked", 0]
+    assert "the noise mask keeps a part of frame 0 (its values go from 0.5 to 0.5)" in client.run(prompt).error
+
+
+@pytest.mark.parametrize("kind", ["SplitSigmas", "FlipSigmas"])
+def test_sigmas_that_do_not_finish_a_block(client: Client, kind: str) -> None:
+    prompt = workflow(frames=8)
+    inputs: dict[str, Any] = {"sigmas": [node(prompt, "BasicScheduler"), 0]}
+    prompt["sigmas"] = {"class_type": kind, "inputs": inputs | ({"step": 2} if kind == "SplitSigmas" else {})}
+    prompt[node(prompt, "SamplerCustomAdvanced")]["inputs"]["sigmas"] = ["sigmas", 0]
+    assert "must fall from step to step and end at 0" in client.run(prompt).error
+
+
+@pytest.mark.parametrize("sampler", ["euler", "lcm", "uni_pc", "dpm_adaptive"])
+def test_samplers_of_core(client: Client, sampler: str) -> None:
+    prompt = workflow(frames=6)
+    prompt[node(prompt, "QVGSampler")] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": sampler}}
+    assert "connect 'QVG Sampler' to SamplerCustomAdvanced" in client.run(prompt).error
+
+
+def test_the_plain_ksampler_node(client: Client) -> None:
+    prompt = workflow(frames=6)
+    start, name = node(prompt, "QVGDemoWorldStart"), node(prompt, "SamplerCustomAdvanced")
+    inputs: dict[str, Any] = {"model": [node(prompt, "QVGKVCache"), 0], "positive": [start, 0], "negative": [start, 0]}
+    inputs |= {"latent_image": [start, 1], "seed": 1, "steps": 3, "cfg": 8.0, "sampler_name": "euler", "scheduler": "simple"}
+    prompt[name] = {"class_type": "KSampler", "inputs": {**inputs, "denoise": 1.0}}
+    assert "connect 'QVG Sampler' to SamplerCustomAdvanced" in client.run(prompt).error
+
+
+def test_a_prompt_of_before_the_advanced_inputs_gets_their_defaults(client: Client) -> None:
+    prompt = workflow(frames=30, span_frames=24)
+    inputs = prompt[node(prompt, "QVGKVCache")]["inputs"]
+    full = client.latent(prompt)
+    for name in ("sink_frames", "recent_frames", "window_frames", "span_frames", "seed", "backend", "read"):
+        del inputs[name]
+    del prompt[node(prompt, "QVGSampler")]["inputs"]["keep_finished"]
+    del prompt[node(prompt, "QVGDemoWorldStart")]["inputs"]["batch_size"]
+    client.forget()
+    assert torch.equal(client.latent(prompt), full)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("cache.preset", "qvg-ultra", "'qvg', 'qvg-pro'"),
+        ("cache", "magic", "choose one of preset, custom, exact"),
+        ("backend", "cuda", "'auto', 'torch', 'triton'"),
+        ("read", "sideways", "'auto'"),
+    ],
+)
+def test_values_that_this_version_does_not_know(server: Client, name: str, value: str, allowed: str) -> None:
+    """Refused before queueing, on the node. A wrong camera keeps its picture, an output of its own, from being run."""
+    prompt = workflow(frames=6)
+    cache = node(prompt, "QVGKVCache")
+    prompt[cache]["inputs"][name] = value
+    prompt[node(prompt, "QVGCameraPath")]["inputs"]["path"] = "nonsense"
+    code, answer = server.post("/prompt", {"prompt": prompt})
+    said = json.dumps(answer["node_errors"][cache])
+    assert code == 400 and allowed in said and (value in said or name == "cache")
+
+
+def test_triton_says_that_it_is_not_there(client: Client) -> None:
+    prompt = workflow(frames=12)
+    prompt[node(prompt, "QVGKVCache")]["inputs"]["backend"] = "triton"
+    assert "triton" in client.run(prompt).error
+
+
+@pytest.fixture(scope="module")
+def own_pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server with a copy of the pack whose files may be damaged."""
+    base = tmp_path_factory.mktemp("damaged")
+    pack = base / "custom_nodes" / "ComfyUI-QVG"
+    for folder in ("assets", "kernels", "nodes", "qvg", "web"):
+        shutil.copytree(ROOT / folder, pack / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "__init__.py", pack)
+    with started(base) as client:
+        yield client, pack / "assets" / "demo_world.safetensors"
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1_000_000])
+
+
+def _without_a_weight(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys() if name != "patch_out.bias"}  # noqa: SIM118 (not a dict)
+        metadata = dict(file.metadata())
+    save_file(state, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [(Path.unlink, "is not there"), (_truncated, "cannot be read"), (_without_a_weight, "lacks the weight 'patch_out.bias'")],
+    ids=["missing", "truncated", "wrong keys"],
+)
+def test_damaged_demo_weights(own_pack: tuple[Client, Path], damage: Callable[[Path], None], complaint: str) -> None:
+    client, weights = own_pack
+    whole = weights.read_bytes()
+    prompt = workflow(frames=6)
+    try:
+        damage(weights)
+        client.forget()
+        error = client.run(prompt).error
+    finally:
+        weights.write_bytes(whole)
+    assert f"demo_world.safetensors {complaint}" in error
+    assert "restore it from the repository's assets/, or install this pack again" in error
+    again = copy.deepcopy(prompt)
+    assert client.run(again).status == "success"

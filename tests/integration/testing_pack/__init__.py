@@ -1,0 +1,210 @@
+"""Nodes that put a real ComfyUI into the situations that the tests are about. Loaded beside the pack, never published."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.supported_models
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import WrappersMP
+
+# What happened, for TestingSay.
+SAID: dict[str, Any] = {}
+
+
+def _patcher(model: Any) -> Any:
+    return comfy.model_patcher.ModelPatcher(model, mm.get_torch_device(), mm.unet_offload_device())
+
+
+def _loaded() -> list[str]:
+    return sorted(type(each.model.model).__name__ for each in mm.current_loaded_models)
+
+
+def _cast_layers(patcher: Any) -> int:
+    modules = patcher.model.diffusion_model.modules()
+    return sum(bool(getattr(module, "comfy_cast_weights", False)) for module in modules)
+
+
+def _node(returns: tuple[str, ...], **inputs: Any) -> Any:
+    """Make a class with `run` a ComfyUI node."""
+
+    def decorate(cls: Any) -> Any:
+        cls.INPUT_TYPES = classmethod(lambda cls: {"required": inputs})
+        cls.RETURN_TYPES, cls.FUNCTION, cls.CATEGORY = returns, "run", "testing"
+        NODE_CLASS_MAPPINGS[cls.__name__] = cls
+        return cls
+
+    return decorate
+
+
+NODE_CLASS_MAPPINGS: dict[str, Any] = {}
+
+
+class _TinyNetwork(torch.nn.Module):
+    """What an image model is to ComfyUI, and no more."""
+
+    def __init__(self, device: Any, operations: Any, dtype: Any, **unused: Any):
+        super().__init__()
+        self.dtype = dtype
+        self.layer = operations.Conv2d(4, 4, 1, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor, *unused: Any, **more: Any) -> torch.Tensor:
+        return self.layer(x)
+
+
+def _image_model() -> Any:
+    settings = comfy.supported_models.SD15({"dtype": torch.float32})
+    return comfy.model_base.BaseModel(settings, unet_model=_TinyNetwork)
+
+
+def _causal_model() -> Any:
+    shape = {"dim": 96, "ffn_dim": 64, "num_heads": 4, "num_layers": 1, "text_dim": 32, "freq_dim": 32, "dtype": torch.float32}
+    return comfy.supported_models.WAN21_CausalAR_T2V({"image_model": "wan2.1", **shape}).get_model({})
+
+
+@_node(("MODEL",), kind=(["image", "causal"],))
+class TestingForeignModel:
+    def run(self, kind: str) -> Any:
+        return (_patcher({"image": _image_model, "causal": _causal_model}[kind]()),)
+
+
+def _must_not_run(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("the override was called")
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingAttention:
+    """As node packs replace attention: SageAttention and FlashAttention through the override, others through patches."""
+
+    def run(self, model: Any) -> Any:
+        clone = model.clone()
+        clone.model_options["transformer_options"]["optimized_attention_override"] = _must_not_run
+        clone.set_model_attn1_patch(_must_not_run)
+        return (clone,)
+
+
+def _while_sampling(model: Any, wrapper: Any) -> Any:
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "testing", wrapper)
+    return clone
+
+
+@_node(("MODEL",), model=("MODEL",), megabytes=("FLOAT", {"default": 1.0}))
+class TestingPartlyUnloaded:
+    """Some of the weights leave the device before sampling and are cast layer by layer, as under --lowvram."""
+
+    def run(self, model: Any, megabytes: float) -> Any:
+        def wrapper(executor: Any, guider: Any, *args: Any) -> Any:
+            patcher = guider.model_patcher
+            SAID["freed"] = patcher.partially_unload(patcher.offload_device, int(megabytes * 1e6))
+            SAID["cast layers"] = _cast_layers(patcher)
+            SAID["lora patches at cast time"] = patcher.model.lowvram_patch_counter
+            result = executor(guider, *args)
+            SAID["loaded again"] = patcher.partially_load(patcher.load_device, 1 << 40)
+            return result
+
+        return (_while_sampling(model, wrapper),)
+
+
+@_node(("MODEL",), model=("MODEL",), call=("INT", {"default": 1}))
+class TestingFailing:
+    """The `call`-th pass of the network raises."""
+
+    def run(self, model: Any, call: int) -> Any:
+        clone, calls = model.clone(), iter(range(1, 1 << 30))
+
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            if next(calls) == call:
+                raise RuntimeError("the lights went out")
+            return executor(*args, **kwargs)
+
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "testing", wrapper)
+        return (clone,)
+
+
+@_node(
+    ("MODEL",),
+    model=("MODEL",),
+    megabytes=("FLOAT", {"default": 1.0}),
+    other=("BOOLEAN", {"default": True}),
+    elsewhere=("BOOLEAN", {"default": False}),
+)
+class TestingShortOfMemory:
+    """While sampling, the device says that it has so much free, and plenty once a model has left it. `other`: another model is
+    loaded, too. `elsewhere`: weights that leave go to a device that is called otherwise, as they do where there is a GPU."""
+
+    def run(self, model: Any, megabytes: float, other: bool, elsewhere: bool) -> Any:
+        def wrapper(executor: Any, guider: Any, *args: Any) -> Any:
+            others = [_patcher(_image_model())] if other else []  # the memory manager holds them weakly
+            mm.load_models_gpu(others)
+            if elsewhere:
+                guider.model_patcher.offload_device = torch.device("cpu:0")
+            loaded, asked = len(mm.current_loaded_models), []
+            honest, give_way = mm.get_free_memory, mm.free_memory
+
+            def short(dev: Any = None, torch_free_too: bool = False) -> Any:
+                free = megabytes * 1e6 if len(mm.current_loaded_models) == loaded else 1e12
+                return (free, free) if torch_free_too else free
+
+            def spied(memory_required: float, *more: Any, **keywords: Any) -> Any:
+                asked.append(memory_required - mm.minimum_inference_memory())
+                return give_way(memory_required, *more, **keywords)
+
+            SAID["before"] = _loaded()
+            mm.get_free_memory, mm.free_memory = short, spied
+            try:
+                return executor(guider, *args)
+            finally:
+                mm.get_free_memory, mm.free_memory = honest, give_way
+                SAID.update(asked=asked, after=_loaded())
+                SAID["cast layers"] = _cast_layers(guider.model_patcher)
+
+        return (_while_sampling(model, wrapper),)
+
+
+@_node(("LATENT",), samples=("LATENT",), bytes=("INT", {"default": -1, "min": -1, "max": 1 << 40}))
+class TestingFileLimit:
+    """No file of this process may grow beyond so many bytes, as on a full disk; -1 lifts that."""
+
+    def run(self, samples: Any, bytes: int) -> Any:
+        import resource  # not there on Windows
+
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard if bytes < 0 else bytes, hard))
+        return (samples,)
+
+
+class _Noise:
+    """Every video of the batch gets the noise that RandomNoise gives a video alone."""
+
+    def __init__(self, seeds: list[int]):
+        self.seeds, self.seed = seeds, seeds[0]
+
+    def generate_noise(self, latent: Any) -> torch.Tensor:
+        shape = (1, *latent["samples"].shape[1:])
+        return torch.cat([torch.randn(shape, generator=torch.manual_seed(seed), device="cpu") for seed in self.seeds])
+
+
+@_node(("NOISE",), seeds=("STRING", {"default": "1,2"}))
+class TestingNoise:
+    def run(self, seeds: str) -> Any:
+        return (_Noise([int(seed) for seed in seeds.split(",")]),)
+
+
+@_node((), samples=("LATENT",))
+class TestingSay:
+    """What has been noted down, as text."""
+
+    OUTPUT_NODE = True
+
+    def run(self, samples: Any) -> Any:
+        said = json.dumps(SAID)
+        SAID.clear()
+        logging.info("testing: %s", said)
+        return {"ui": {"text": (said,)}}
