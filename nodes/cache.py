@@ -58,7 +58,7 @@ class QVGKVCache(io.ComfyNode):
         sink_frames: int = _DEFAULT.sink_frames,
         recent_frames: int = _DEFAULT.recent_frames,
         window_frames: int = 0,
-        span_frames: int = _DEFAULT.span_frames,
+        span_frames: int = 0,
         seed: int = _DEFAULT.seed,
         backend: str = _DEFAULT.backend,
         read: str = "auto",
@@ -70,7 +70,7 @@ class QVGKVCache(io.ComfyNode):
             sink_frames=sink_frames,
             recent_frames=recent_frames,
             window_frames=window_frames or None,
-            span_frames=span_frames,
+            **({"span_frames": span_frames} if span_frames else {}),
             seed=seed,
             backend=backend,
         )
@@ -196,9 +196,9 @@ def _advanced_inputs() -> list[Any]:
         ),
         io.Int.Input(
             "span_frames",
-            default=_DEFAULT.span_frames,
-            min=1,
-            tooltip="Latent frames encoded together. Until so many wait, they are kept exactly.",
+            default=0,
+            min=0,
+            tooltip="Latent frames encoded together; until so many wait, they are kept exactly. 0: what the preset or method asks for.",
             **frames,
         ),
         io.Int.Input(

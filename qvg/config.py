@@ -18,6 +18,8 @@ GROUP_SIZES = (16, 32, 64, 128)
 MAX_STAGES = 4
 # `clusters="auto"` spends at most this many bits per value on centroids.
 AUTO_CENTROID_BITS = 0.15
+# `span_frames="auto"` waits for so many tokens: enough to learn from, and little is kept exact meanwhile.
+AUTO_SPAN_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class QVGConfig:
     iterations          k-means iterations; later codebooks start from the one before
     sink_frames         first frames, kept exact and never evicted
     recent_frames       newest frames kept exact
-    span_frames         frames encoded together, rounded up to whole chunks, cut to what the window leaves room for
+    span_frames         frames encoded together, rounded up to whole chunks, cut to what the window leaves room for; "auto": 1,024
+                        tokens or one chunk, for codecs whose spans share codebooks
     spans_per_codebook  consecutive spans that share one codebook; the first of them trains it
     window_frames       frames attention may see, the current ones included; None: all of them
     seed                of k-means' first centroids; the global generators are never touched
@@ -61,7 +64,7 @@ class QVGConfig:
     iterations: int = 6
     sink_frames: int = 1
     recent_frames: int = 3
-    span_frames: int = 24
+    span_frames: int | Literal["auto"] = 24
     spans_per_codebook: int = 1
     window_frames: int | None = None
     seed: int = 0
@@ -80,13 +83,14 @@ class QVGConfig:
         _require_choice("symmetric", self.symmetric, (True, False))
         if self.clusters != "auto":
             _require_between("clusters", self.clusters, 1, MAX_CLUSTERS, "cluster ids are stored in one byte")
+        if self.span_frames != "auto":
+            _require_between("span_frames", self.span_frames, 1, 1 << 20)
         if self.clusters_added != "auto":
             _require_between("clusters_added", self.clusters_added, 0, MAX_CLUSTERS, "cluster ids are stored in one byte")
         for name, low in (
             ("iterations", 1),
             ("sink_frames", 0),
             ("recent_frames", 0),
-            ("span_frames", 1),
             ("spans_per_codebook", 1),
         ):
             _require_between(name, getattr(self, name), low, 1 << 20)
@@ -135,7 +139,7 @@ def _require_between(name: str, value: object, low: int, high: int, why: str = "
 
 
 def _klt(bits: float, bits_v: float) -> QVGConfig:
-    return QVGConfig("klt", bits, bits_v, clusters="auto", iterations=4, span_frames=16, spans_per_codebook=8)
+    return QVGConfig("klt", bits, bits_v, clusters="auto", iterations=4, span_frames="auto", spans_per_codebook=8)
 
 
 # Names are for ever: workflows store them. Append, never rename. Where the last three stand: `qvg bench codecs`. Keys before RoPE

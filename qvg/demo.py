@@ -46,8 +46,9 @@ VISIT_GAP_FRAMES = 12
 MAX_SEED = 1 << 40
 
 # Spans of a real video hold 40,000 tokens, ours 64 per frame: fewer centroids, or codebooks would outweigh the codes.
-EXACT = QVGConfig(codec="none", span_frames=16)
-QUANTIZED = QVGConfig(codec="qvg", bits=2, clusters=32, group_size=64, span_frames=16, sink_frames=1, recent_frames=3)
+SPAN_FRAMES = 16
+EXACT = QVGConfig(codec="none", span_frames=SPAN_FRAMES)
+QUANTIZED = QVGConfig(codec="qvg", bits=2, clusters=32, group_size=64, span_frames=SPAN_FRAMES, sink_frames=1, recent_frames=3)
 
 Picture = NDArray[np.uint8]
 
@@ -136,7 +137,7 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
 def quantized_for(frames: int) -> QVGConfig:
     """The 2-bit cache, with spans short enough that a short walk is encoded too."""
     exact_frames = QUANTIZED.sink_frames + QUANTIZED.recent_frames
-    return QUANTIZED.with_changes(span_frames=min(QUANTIZED.span_frames, max(1, (frames - exact_frames) // 2)))
+    return QUANTIZED.with_changes(span_frames=min(SPAN_FRAMES, max(1, (frames - exact_frames) // 2)))
 
 
 def _start(runs: list[Run], run: Run) -> Run:

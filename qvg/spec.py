@@ -62,7 +62,7 @@ class CacheSpec:
 
     def check(self, config: QVGConfig) -> CachePolicy:
         """Raise ConfigError where a config does not fit this model; otherwise the policy it asks for."""
-        policy = CachePolicy.of(config, self.chunk_frames)
+        policy = CachePolicy.of(config, self.chunk_frames, self.tokens_per_frame)
         if config.codec == "none":
             return policy
         self._check_channels(config)

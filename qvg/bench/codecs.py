@@ -1,4 +1,4 @@
-"""`qvg bench codecs`: every method on the demo world and on synthetic tensors -> codecs.csv and codecs.html."""
+"""`qvg bench codecs`: every method on the demo world and on synthetic tensors -> codecs.csv, codecs.html, settings.md."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .methods import METHODS, QUICK, REFERENCE, Method, choose
 from .page import write_page
 from .probes import Probe, probe
 from .rows import Measured, row, write_csv
+from .settings import write_settings
 from .walks import PATHS, Case, Walker, WalkResult, cases
 
 FULL_WORLDS, FULL_FRAMES = 8, 70
@@ -47,13 +48,15 @@ def bench_codecs(out: Path, quick: bool = False, worlds: int | None = None, name
     rows = [row(entry, reference, walks) for entry in measured]
     try:
         write_csv(rows, out / "codecs.csv")
+        write_settings(rows, out / "settings.md")
         write_page(rows, measured, walks, Walker(out / "walks"), out / "codecs.html", _conditions())
     except OSError as error:
         raise MediaError(
             f"{out} could not be written to ({error}); free space, the walks are kept and are not done again"
         ) from error
     _print_table(rows)
-    print(f"wrote {out / 'codecs.csv'}\nwrote {out / 'codecs.html'}")
+    for name in ("codecs.csv", "codecs.html", "settings.md"):
+        print(f"wrote {out / name}")
     return 0
 
 

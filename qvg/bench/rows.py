@@ -105,7 +105,7 @@ def bits_per_value(walks: Sequence[WalkResult]) -> float:
 def amortised_bits(config: QVGConfig, walk: WalkResult) -> float:
     """The same if the walk's codebook, as large as it has grown, served a span of 37,440 tokens."""
     shape = DemoWorldConfig()
-    span_tokens = config.span_frames * shape.tokens_per_frame
+    span_tokens = shape.cache_spec().check(config).span_frames * shape.tokens_per_frame
     served = min(config.spans_per_codebook, walk.encoded_tokens // span_tokens)
     bits = 0.0
     for codec in make_codecs(config):
