@@ -198,7 +198,7 @@ def _advanced_inputs() -> list[Any]:
             "span_frames",
             default=0,
             min=0,
-            tooltip="Latent frames encoded together; until so many wait, they are kept exactly. 0: what the preset or method asks for.",
+            tooltip="Latent frames encoded together; until so many wait, they are kept exactly. 0: what the method asks for.",
             **frames,
         ),
         io.Int.Input(
