@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
-from ..qvg.config import TRANSFORMS
+from ..qvg.config import TRANSFORMS, require_bits
 from .api import CATEGORY, io
 
 # What people see first is what most of them want.
@@ -88,6 +88,8 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     elif cache["cache"] == "preset":
         base = QVGConfig.preset(cache["preset"])
     elif cache["cache"] == "klt":
+        # By the widget's name; the config's is another.
+        require_bits("bits_k", cache["bits_k"], "klt")
         base = QVGConfig.preset("balanced").with_changes(
             bits=cache["bits_k"],
             bits_v=cache["bits_v"],
@@ -113,8 +115,8 @@ def _preset_input() -> Any:
         "preset",
         options=[name for name in PRESETS if name != "exact"],
         default="balanced",
-        tooltip="balanced: nearer to exact than qvg in fewer bytes. fewest-bytes: smaller still. near-exact: when pictures must "
-        "not differ. qvg, qvg-pro: Quant VideoGen as published, 2 bits in one or four stages.",
+        tooltip="balanced: nearer to exact than qvg in fewer bytes. fewest-bytes: smaller still. near-exact: when pictures "
+        "should hardly differ. qvg, qvg-pro: Quant VideoGen as published, 2 bits in one or four stages.",
     )
 
 
@@ -133,7 +135,8 @@ def _plain_inputs() -> list[Any]:
             "group_size",
             options=["16", "32", "64", "128"],
             default="64",
-            tooltip="Channels that share one scale. Smaller is nearer to exact and takes more memory. Must divide the head size.",
+            tooltip="Channels (for keys with kivi: tokens) that share one scale. Smaller is nearer to exact and takes more "
+            "memory. Must divide the head size.",
         ),
     ]
 
@@ -160,7 +163,8 @@ def _klt_inputs() -> list[Any]:
             "transform",
             options=list(TRANSFORMS),
             default="klt",
-            tooltip="klt: a basis learned from the first span, the nearest to exact. hadamard: a fixed one that takes no memory.",
+            tooltip="klt: a basis learned from the first span, the nearest to exact. hadamard: a fixed one that takes hardly any "
+            "memory.",
         ),
         io.Int.Input(
             "spans_per_codebook",

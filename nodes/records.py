@@ -49,7 +49,7 @@ class RunRecord:
         if self.config.codec == "none":
             window = self.config.window_frames
             return "exact" if window is None else f"exact, {window} frames"
-        return f"{self.config.codec.upper()}, {_bits(self.config)}"
+        return f"{self.config.codec.upper()}, {_bits(self.config, short=True)}"
 
     def headline(self) -> str:
         """The report in one line."""
@@ -83,17 +83,23 @@ def _settings(config: QVGConfig) -> str:
 
 def _codes(config: QVGConfig) -> str:
     if config.codec == "qvg":
-        return f"{_bits(config)}, {config.num_stages} stage(s) of {config.clusters} clusters, groups of {config.group_size}"
+        return f"{_bits(config)}, {config.num_stages} stage(s) of {_clusters(config)}, groups of {config.group_size}"
     if config.codec == "klt":
-        codebook = f"{config.clusters} clusters, {config.spans_per_codebook} spans per codebook"
-        return f"{_bits(config)}, {codebook}, {config.transform} transform"
+        basis = {"klt": "a learned basis", "hadamard": "a fixed basis (hadamard)"}[config.transform]
+        return f"{_bits(config)}, {basis}, {_clusters(config)}, a codebook per {config.spans_per_codebook} span(s)"
     return f"{_bits(config)}, groups of {config.group_size}"
 
 
-def _bits(config: QVGConfig) -> str:
+def _clusters(config: QVGConfig) -> str:
+    return "automatic clusters" if config.clusters == "auto" else f"{config.clusters} clusters"
+
+
+def _bits(config: QVGConfig, short: bool = False) -> str:
     if config.bits_v is None or config.bits_v == config.bits:
         return f"{config.bits:g} bits"
-    return f"{config.bits:g} and {config.bits_v:g} bits"
+    if short:
+        return f"{config.bits:g}/{config.bits_v:g} bits"
+    return f"keys in {config.bits:g} and values in {config.bits_v:g} bits"
 
 
 class Records:

@@ -75,7 +75,7 @@ class QVGConfig:
         _require_choice("codec", self.codec, CODECS)
         _require_choice("backend", self.backend, BACKENDS)
         for name, bits in (("bits", self.bits), ("bits_v", self.bits if self.bits_v is None else self.bits_v)):
-            _require_bits(name, bits, self.codec)
+            require_bits(name, bits, self.codec)
         _require_choice("keys", self.keys, KEY_STORAGE)
         _require_choice("transform", self.transform, TRANSFORMS)
         _require_choice("group_size", self.group_size, GROUP_SIZES)
@@ -118,7 +118,8 @@ class QVGConfig:
         return PRESETS[name]
 
 
-def _require_bits(name: str, bits: float, codec: str) -> None:
+def require_bits(name: str, bits: float, codec: str) -> None:
+    """Raise ConfigError where `codec` cannot keep a value in so many bits; `name` is what the user calls the setting."""
     if codec != "klt":
         _require_choice(name, bits, BITS)
     elif isinstance(bits, bool) or not isinstance(bits, int | float) or not 0.25 <= bits <= MAX_BITS or bits * 16 % 1:

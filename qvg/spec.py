@@ -85,10 +85,11 @@ class CacheSpec:
         if (config.codec == "quarot" or (config.codec == "klt" and config.transform == "hadamard")) and channels & (channels - 1):
             other = "codec 'klt', 'kivi' or 'rtn'" if config.codec == "quarot" else "transform 'klt'"
             raise ConfigError(f"head_dim {channels} is not a power of two, which a Hadamard transform needs; use {other}")
-        if config.codec == "klt" and any(bits * channels % 8 for bits in (config.bits, config.bits_v or config.bits)):
-            raise ConfigError(
-                f"bits {config.bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"
-            )
+        for name, bits in (("bits", config.bits), ("bits_v", config.bits_v or config.bits)):
+            if config.codec == "klt" and bits * channels % 8:
+                raise ConfigError(
+                    f"{name} {bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"
+                )
 
     def predict(self, config: QVGConfig, frames: int) -> CacheBytes:
         """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short)."""
