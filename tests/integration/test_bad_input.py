@@ -105,7 +105,7 @@ def test_the_plain_ksampler_node(client: Client) -> None:
 
 
 def test_a_prompt_of_before_the_advanced_inputs_gets_their_defaults(client: Client) -> None:
-    prompt = workflow(frames=30, span_frames=24)
+    prompt = with_mode(workflow(frames=30, span_frames=24), "preset", preset="qvg")
     inputs = prompt[node(prompt, "QVGKVCache")]["inputs"]
     full = client.latent(prompt)
     for name in ("sink_frames", "recent_frames", "window_frames", "span_frames", "seed", "backend", "read"):

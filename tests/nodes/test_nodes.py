@@ -43,6 +43,7 @@ def run(frames: int, config: QVGConfig = PRESETS["exact"], codes: int = 0) -> di
         "model": "demo world",
         "device": "cpu",
         "config": config,
+        "span_frames": 16,
         "cache_bytes": sizes,
         "exact_bytes": exact,
         "seconds": seconds,
@@ -77,9 +78,16 @@ def test_every_mode_is_here(part: Any) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_untouched_widgets_are_settings_that_a_model_takes(nodes: Any, part: Any, mode: str) -> None:
-    config = part("cache").make_config(widgets(nodes, mode), **ADVANCED)
-    assert config == MODES[mode].with_changes(span_frames=24)
-    part("comfy.attach").with_cache(with_memory(), config)
+    schema = nodes.NODES[1].define_schema()
+    untouched = {each.id: each.options["default"] for each in schema.inputs if each.optional}
+    (model,) = nodes.NODES[1].execute(with_memory(), widgets(nodes, mode), **untouched).args
+    assert part("comfy.attach").settings_of(model.model_options).config == MODES[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_program_may_leave_out_is_as_untouched_widgets_are(nodes: Any, part: Any, mode: str) -> None:
+    (model,) = nodes.NODES[1].execute(with_memory(), widgets(nodes, mode)).args
+    assert part("comfy.attach").settings_of(model.model_options).config == MODES[mode]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -117,7 +125,7 @@ def test_exact_looks_at_the_window_alone(part: Any) -> None:
 def test_every_widget_of_a_mode_arrives(nodes: Any, part: Any, mode: str, given: dict[str, Any], expected: QVGConfig) -> None:
     assert {"cache", *given} == set(widgets(nodes, mode))
     config = part("cache").make_config({"cache": mode, **given}, **{**ADVANCED, "window_frames": 40, "seed": 7})
-    assert config == expected.with_changes(window_frames=40, seed=7)
+    assert config == expected.with_changes(window_frames=40, span_frames=24, seed=7)
 
 
 @pytest.mark.parametrize("widget", ["bits_k", "bits_v"])
@@ -233,7 +241,7 @@ def test_the_report_counts_in_the_open(part: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "label", "settings"),
     [
-        (PRESETS["qvg"], "QVG, 2 bits", "qvg, 2 bits, 1 stage(s) of automatic clusters, groups of 64, spans of 24 frames"),
+        (PRESETS["qvg"], "QVG, 2 bits", "qvg, 2 bits, 1 stage(s) of automatic clusters, groups of 64, spans of 16 frames"),
         (QVGConfig(clusters=32), "QVG, 2 bits", "1 stage(s) of 32 clusters"),
         (
             PRESETS["balanced"],
@@ -241,7 +249,7 @@ def test_the_report_counts_in_the_open(part: Any) -> None:
             "klt, keys in 1.5 and values in 2 bits, a learned basis, automatic clusters, a codebook per 8 span(s), spans of 16",
         ),
         (QVGConfig("klt", 2, 2.0, transform="hadamard"), "KLT, 2 bits", "klt, 2 bits, a fixed basis (hadamard), 256 clusters"),
-        (QVGConfig("kivi", 3), "KIVI, 3 bits", "kivi, 3 bits, groups of 64, spans of 24 frames, first 1 and last 3 frames exact"),
+        (QVGConfig("kivi", 3), "KIVI, 3 bits", "kivi, 3 bits, groups of 64, spans of 16 frames, first 1 and last 3 frames exact"),
         (QVGConfig("quarot", 4), "QUAROT, 4 bits", "quarot, 4 bits, groups of 64,"),
         (QVGConfig("rtn", 2, 4), "RTN, 2/4 bits", "rtn, keys in 2 and values in 4 bits, groups of 64,"),
         (PRESETS["exact"], "exact", "cache: exact, all frames seen"),
