@@ -104,7 +104,15 @@ def into_subgraph(page: ComfyPage, kind: str) -> None:
     )
 
 
-def test_a_cached_report_in_a_subgraph_shows_its_text_too(page: ComfyPage) -> None:
+def is_older(server: Client, version: tuple[int, int]) -> bool:
+    """Whether the server's ComfyUI is older than this."""
+    mine: str = server.get("/system_stats")["system"]["comfyui_version"]
+    return tuple(map(int, mine.split(".")[:2])) < version
+
+
+def test_a_cached_report_in_a_subgraph_shows_its_text_too(page: ComfyPage, server: Client) -> None:
+    if is_older(server, (0, 33)):
+        pytest.skip("this page shows no texts of nodes in subgraphs, cached or not; 0.33's does")
     page.load(short(frames=12))
     into_subgraph(page, "QVGCacheReport")
     assert page.run()["end"][0] == "execution_success"
@@ -163,8 +171,7 @@ def test_a_workflow_without_the_newest_widget_runs_with_its_default(page: ComfyP
 @pytest.fixture
 def keeps_refusals(server: Client) -> None:
     """The camera path can run where the cache node cannot, and ComfyUI then runs that part."""
-    version = server.get("/system_stats")["system"]["comfyui_version"]
-    if tuple(map(int, version.split(".")[:2])) < (0, 33):
+    if is_older(server, (0, 33)):
         pytest.skip("this page forgets what was refused as soon as another part of the graph starts to run; 0.33's does not")
 
 
