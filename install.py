@@ -4,6 +4,7 @@ ComfyUI-Manager runs this file without an argument after unpacking the pack. Sta
 Python 3.8, so that an old Python gets a sentence and not a SyntaxError.
 """
 
+import glob
 import importlib.metadata
 import importlib.util
 import os
@@ -58,40 +59,41 @@ def first_line(error):
 
 
 def describe_device(torch):
-    """(kind, text): the device torch would compute on. Starts CUDA only where there is a GPU to name."""
+    """The device torch would compute on. Starts CUDA only where there is a GPU to name."""
     if torch is None:
-        return "none", "unknown without torch"
+        return "unknown without torch"
     try:
         if torch.cuda.is_available():
             device = torch.cuda.get_device_properties(0)
             maker = "ROCm {}".format(torch.version.hip) if torch.version.hip else "CUDA {}".format(torch.version.cuda)
             others = torch.cuda.device_count() - 1
             more = ", and {} more".format(others) if others else ""
-            return "cuda", "{}, {:.0f} GiB ({}){}".format(device.name, device.total_memory / 2**30, maker, more)
+            return "{}, {:.0f} GiB ({}){}".format(device.name, device.total_memory / 2**30, maker, more)
         if torch.backends.mps.is_available():
-            return "mps", "Apple GPU (MPS)"
+            return "Apple GPU (MPS)"
         if hasattr(torch, "xpu") and torch.xpu.is_available():
-            return "xpu", "Intel GPU (XPU)"
+            return "Intel GPU (XPU)"
     except Exception as error:
-        return "cpu", "CPU ({})".format(first_line(error))
-    return "cpu", "CPU, {} cores; no GPU that this torch can use".format(os.cpu_count())
+        return "CPU ({})".format(first_line(error))
+    return "CPU, {} cores; no GPU that this torch can use".format(os.cpu_count())
 
 
-def describe_triton(kind):
-    """Triton's version, or why the torch kernels will be used instead."""
-    if kind == "none":
-        return "not looked for, torch is missing"
-    if kind in ("cpu", "mps"):
-        return "not used: needs a CUDA, ROCm or XPU device; the torch kernels are used"
-    if importlib.util.find_spec("triton") is None:
-        name = "triton-windows" if sys.platform == "win32" else "triton"
-        return "not installed; the torch kernels are used (faster with: {} -m pip install {})".format(sys.executable, name)
+def describe_triton(pack):
+    """Whether Triton is there, and whether the pack in the folder `pack` has kernels for it."""
+    found = "{} found".format(triton_version()) if importlib.util.find_spec("triton") else "not found"
+    if not glob.glob(os.path.join(glob.escape(pack), "kernels", "*", "triton_kernel.py")):
+        return found + "; this version has no kernels for it and computes in torch"
+    return found + "; optional, used on NVIDIA and AMD GPUs where it is present"
+
+
+def triton_version():
+    """The version of the Triton that is installed, under whatever name it was published."""
     for name in ("triton", "triton-windows", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu"):
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "installed, version unknown"
+    return "unknown version"
 
 
 def describe_comfyui(pack):
@@ -119,8 +121,6 @@ def next_step(torch, inside_comfyui):
         return "install Python 3.10 or newer, then run this file with it"
     if inside_comfyui and torch is None:
         return "run this file with ComfyUI's own Python, or repair its torch; then restart ComfyUI"
-    if inside_comfyui and not os.path.isdir(os.path.join(PACK, "nodes")):
-        return "nothing in ComfyUI: this version holds the library only, its nodes come with the next one"
     if inside_comfyui:
         return "restart ComfyUI"
     if os.path.isfile(BOOTSTRAP):
@@ -131,13 +131,13 @@ def next_step(torch, inside_comfyui):
 def report():
     """Print, in at most ten lines, what this machine has and what to type next."""
     torch, torch_text = load_torch()
-    kind, device = describe_device(torch)
+    device = describe_device(torch)
     inside, comfyui = describe_comfyui(PACK)
     print("QVG: long memory for video models. Nothing is installed by this script; it only looks.")
     print("  Python   " + describe_python())
     print("  torch    " + torch_text)
     print("  device   " + device)
-    print("  Triton   " + describe_triton(kind))
+    print("  Triton   " + describe_triton(PACK))
     print("  ComfyUI  " + comfyui)
     print("Next: " + next_step(torch, inside))
 

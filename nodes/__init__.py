@@ -1,5 +1,7 @@
 """The ComfyUI nodes: thin, one file per job. Ids and the order of widgets are for ever, workflows store them: append only, and
-what is appended is optional: programs that were written before it do not send it."""
+what is appended is optional: programs that were written before it do not send it. An option of a DynamicCombo never gets another
+widget, as the page stores values by position and those of the option come in between: a new option gets it instead.
+"""
 
 from __future__ import annotations
 

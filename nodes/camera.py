@@ -68,7 +68,10 @@ class QVGCameraPath(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, path: str) -> bool | str:
+    def validate_inputs(cls, path: str | None = None) -> bool | str:
+        if path is None:
+            # Linked: what will come is not known before the run, and `execute` checks it.
+            return True
         try:
             parse_path(path)
         except CameraPathError as error:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..qvg import CacheBytes, QVGConfig
 
-# Runs that one MODEL remembers; a record is a few kilobytes.
-MAX_RECORDS = 64
+# Runs that are remembered; a record takes about 100 bytes per latent frame.
+MAX_RECORDS = 256
 
 
 @dataclass(frozen=True)
@@ -105,26 +105,29 @@ def _bits(config: QVGConfig, short: bool = False) -> str:
 
 
 class Records:
-    """Runs of one MODEL by the video they made, newest last.
+    """The last runs, by the video they made, the model and how its cache was kept.
 
-    It lives with the MODEL's cache settings: as long as ComfyUI keeps the sampled LATENT in its execution cache it keeps that
-    MODEL too, so a report can always be made again without sampling again.
+    Not kept with the MODEL: when memory is short ComfyUI's execution cache lets go of a MODEL before the LATENT that was sampled
+    with it, and makes another one, with equal settings, for a report that is asked for later.
     """
 
     def __init__(self) -> None:
-        self._runs: dict[str, RunRecord] = {}
+        self._runs: dict[tuple[str, str, QVGConfig], RunRecord] = {}
 
     def add(self, samples: Tensor, run: RunRecord) -> None:
         """Remember the run that made `samples`."""
-        key = fingerprint(samples)
+        key = (fingerprint(samples), run.model, run.config)
         self._runs.pop(key, None)
         self._runs[key] = run
         if len(self._runs) > MAX_RECORDS:
             del self._runs[next(iter(self._runs))]
 
-    def find(self, samples: Tensor) -> RunRecord | None:
-        """The run that made exactly these samples."""
-        return self._runs.get(fingerprint(samples))
+    def find(self, samples: Tensor, model: str, config: QVGConfig) -> RunRecord | None:
+        """The run of this model, by name, with these settings that made exactly these samples."""
+        return self._runs.get((fingerprint(samples), model, config))
+
+
+RECORDS = Records()
 
 
 def fingerprint(samples: Tensor) -> str:

@@ -14,7 +14,10 @@ from ..qvg.media import side_by_side
 from ..qvg.metrics import PSNR_CAP_DB, psnr_db
 from .api import CATEGORY, InputImpl, Report, Types, io, ui
 from .pictures import Curve, chart
-from .records import RunRecord
+from .records import RECORDS, RunRecord
+
+# The longer side of small frames in a comparison where the node is to choose their enlargement.
+ENLARGED_PIXELS = 256
 
 
 class QVGCacheReport(io.ComfyNode):
@@ -46,12 +49,12 @@ class QVGCacheReport(io.ComfyNode):
         from .comfy.attach import require_cache, settings_of
         from .comfy.progress import say
 
-        require_cache(model.model)
-        record = settings_of(model.model_options).records.find(latent["samples"])
+        name = require_cache(model.model).qvg_name
+        record = RECORDS.find(latent["samples"], name, settings_of(model.model_options).config)
         if record is None:
             raise ConfigError(
-                "this LATENT was not sampled with this MODEL by QVG Sampler; connect the MODEL that goes into the guider and "
-                "the LATENT as it comes out of SamplerCustomAdvanced"
+                "this LATENT was not sampled with this MODEL by QVG Sampler since ComfyUI started; connect the MODEL that goes "
+                "into the guider and the LATENT as it comes out of SamplerCustomAdvanced"
             )
         curves = [
             Curve("16 bits per value", [size / 1e6 for size in record.exact_bytes]),
@@ -81,7 +84,13 @@ class QVGCompare(io.ComfyNode):
                 Report.Input("report_a", optional=True, tooltip="QVG Cache Report of the first video."),
                 Report.Input("report_b", optional=True, tooltip="QVG Cache Report of the second video."),
                 io.Float.Input("fps", default=10.0, min=1.0, max=120.0, step=1.0, tooltip="Frames per second of the video."),
-                io.Int.Input("scale", default=4, min=1, max=16, tooltip="How many times frames are enlarged, unsmoothed."),
+                io.Int.Input(
+                    "scale",
+                    default=0,
+                    min=0,
+                    max=16,
+                    tooltip="How many times frames are enlarged, unsmoothed. 0: small ones to about 256 pixels, others not.",
+                ),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="Both videos side by side; for Save Video."),
@@ -104,11 +113,11 @@ class QVGCompare(io.ComfyNode):
     ) -> io.NodeOutput:
         from .comfy.progress import say
 
+        images_a, images_b = _colours("images_a", images_a), _colours("images_b", images_b)
         if images_a.shape[1:] != images_b.shape[1:]:
-            raise ConfigError(
-                f"frames of {list(images_a.shape[1:3])} and of {list(images_b.shape[1:3])} pixels cannot be compared; "
-                "give two videos of one size"
-            )
+            sizes = (f"{images.shape[2]} x {images.shape[1]}" for images in (images_a, images_b))
+            raise ConfigError("images_a are {} pixels and images_b {}; give two videos of one width and height".format(*sizes))
+        scale = scale or max(1, round(ENLARGED_PIXELS / max(images_a.shape[1:3])))
         count = min(len(images_a), len(images_b))
         images, reports = (images_a[:count], images_b[:count]), (report_a, report_b)
         psnr = psnr_db(*(part.float().clamp(0, 1) for part in images))
@@ -121,9 +130,16 @@ class QVGCompare(io.ComfyNode):
         return io.NodeOutput(video, frames, curves, text, ui={**shown, "text": (text,)})
 
 
+def _colours(name: str, images: Tensor) -> Tensor:
+    """Frames without their alpha: what is invisible is no difference. -> [F, H, W, 3]"""
+    if images.shape[-1] < 3:
+        raise ConfigError(f"{name} has {images.shape[-1]} colour channel(s), but must have 3, or 4 with alpha; give RGB pictures")
+    return images[..., :3]
+
+
 def _row(images: tuple[Tensor, Tensor], reports: tuple[RunRecord | None, ...], index: int, scale: int) -> Tensor:
     """Both frames at one moment. -> [H, W, 3] float in 0..1"""
-    pictures = [(part[index, ..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy() for part in images]
+    pictures = [(part[index].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy() for part in images]
     captions = [_caption(name, report, index) for name, report in zip("AB", reports, strict=True)]
     return torch.from_numpy(side_by_side(pictures, captions, scale)).float() / 255
 

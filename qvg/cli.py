@@ -41,8 +41,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "demo",
         help="walk through a small world with three memories and compare them",
         description="Walk through a painted world three times with the same seed: with the exact KV cache, with the "
-        "2-bit cache, and with an exact cache cut down to the same bytes. Writes walk.mp4, demo.png, demo.json; takes minutes on "
-        "a CPU.",
+        "2-bit cache, and with an exact cache cut down to the same bytes. Writes walk.mp4, demo.png, demo.json; takes one to "
+        "a few minutes on a CPU.",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
     command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to walk; default 151")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import ModuleType
 
@@ -115,6 +116,22 @@ def test_it_sees_the_comfyui_it_is_in(tmp_path):
     assert install.describe_comfyui(str(pack)) == (True, f"0.33.1 at {tmp_path / 'ComfyUI'}")
     version.write_text('__version__ = "0.3.70"\n')
     assert "needs 0.21 or newer" in install.describe_comfyui(str(pack))[1]
+
+
+def test_triton_is_named_for_what_this_version_does_with_it(tmp_path, monkeypatch):
+    install = load(ROOT / "install.py", "install_under_test")
+    monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: None)
+    assert install.describe_triton(str(tmp_path)) == "not found; this version has no kernels for it and computes in torch"
+    (tmp_path / "kernels" / "kmeans").mkdir(parents=True)
+    (tmp_path / "kernels" / "kmeans" / "triton_kernel.py").touch()
+    assert install.describe_triton(str(tmp_path)) == "not found; optional, used on NVIDIA and AMD GPUs where it is present"
+    monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(install.importlib.metadata, "version", lambda name: "3.9" if name == "triton-windows" else _missing(name))
+    assert install.describe_triton(str(tmp_path)).startswith("3.9 found; optional")
+
+
+def _missing(name):
+    raise PackageNotFoundError(name)
 
 
 def test_an_old_python_gets_a_sentence():

@@ -1,6 +1,7 @@
 // Two things that the page leaves out.
 // What the server found wrong with a node's inputs is written under the node: the page itself shows a red frame and keeps the
-// sentence behind two clicks, and who mistypes a camera path should read it where they typed.
+// sentence behind two clicks, and who mistypes a camera path should read it where they typed. Nodes 2.0 are not painted on the
+// canvas: there the sentence stays behind those clicks.
 // A report that comes out of the execution cache shows its text too: the page is told of texts only while a node runs.
 import { app } from '../../scripts/app.js'
 
@@ -8,9 +9,21 @@ const MARGIN = 8
 const LINE = 15
 const FONT = '12px sans-serif'
 
+// The server knows a node inside of subgraph 5 as "5:3", and one there within another as "5:7:3".
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph
+  let node
+  for (const part of String(id).split(':')) {
+    node = graph?.getNodeById(Number(part))
+    graph = node?.subgraph
+  }
+  return node
+}
+
 function sentences(node) {
-  const errors = app.extensionManager?.lastNodeErrors ?? app.lastNodeErrors
-  return (errors?.[String(node.id)]?.errors ?? []).map((error) => error.details || error.message)
+  const errors = app.extensionManager?.lastNodeErrors ?? app.lastNodeErrors ?? {}
+  const ours = Object.entries(errors).filter(([id]) => nodeOf(id) === node)
+  return ours.flatMap(([, found]) => found.errors ?? []).map((error) => error.details || error.message)
 }
 
 function wrapped(context, text, width) {
@@ -43,7 +56,7 @@ app.registerExtension({
   setup() {
     app.api.addEventListener('executed', ({ detail }) => {
       const id = detail.display_node ?? detail.node
-      const ours = app.graph.getNodeById(Number(id))?.comfyClass?.startsWith('QVG')
+      const ours = nodeOf(id)?.comfyClass?.startsWith('QVG')
       const text = detail.output?.text?.[0]
       if (ours && text) app.api.dispatchCustomEvent('progress_text', { nodeId: id, text })
     })

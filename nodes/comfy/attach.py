@@ -6,11 +6,10 @@ live in a clone's transformer_options, so bypassing the cache node leaves the lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...qvg import PRESETS, QVGConfig, UnsupportedModelError
-from ..records import Records
 
 SETTINGS_KEY = "qvg_settings"
 # The `Run` in progress; the sampler puts it there, the model attends through it.
@@ -19,10 +18,9 @@ RUN_KEY = "qvg_run"
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """How to keep the cache, and what runs with it have left behind."""
+    """How to keep the cache."""
 
     config: QVGConfig = PRESETS["exact"]
-    records: Records = field(default_factory=Records)
 
 
 def require_cache(base_model: Any) -> Any:

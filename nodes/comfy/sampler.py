@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...qvg import CacheSpec, ConfigError, KVCache
 from ...qvg.sampling import Block, generate
-from ..records import RunRecord
+from ..records import RECORDS, RunRecord
 from .attach import RUN_KEY, CacheSettings, require_cache, settings_of
 from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
@@ -120,7 +120,7 @@ def sample_blocks(
     finally:
         give_back()
     samples = torch.cat([block.latent for block in finished], 2)
-    settings.records.add(base_model.process_latent_out(samples.float()), record)
+    RECORDS.add(base_model.process_latent_out(samples.float()), record)
     say(record.headline())
     if callback is not None:
         # What ComfyUI calls denoised_output is what the last callback got: the video, not its last block.

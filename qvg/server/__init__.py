@@ -1,4 +1,5 @@
-"""`qvg run`: a workflow on somebody's ComfyUI server, from a terminal. Standard library; tqdm and websockets where they are.
+"""`qvg run`: a workflow on somebody's ComfyUI server, from a terminal. Standard library; tqdm and websocket-client
+where they are.
 
 address.py     what people type -> where the server is
 connection.py  HTTP with patience: a server that is silent for a while is waited for

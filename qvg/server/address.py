@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..errors import ConfigError
 
@@ -23,6 +23,7 @@ def server_url(text: str) -> str:
     try:
         parts = urlsplit(typed if has_scheme else f"http://{typed}")
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as it is looked up: no empty part, none of more than 63 letters
     except ValueError:
         raise refusal from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or port == 0:
@@ -32,7 +33,11 @@ def server_url(text: str) -> str:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if port is None and not has_scheme:
         port = DEFAULT_PORT
-    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "") + parts.path.rstrip("/")
+    return (
+        f"{parts.scheme}://{host}"
+        + (f":{port}" if port is not None else "")
+        + quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
+    )
 
 
 def is_on_this_machine(url: str) -> bool:

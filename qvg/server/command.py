@@ -53,14 +53,16 @@ def run_workflow(
     workflow: Path, server: str, settings: Sequence[str], out: Path, timeout_seconds: float, as_json: bool = False
 ) -> int:
     """Run a workflow file on a server and fetch what it makes. Everything but the result goes to stderr. -> exit code"""
-    outcome, display = Outcome(), Display()
+    outcome = Outcome()
+    run: Run | None = None
     started = time.monotonic()
     try:
-        _perform(outcome, display, workflow, server, settings, out, timeout_seconds)
+        run = _prepared(outcome, workflow, server, settings, out, timeout_seconds)
+        _perform(outcome, run)
     except ConfigError as error:
         outcome.end("refused", str(error))
     except KeyboardInterrupt:
-        outcome.end("interrupted", "interrupted before anything was queued")
+        _end_interrupted(outcome, run)
     except ServerError as error:
         outcome.end("gone", str(error))
     outcome.seconds = round(time.monotonic() - started, 2)
@@ -68,15 +70,15 @@ def run_workflow(
     return outcome.exit_code
 
 
-def _perform(
-    outcome: Outcome, display: Display, workflow: Path, server: str, settings: Sequence[str], out: Path, timeout_seconds: float
-) -> None:
+def _prepared(outcome: Outcome, workflow: Path, server: str, settings: Sequence[str], out: Path, timeout_seconds: float) -> Run:
+    """A run of which the server knows nothing yet. ConfigError, ServerError."""
     if not 0 <= timeout_seconds < float("inf"):
         rule = f"must be a number of seconds from 0; leave it out for {DEFAULT_TIMEOUT_SECONDS:g}"
         raise ConfigError(f"timeout is {timeout_seconds:g}, but {rule}")
     prompt = load_prompt(workflow)
     fresh = {node: set(step["inputs"]) for node, step in prompt.items()}
     changed = [override(prompt, setting) for setting in settings]
+    display = Display()
     connection = Server(server_url(server), timeout_seconds, display.say)
     outcome.server = connection.url
     version = connection.identify()
@@ -89,11 +91,15 @@ def _perform(
     display.say(f"{workflow.name} on ComfyUI {version} at {connection.url}")
     run = Run(connection, prompt, outputs, display)
     outcome.prompt_id = run.id
+    return run
+
+
+def _perform(outcome: Outcome, run: Run) -> None:
     try:
         _drive(outcome, run)
     finally:
         run.close()
-        outcome.messages += [failed["message"] for failed in outputs.failures]
+        outcome.messages += [failed["message"] for failed in run.outputs.failures]
 
 
 def _drive(outcome: Outcome, run: Run) -> None:
@@ -111,11 +117,19 @@ def _drive(outcome: Outcome, run: Run) -> None:
     except ServerError as error:
         outcome.end("gone", f"{error}; {_so_far(run.outputs)}")
     except KeyboardInterrupt:
-        outcome.end("interrupted", f"interrupted; {_cancel(run)}; {_so_far(run.outputs)}")
+        _end_interrupted(outcome, run)
     else:
         failed = failure(run.prompt, entry)
         clean = failed is None and not run.outputs.failures
         outcome.end("done" if clean else "failed", *([failed["message"]] if failed else []))
+
+
+def _end_interrupted(outcome: Outcome, run: Run | None) -> None:
+    """Take the run off the server, if it was handed over at all, and note that."""
+    if run is None or not run.tries:
+        outcome.end("interrupted", "interrupted before anything was queued")
+    else:
+        outcome.end("interrupted", f"interrupted; {_cancel(run)}; {_so_far(run.outputs)}")
 
 
 def _cancel(run: Run) -> str:
@@ -139,10 +153,16 @@ def _report(outcome: Outcome, out: Path, as_json: bool) -> None:
     for number, message in enumerate(outcome.messages):
         print(message if number or outcome.status == "interrupted" else f"error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps(asdict(outcome), indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(outcome), indent=2))
         return
     for file in outcome.files:
-        print(file["path"])
+        print(_printable(file["path"]))
     if outcome.status == "done":
         outputs = "1 output" if len(outcome.files) == 1 else f"{len(outcome.files)} outputs"
         print(f"done in {outcome.seconds:.1f} s, {outputs} in {out}", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """What stdout can take: where it is piped on Windows, its letters are those of one part of the world."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

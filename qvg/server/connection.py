@@ -103,7 +103,8 @@ class Server:
                 continue
             self.say(f"{self.url} answers again")
             return result
-        raise ServerError(f"{self.url} has not answered for {self.patience_seconds:g} s ({reason})")
+        way_out = "check the server, or raise --timeout; a run that it was given may still go on there"
+        raise ServerError(f"{self.url} has not answered for {self.patience_seconds:g} s ({reason}); {way_out}")
 
     def stranger(self, what: str) -> ServerError:
         """The error for a server that is no ComfyUI."""

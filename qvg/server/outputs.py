@@ -15,6 +15,7 @@ from .connection import NotGivenError, Server
 from .prompt import Prompt, label, title
 
 FETCHED_TYPES = ("output", "temp")  # "input" is what the user put there
+_ROOM = "free space there or choose another --out, and run again"
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 
 
@@ -73,7 +74,9 @@ class Outputs:
         except ConnectionError:
             raise
         except OSError as error:
-            self._fail(node, f"{where} could not be written to {self.folder} ({error.strerror}); it is still on the server")
+            self._fail(
+                node, f"{where} could not be written to {self.folder} ({error.strerror}); it is still on the server: {_ROOM}"
+            )
             return
         self.files.append({"node": node, "title": title(self.prompt, node), "type": query["type"], "path": str(target)})
 
@@ -85,7 +88,7 @@ class Outputs:
             with written_whole(target) as unfinished:
                 unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         except OSError as error:
-            self._fail(node, f"its text could not be written to {self.folder} ({error.strerror})")
+            self._fail(node, f"its text could not be written to {self.folder} ({error.strerror}); {_ROOM}")
             return
         self.files.append({"node": node, "title": name, "type": "text", "path": str(target)})
 

@@ -14,7 +14,7 @@ Prompt = dict[str, dict[str, Any]]
 def load_prompt(path: Path) -> Prompt:
     """{id: {"class_type": str, "inputs": {name: value or [id, output]}, "_meta": {"title": str}}} for each node. ConfigError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); name a workflow saved in API format") from None
     except UnicodeDecodeError:

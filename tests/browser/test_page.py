@@ -94,6 +94,46 @@ def test_a_report_out_of_the_execution_cache_still_shows_its_text(browser: Chrom
     assert any(each.startswith("QVGCacheReport: ") and "12 latent frames" in each for each in shown["texts"])
 
 
+def into_subgraph(page: ComfyPage, kind: str) -> None:
+    """Put the one node of a class into a subgraph, as the page's own menu does, and look into it. It is `window.inner` then."""
+    page.page.js(
+        "(() => { const node = app.graph.nodes.find((n) => n.type === kind);"
+        "const { subgraph } = app.graph.convertToSubgraph(new Set([node])); app.canvas.openSubgraph(subgraph);"
+        "window.inner = subgraph.nodes.find((n) => n.type === kind); })()",
+        kind=kind,
+    )
+
+
+def is_older(server: Client, version: tuple[int, int]) -> bool:
+    """Whether the server's ComfyUI is older than this."""
+    mine: str = server.get("/system_stats")["system"]["comfyui_version"]
+    return tuple(map(int, mine.split(".")[:2])) < version
+
+
+def test_a_cached_report_in_a_subgraph_shows_its_text_too(page: ComfyPage, server: Client) -> None:
+    if is_older(server, (0, 33)):
+        pytest.skip("this page shows no texts of nodes in subgraphs, cached or not; 0.33's does")
+    page.load(short(frames=12))
+    into_subgraph(page, "QVGCacheReport")
+    assert page.run()["end"][0] == "execution_success"
+    text = "inner.widgets.find((widget) => widget.name === '$$node-text-preview')"
+    page.page.wait(f"{text}?.value.includes('12 latent frames')", 30, "the text of a report that is made")
+    page.page.js(f"{text}.value = ''")
+    assert page.run()["end"][0] == "execution_success"
+    page.page.wait(f"{text}.value.includes('12 latent frames')", 30, "the text of a report out of the cache")
+    assert page.errors() == []
+
+
+def test_camera_errors_in_a_subgraph_are_written_under_the_node(page: ComfyPage) -> None:
+    page.load(short(QVGCameraPath=lambda values: ["d-14,x-3", *values[1:]]))
+    into_subgraph(page, "QVGCameraPath")
+    page.press_run()
+    (name,) = page.node_errors()
+    assert name.count(":") == 1
+    page.forget_painted()
+    page.page.wait("[...painted].join(' ').includes(\"has the unknown key 'x'\")", 30, "the sentence on the canvas")
+
+
 def test_compare_shows_both_videos(page: ComfyPage) -> None:
     page.load(short("demo_compare"))
     shown = page.run()
@@ -147,8 +187,7 @@ def test_a_workflow_without_the_newest_widget_runs_with_its_default(page: ComfyP
 @pytest.fixture
 def keeps_refusals(server: Client) -> None:
     """The camera path can run where the cache node cannot, and ComfyUI then runs that part."""
-    version = server.get("/system_stats")["system"]["comfyui_version"]
-    if tuple(map(int, version.split(".")[:2])) < (0, 33):
+    if is_older(server, (0, 33)):
         pytest.skip("this page forgets what was refused as soon as another part of the graph starts to run; 0.33's does not")
 
 

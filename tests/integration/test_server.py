@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -111,6 +112,21 @@ def test_a_report_can_be_made_of_a_cached_video(client: Client) -> None:
     assert "20 latent frames (4 given)" in later.outputs["report"]["text"][0]
 
 
+def test_a_report_outlives_the_model_in_the_execution_cache(client: Client) -> None:
+    """ComfyUI's default cache lets go of MODELs first when memory is short, and makes them again for the report."""
+    prompt = workflow(frames=12)
+    report = prompt.pop(node(prompt, "QVGCacheReport"))
+    assert client.run(prompt).status == "success"
+    forgotten = client.run(prompt | {"forget": {"class_type": "TestingForgetModels", "inputs": {}}})
+    assert forgotten.status == "success", forgotten.error
+    assert forgotten.outputs["forget"]["text"] == ["2"]  # the loader's and the cache node's
+    later = client.run(prompt | {"report": report})
+    assert later.status == "success", later.messages
+    assert node(prompt, "SamplerCustomAdvanced") in later.cached()
+    assert not {node(prompt, "QVGLoadDemoWorld"), node(prompt, "QVGKVCache")} & later.cached()
+    assert "12 latent frames (4 given)" in later.outputs["report"]["text"][0]
+
+
 def test_a_report_of_another_model_is_refused(client: Client) -> None:
     prompt = workflow(frames=8)
     report = prompt[node(prompt, "QVGCacheReport")]["inputs"]
@@ -168,6 +184,22 @@ def test_camera_errors_come_before_queueing_and_name_the_node(server: Client) ->
     code, answer = server.post("/prompt", {"prompt": prompt})
     assert code == 400
     assert "part 2 of the camera path, 'x-3'" in json.dumps(answer["node_errors"][camera])
+
+
+def test_inputs_that_are_linked_are_checked_when_they_are_there(client: Client) -> None:
+    prompt = workflow(frames=12)
+    camera, cache = (prompt[node(prompt, kind)]["inputs"] for kind in ("QVGCameraPath", "QVGKVCache"))
+    text = prompt["text"] = {"class_type": "PrimitiveString", "inputs": {"value": camera["path"]}}
+    camera["path"] = ["text", 0]
+    del cache["cache.preset"]
+    cache |= {"cache": "custom", "cache.bits": "2", "cache.num_stages": 2, "cache.clusters": 0, "cache.group_size": "64"}
+    typed = copy.deepcopy(prompt)
+    typed[node(prompt, "QVGCameraPath")]["inputs"]["path"] = text["inputs"]["value"]
+    prompt["stages"] = {"class_type": "PrimitiveInt", "inputs": {"value": 2}}
+    cache["cache.num_stages"] = ["stages", 0]
+    assert torch.equal(client.latent(prompt), client.latent(typed))
+    text["inputs"]["value"] = "d-14,x-3"
+    assert "part 2 of the camera path, 'x-3', has the unknown key 'x'" in client.run(prompt).error
 
 
 def test_ordinary_samplers_and_cfg_are_refused_with_a_sentence(client: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheBytes, CacheSpec, ConfigError, QVGConfig, UnsupportedModelError
+from comfyui_qvg.qvg.errors import CameraPathError
 
 ADVANCED = {"sink_frames": 1, "recent_frames": 3, "window_frames": None, "span_frames": 24, "seed": 0, "backend": "auto"}
 
@@ -31,7 +33,7 @@ class Model:
 
 
 def with_memory() -> Model:
-    return Model(SimpleNamespace(qvg_cache_spec=lambda batch: CacheSpec(2, 1, 64, 4, batch=batch)))
+    return Model(SimpleNamespace(qvg_name="demo world", qvg_cache_spec=lambda batch: CacheSpec(2, 1, 64, 4, batch=batch)))
 
 
 def run(frames: int, config: QVGConfig = PRESETS["exact"], codes: int = 0) -> dict[str, Any]:
@@ -186,6 +188,14 @@ def test_camera_errors_show_before_queueing(part: Any, path: str) -> None:
     assert isinstance(complaint, str) and "write comma separated parts" in complaint
 
 
+def test_a_linked_camera_path_is_checked_when_it_is_there(part: Any) -> None:
+    """ComfyUI gives None for what is linked."""
+    node = part("camera").QVGCameraPath
+    assert node.validate_inputs(path=None) is True
+    with pytest.raises(CameraPathError, match="has the unknown key 'x'"):
+        node.execute("d-14,x-3", 20)
+
+
 def test_camera_path_comes_with_a_picture(part: Any) -> None:
     node = part("camera").QVGCameraPath
     assert node.validate_inputs("d-14,s-11,a-14,w-11") is True
@@ -224,10 +234,27 @@ def test_records_find_a_run_by_its_video_and_forget_the_oldest(part: Any) -> Non
     book, made = records.Records(), records.RunRecord(**run(3))
     video = torch.rand(1, 3, 3, 4, 4)
     book.add(video, made)
-    assert book.find(video.clone()) is made and book.find(video + 1) is None and book.find(video[:, :, :2]) is None
+    which = ("demo world", PRESETS["exact"])
+    assert book.find(video.clone(), *which) is made
+    assert book.find(video + 1, *which) is None and book.find(video[:, :, :2], *which) is None
+    assert book.find(video, "another", PRESETS["exact"]) is None and book.find(video, "demo world", PRESETS["qvg"]) is None
     for index in range(records.MAX_RECORDS):
         book.add(torch.full((1, 1), float(index)), made)
-    assert book.find(video) is None
+    assert book.find(video, *which) is None
+
+
+def test_a_report_outlives_its_model(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When memory is short, ComfyUI drops the MODEL, keeps the LATENT, and makes another MODEL for the report."""
+    attach, report, records = part("comfy.attach"), part("report"), part("records")
+    said: list[str] = []
+    monkeypatch.setitem(sys.modules, "comfyui_qvg.nodes.comfy.progress", SimpleNamespace(say=said.append))
+    monkeypatch.setattr(report, "RECORDS", records.Records())
+    video = torch.rand(1, 3, 5, 4, 4)
+    report.RECORDS.add(video, records.RunRecord(**run(5, PRESETS["qvg"])))
+    out = report.QVGCacheReport.execute(attach.with_cache(with_memory(), PRESETS["qvg"]), {"samples": video.clone()})
+    assert "ratio 4.00x over all 5 frames" in out.args[1] and said == [out.args[1]]
+    with pytest.raises(ConfigError, match="was not sampled with this MODEL .* since ComfyUI started; connect"):
+        report.QVGCacheReport.execute(with_memory(), {"samples": video})
 
 
 def test_the_report_counts_in_the_open(part: Any) -> None:
@@ -279,3 +306,34 @@ def test_compare_says_identical_and_how_far(part: Any, monkeypatch: pytest.Monke
     assert "dB" in text.splitlines()[0] and "A: exact" in text
     assert report._row((a, a), (made, None), 2, 4).shape[-1] == 3
     assert report._curves(psnr, (made, made)).shape == (640, 768, 3)
+
+
+@pytest.fixture
+def compare(part: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """QVG Compare of two videos, at 10 frames per second."""
+    monkeypatch.setitem(sys.modules, "comfyui_qvg.nodes.comfy.progress", SimpleNamespace(say=lambda text: None))
+    return lambda a, b, scale=0: part("report").QVGCompare.execute(a, b, 10.0, scale)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "shown"),
+    [(64, 64, 0, 4), (64, 64, 4, 4), (64, 64, 1, 1), (32, 128, 0, 2), (240, 416, 0, 1), (416, 240, 2, 2), (200, 200, 0, 1)],
+)
+def test_small_frames_are_enlarged_unless_told(compare: Any, height: int, width: int, scale: int, shown: int) -> None:
+    frames = torch.zeros(1, height, width, 3)
+    once, video = (compare(frames, frames, each).args[1] for each in (shown, scale))
+    assert video.shape == once.shape and 2 * shown * width < video.shape[2] < 2.2 * shown * width + 8
+
+
+def test_alpha_is_no_difference(compare: Any) -> None:
+    a = torch.rand(2, 16, 16, 4, generator=torch.Generator().manual_seed(0))
+    assert compare(a, a[..., :3].clone()).args[3].startswith("The two videos are identical.")
+    changed = torch.cat([a[..., :3], 1 - a[..., 3:]], -1)
+    assert compare(a, changed).args[3].startswith("The two videos are identical.")
+
+
+def test_videos_that_cannot_be_compared_say_what_differs(compare: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^images_a are 32 x 16 pixels and images_b 16 x 16; give two videos of one width"):
+        compare(torch.zeros(1, 16, 32, 4), torch.zeros(1, 16, 16, 3))
+    with pytest.raises(ConfigError, match=r"^images_b has 1 colour channel\(s\), but must have 3, or 4 with alpha"):
+        compare(torch.zeros(1, 16, 16, 3), torch.zeros(1, 16, 16, 1))

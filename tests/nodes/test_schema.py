@@ -96,6 +96,31 @@ def test_workflows_use_what_the_nodes_have(nodes: Any) -> None:
                 assert {each.id for each in inputs if not each.optional} <= names <= {each.id for each in inputs}
 
 
+# The page saves the values of widgets by position, those of the chosen option in between: one more in an option would move all
+# that follow in every workflow that was ever saved. More options are welcome; add them here.
+OPTIONS: dict[str, dict[str, list[tuple[str, str]]]] = {
+    "QVGKVCache.cache": {
+        "preset": [("preset", "COMBO")],
+        "custom": [("bits", "COMBO"), ("num_stages", "INT"), ("clusters", "INT"), ("group_size", "COMBO")],
+        "exact": [],
+    },
+}
+
+
+def test_what_an_option_asks_for_never_changes(nodes: Any) -> None:
+    found = {
+        f"{node.__name__}.{each.id}": {
+            option.key: [(part.id, part.kind) for part in option.inputs] for option in each.options["options"]
+        }
+        for node in nodes.NODES
+        for each in node.define_schema().inputs
+        if each.kind == "COMFY_DYNAMICCOMBO_V3"
+    }
+    assert found.keys() == OPTIONS.keys()
+    for name, options in OPTIONS.items():
+        assert {key: found[name].get(key) for key in options} == options
+
+
 def test_every_workflow_has_a_program_form_and_a_thumbnail() -> None:
     for file in (ROOT / "workflows").glob("*.json"):
         assert file.with_suffix(".jpg").is_file() and (file.parent / "api" / file.name).is_file()

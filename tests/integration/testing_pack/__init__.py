@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from typing import Any
@@ -13,6 +14,7 @@ import comfy.supported_models
 import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.caching import BasicCache
 
 # What happened, for TestingSay.
 SAID: dict[str, Any] = {}
@@ -208,3 +210,24 @@ class TestingSay:
         SAID.clear()
         logging.info("testing: %s", said)
         return {"ui": {"text": (said,)}}
+
+
+def _has_models(entry: Any) -> bool:
+    slots = getattr(entry, "outputs", None) or []  # one of the caches has nodes' instances in it
+    outputs = [output for slot in slots for output in (slot if isinstance(slot, list) else [slot])]
+    return any(isinstance(output, comfy.model_patcher.ModelPatcher) for output in outputs)
+
+
+@_node(())
+class TestingForgetModels:
+    """The execution cache loses its MODELs and keeps all else, as ComfyUI's default one does first when memory is short."""
+
+    OUTPUT_NODE = True
+
+    def run(self) -> Any:
+        found = 0
+        for cache in [each for each in gc.get_objects() if issubclass(type(each), BasicCache)]:
+            for key in [key for key, entry in cache.cache.items() if _has_models(entry)]:
+                del cache.cache[key]
+                found += 1
+        return {"ui": {"text": (str(found),)}}

@@ -31,6 +31,7 @@ GOLDEN = json.loads((ROOT / "tests" / "nodes" / "object_info.json").read_text(en
         ("https://example.org/comfy/", "https://example.org/comfy"),
         ("[::1]:8188", "http://[::1]:8188"),
         ("http://gpu:9/", "http://gpu:9"),
+        ("http://gpu/kü%20che", "http://gpu/k%C3%BC%20che"),
     ],
 )
 def test_addresses(text: str, url: str) -> None:
@@ -52,6 +53,9 @@ def test_addresses(text: str, url: str) -> None:
         "http://u:p@gpu",
         "http://gpu?a=1",
         "[::1",
+        "a..b",
+        f"{'a' * 64}:8188",
+        "\udcff",
     ],
 )
 def test_what_is_no_address(text: str) -> None:
@@ -87,6 +91,12 @@ def test_what_is_no_workflow(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert main(["run", str(file), "--server", "127.0.0.1:1"]) == 2
     said = capsys.readouterr().err
     assert message in said and str(file) in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_a_workflow(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"1": {"class_type": "A", "inputs": {}}}', encoding="utf-8-sig")
+    assert load_prompt(file) == {"1": {"class_type": "A", "inputs": {}}}
 
 
 def test_a_file_for_the_page_names_its_twin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 from comfyui_qvg.qvg.cli import main
+from comfyui_qvg.qvg.server.outputs import Outputs
+from comfyui_qvg.qvg.server.run import Run
 
 from ...helpers import ROOT
 from .fake import FakeComfyUI, error, success
@@ -218,8 +220,9 @@ def test_a_server_that_dies_is_waited_for_and_given_up(fake: FakeComfyUI, run: C
     fake.on_prompt = lambda name: fake.later(0.5, fake.stop)
     ended = run(timeout="1.5")
     assert ended.code == 3 and 1.5 < ended.result["seconds"] < 10
+    assert "may still go on there; no output has come\n" in ended.said
     assert "does not answer (conn" in ended.said and "; waiting up to 1.5 s for it" in ended.said
-    assert "has not answered for 1.5 s (connection refused); no output has come" in ended.said
+    assert "has not answered for 1.5 s (connection refused); check the server, or raise --timeout; a run" in ended.said
 
 
 def test_a_server_that_comes_back_with_the_run_is_fetched_from(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:
@@ -286,6 +289,41 @@ def test_a_folder_that_cannot_be_made_is_found_before_queueing(
     assert ended.code == 2 and fake.posts == [] and "choose another --out" in ended.said
 
 
+def test_a_text_that_does_not_fit_names_the_way_out(
+    fake: FakeComfyUI, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder goes away between the check and the output."""
+    fake.on_prompt = lambda name: fake.finish(name, success({"1": TEXT}))
+    prepare = Outputs.prepare
+    monkeypatch.setattr(Outputs, "prepare", lambda outputs: (prepare(outputs), outputs.folder.rmdir())[0])
+    ended = run()
+    assert ended.code == 1 and "its text could not be written to" in ended.said
+    assert "free space there or choose another --out, and run again" in ended.said
+
+
+# -------------------------------------------------------------------------------------------------------------------- interrupted
+
+
+def _interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_before_queueing(fake: FakeComfyUI, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Outputs, "prepare", _interrupt)
+    ended = run()
+    assert ended.code == 130 and fake.posts == [] and ended.result["messages"] == ["interrupted before anything was queued"]
+
+
+def test_an_interrupt_while_it_tidies_up_does_not_deny_the_run(
+    fake: FakeComfyUI, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.on_prompt = lambda name: fake.finish(name, success({"2": VIDEO}))
+    monkeypatch.setattr(Run, "close", _interrupt)
+    ended = run()
+    assert ended.code == 130 and ended.files == {"walk.mp4"}
+    assert "interrupted; the run is off the server's queue; 1 output had come and is in" in ended.said
+
+
 # ------------------------------------------------------------------------------------------------------------- as a whole process
 
 PRELUDE = f"""
@@ -296,10 +334,12 @@ from comfyui_qvg.qvg.cli import main
 """
 
 
-def start(tmp_path: Path, address: str, before: str = "") -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path, address: str, before: str = "", folder: str = "out", more: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     file = tmp_path / "prompt.json"
     file.write_text(json.dumps(PROMPT), encoding="utf-8")
-    arguments = ["run", str(file), "--server", address, "--out", str(tmp_path / "out")]
+    arguments = ["run", str(file), "--server", address, "--out", str(tmp_path / folder), *more]
     code = f"{PRELUDE}\n{before}\nsys.exit(main({arguments!r}))"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -334,5 +374,23 @@ def test_a_full_disk_loses_no_other_output_and_leaves_no_half_file(fake: FakeCom
     process = start(tmp_path, fake.address, "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))")
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "output/QVG/walk.mp4 could not be written" in said and "it is still on the server" in said
+    assert "output/QVG/walk.mp4 could not be written" in said and "it is still on the server: free space there or" in said
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"Make It.txt"}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_piped_stdout_that_lacks_letters_of_the_folder_s_name(
+    fake: FakeComfyUI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    """As on Windows, where it has those of one part of the world."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    fake.on_prompt = lambda name: fake.finish(name, success({"2": VIDEO}))
+    process = start(tmp_path, fake.address, folder="видео", more=("--json",) if as_json else ())
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    path = tmp_path / "видео" / "walk.mp4"
+    assert path.is_file()
+    if as_json:
+        assert json.loads(printed)["files"][0]["path"] == str(path)
+    else:
+        assert printed == str(path).encode("ascii", "backslashreplace").decode() + "\n"
