@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..config import PRESETS
 from ..files import written_whole
 from .rows import Measured, windows
 from .walks import DIVERGENT_DB, Case, Walker
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib is an extra: nothing of it may be imported befor
 
 _COLOURS = {"qvg": "#2ca25f", "klt": "#7b2d8e", "rtn": "#8c8c8c", "kivi": "#d95f0e", "quarot": "#4c78a8"}
 _INK, _MUTED, _RULE = "#1b1f24", "#6a737d", "#d7dce1"
-_CURVES_MOST = 8
+_LINES = ("#2ca25f", "#1b6f41", "#c77cff", "#7b2d8e", "#3a0ca3", "#4c78a8", "#d95f0e", "#8c8c8c")
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1b1f24;max-width:1180px;margin:2rem auto;padding:0 1rem}
@@ -168,13 +169,12 @@ def _scatter(panel: Axes, rows: Sequence[Mapping[str, Any]], rate: str, quality:
         x, y = [entry[rate] for entry in entries], [entry[quality] for entry in entries]
         panel.scatter(x, y, color=colour, s=26, label=codec, zorder=3)
         if quality == "psnr_db":
-            panel.vlines(
-                x,
-                [entry["psnr_db_low"] for entry in entries],
-                [entry["psnr_db_high"] for entry in entries],
-                color=colour,
-                linewidth=1,
-            )
+            low, high = ([entry[f"psnr_db_{end}"] for entry in entries] for end in ("low", "high"))
+            panel.vlines(x, low, high, color=colour, linewidth=1)
+        for entry, *place in zip(entries, x, y, strict=True):
+            # Presets only: everything else would be written over.
+            if entry["preset"] in PRESETS:
+                panel.annotate(entry["preset"], (place[0], place[1]), (6, -3), textcoords="offset points", fontsize=8, color=_INK)
     panel.set_xlabel(title, color=_INK, fontsize=9)
     panel.set_ylabel(label, color=_INK, fontsize=9)
     panel.spines[["top", "right"]].set_visible(False)
@@ -184,15 +184,12 @@ def _scatter(panel: Axes, rows: Sequence[Mapping[str, Any]], rate: str, quality:
 
 def _frames_figure(measured: Sequence[Measured]) -> Figure:
     figure, (panel,) = _figure(11, 4.2, 1)
-    chosen = [entry for entry in measured if "," not in entry.method.name or "2 bits" in entry.method.name][:_CURVES_MOST]
+    chosen = [entry for entry in measured if "," not in entry.method.name or "2 bits" in entry.method.name][: len(_LINES)]
     for index, entry in enumerate(chosen):
         curve = np.mean([walk.frame_psnr_db() for walk in entry.walks], 0).clip(max=60)
-        style = ("-", "--", ":", "-.")[
-            sum(other.method.config.codec == entry.method.config.codec for other in chosen[:index]) % 4
-        ]
-        panel.plot(curve, style, color=_COLOURS[entry.method.config.codec], label=entry.method.name, linewidth=1.4)
+        panel.plot(curve, color=_LINES[index], label=entry.method.name, linewidth=1.4)
     panel.set_xlabel("latent frame", color=_INK, fontsize=9)
-    panel.set_ylabel("PSNR against exact, dB, mean over walks (60 and more: 60)", color=_INK, fontsize=9)
+    panel.set_ylabel("PSNR against exact, dB (at most 60)", color=_INK, fontsize=9)
     panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
