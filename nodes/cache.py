@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
+from ..qvg.config import TRANSFORMS, require_bits
 from .api import CATEGORY, io
 
 # What people see first is what most of them want.
-CHOICES = ("preset", "custom", "exact")
+CHOICES = ("preset", "custom", "exact", "klt", "kivi", "quarot", "rtn")
 _DEFAULT = QVGConfig()
 
 
@@ -32,8 +33,11 @@ class QVGKVCache(io.ComfyNode):
                         io.DynamicCombo.Option("preset", [_preset_input()]),
                         io.DynamicCombo.Option("custom", _custom_inputs()),
                         io.DynamicCombo.Option("exact", []),
+                        io.DynamicCombo.Option("klt", _klt_inputs()),
+                        *(io.DynamicCombo.Option(codec, _plain_inputs()) for codec in ("kivi", "quarot", "rtn")),
                     ],
-                    tooltip="preset: settings that work. custom: choose them. exact: 16 bits per value, as without this node.",
+                    tooltip="preset: settings that work. custom: Quant VideoGen by hand. exact: 16 bits per value, as "
+                    "without this node. klt: our own method by hand. kivi, quarot, rtn: to compare with.",
                 ),
                 *_advanced_inputs(),
             ],
@@ -54,7 +58,7 @@ class QVGKVCache(io.ComfyNode):
         sink_frames: int = _DEFAULT.sink_frames,
         recent_frames: int = _DEFAULT.recent_frames,
         window_frames: int = 0,
-        span_frames: int = _DEFAULT.span_frames,
+        span_frames: int = 0,
         seed: int = _DEFAULT.seed,
         backend: str = _DEFAULT.backend,
         read: str = "auto",
@@ -66,7 +70,7 @@ class QVGKVCache(io.ComfyNode):
             sink_frames=sink_frames,
             recent_frames=recent_frames,
             window_frames=window_frames or None,
-            span_frames=span_frames,
+            **({"span_frames": span_frames} if span_frames else {}),
             seed=seed,
             backend=backend,
         )
@@ -83,13 +87,26 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
             return base
     elif cache["cache"] == "preset":
         base = QVGConfig.preset(cache["preset"])
-    else:
+    elif cache["cache"] == "klt":
+        # By the widget's name; the config's is another.
+        require_bits("bits_k", cache["bits_k"], "klt")
+        base = QVGConfig.preset("balanced").with_changes(
+            bits=cache["bits_k"],
+            bits_v=cache["bits_v"],
+            clusters=cache["clusters"] or "auto",
+            transform=cache["transform"],
+            spans_per_codebook=cache["spans_per_codebook"],
+        )
+    elif cache["cache"] == "custom":
         base = QVGConfig(
             bits=int(cache["bits"]),
             num_stages=cache["num_stages"],
             clusters=cache["clusters"] or "auto",
             group_size=int(cache["group_size"]),
         )
+    else:
+        # With zero points, the way these methods are at their best.
+        base = QVGConfig(cache["cache"], int(cache["bits"]), group_size=int(cache["group_size"]), symmetric=False)
     return base.with_changes(**advanced)
 
 
@@ -97,29 +114,64 @@ def _preset_input() -> Any:
     return io.Combo.Input(
         "preset",
         options=[name for name in PRESETS if name != "exact"],
-        default="qvg",
-        tooltip="qvg: 2 bits, one stage, the smallest. qvg-pro: four stages and finer scales, nearer to exact and larger.",
+        default="balanced",
+        tooltip="balanced: nearer to exact than qvg in fewer bytes. fewest-bytes: smaller still. near-exact: when pictures "
+        "should hardly differ. qvg, qvg-pro: Quant VideoGen as published, 2 bits in one or four stages.",
     )
 
 
 def _custom_inputs() -> list[Any]:
+    bits, group_size = _plain_inputs()
+    stages = io.Int.Input(
+        "num_stages", default=1, min=1, max=4, tooltip="Rounds of clustering before what is left is rounded to codes."
+    )
+    return [bits, stages, _clusters_input(), group_size]
+
+
+def _plain_inputs() -> list[Any]:
     return [
         io.Combo.Input("bits", options=["2", "3", "4", "8"], default="2", tooltip="Bits per value, before scales and centroids."),
-        io.Int.Input(
-            "num_stages", default=1, min=1, max=4, tooltip="Rounds of clustering before what is left is rounded to codes."
-        ),
-        io.Int.Input(
-            "clusters",
-            default=0,
-            min=0,
-            max=256,
-            tooltip="Centroids per stage. 0: as many as cost at most 0.15 bit per value, good for short and long videos.",
-        ),
         io.Combo.Input(
             "group_size",
             options=["16", "32", "64", "128"],
             default="64",
-            tooltip="Channels that share one scale. Smaller is nearer to exact and takes more memory. Must divide the head size.",
+            tooltip="Channels (for keys with kivi: tokens) that share one scale. Smaller is nearer to exact and takes more "
+            "memory. Must divide the head size.",
+        ),
+    ]
+
+
+def _clusters_input() -> Any:
+    return io.Int.Input(
+        "clusters",
+        default=0,
+        min=0,
+        max=256,
+        tooltip="Centroids per stage; with klt those that a codebook begins with. 0: as many as the length of a span pays for.",
+    )
+
+
+def _klt_inputs() -> list[Any]:
+    def bits(name: str, default: float, tooltip: str) -> Any:
+        return io.Float.Input(name, default=default, min=0.25, max=6.0, step=0.25, tooltip=tooltip)
+
+    return [
+        bits("bits_k", 1.5, "Bits per value of keys, on average over channels."),
+        bits("bits_v", 2.0, "Bits per value of values, on average over channels."),
+        _clusters_input(),
+        io.Combo.Input(
+            "transform",
+            options=list(TRANSFORMS),
+            default="klt",
+            tooltip="klt: a basis learned from the first span, the nearest to exact. hadamard: a fixed one that takes hardly any "
+            "memory.",
+        ),
+        io.Int.Input(
+            "spans_per_codebook",
+            default=PRESETS["balanced"].spans_per_codebook,
+            min=1,
+            max=1024,
+            tooltip="Spans that share centroids and basis; each adds some centroids of its own. Then a new codebook begins.",
         ),
     ]
 
@@ -148,9 +200,9 @@ def _advanced_inputs() -> list[Any]:
         ),
         io.Int.Input(
             "span_frames",
-            default=_DEFAULT.span_frames,
-            min=1,
-            tooltip="Latent frames encoded together. Until so many wait, they are kept exactly.",
+            default=0,
+            min=0,
+            tooltip="Latent frames encoded together; until so many wait, they are kept exactly. 0: what the method asks for.",
             **frames,
         ),
         io.Int.Input(

@@ -16,11 +16,13 @@ MAX_RECORDS = 256
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value."""
+    """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value.
+    `span_frames`: of a whole span, as the codec, the model's blocks and the window left it."""
 
     model: str
     device: str
     config: QVGConfig
+    span_frames: int
     cache_bytes: tuple[int, ...]
     exact_bytes: tuple[int, ...]
     seconds: tuple[float, ...]
@@ -49,7 +51,7 @@ class RunRecord:
         if self.config.codec == "none":
             window = self.config.window_frames
             return "exact" if window is None else f"exact, {window} frames"
-        return f"{self.config.codec.upper()}, {self.config.bits} bits"
+        return f"{self.config.codec.upper()}, {_bits(self.config, short=True)}"
 
     def headline(self) -> str:
         """The report in one line."""
@@ -61,7 +63,7 @@ class RunRecord:
         parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in self.components.by_component().items())
         lines = [
             f"{self.model}, {self.frames} latent frames ({self.given_frames} given), {self.device}",
-            f"cache: {_settings(self.config)}",
+            f"cache: {_settings(self.config, self.span_frames)}",
             f"memory at the end {self.cache_bytes[-1] / 1e6:.2f} MB, at its peak {max(self.cache_bytes) / 1e6:.2f} MB; "
             f"all frames at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
             f"ratio {self.ratio:.2f}x over all {self.frames} frames, exact frames included",
@@ -73,13 +75,33 @@ class RunRecord:
         return "\n".join(lines)
 
 
-def _settings(config: QVGConfig) -> str:
+def _settings(config: QVGConfig, span_frames: int) -> str:
     window = "all frames" if config.window_frames is None else f"a window of {config.window_frames} frames"
     frames = f"first {config.sink_frames} and last {config.recent_frames} frames exact, {window} seen"
     if config.codec == "none":
         return f"exact, {window} seen"
-    codes = f"{config.bits} bits, {config.num_stages} stage(s) of {config.clusters} clusters, groups of {config.group_size}"
-    return f"{config.codec}, {codes}, spans of {config.span_frames} frames, {frames}, seed {config.seed}"
+    return f"{config.codec}, {_codes(config)}, spans of {span_frames} frames, {frames}, seed {config.seed}"
+
+
+def _codes(config: QVGConfig) -> str:
+    if config.codec == "qvg":
+        return f"{_bits(config)}, {config.num_stages} stage(s) of {_clusters(config)}, groups of {config.group_size}"
+    if config.codec == "klt":
+        basis = {"klt": "a learned basis", "hadamard": "a fixed basis (hadamard)"}[config.transform]
+        return f"{_bits(config)}, {basis}, {_clusters(config)}, a codebook per {config.spans_per_codebook} span(s)"
+    return f"{_bits(config)}, groups of {config.group_size}"
+
+
+def _clusters(config: QVGConfig) -> str:
+    return "automatic clusters" if config.clusters == "auto" else f"{config.clusters} clusters"
+
+
+def _bits(config: QVGConfig, short: bool = False) -> str:
+    if config.bits_v is None or config.bits_v == config.bits:
+        return f"{config.bits:g} bits"
+    if short:
+        return f"{config.bits:g}/{config.bits_v:g} bits"
+    return f"keys in {config.bits:g} and values in {config.bits_v:g} bits"
 
 
 class Records:

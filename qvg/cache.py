@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..kernels import require_backend
 from .attention import Pair, attend
-from .codec import ExactCodec, make_codec
+from .codec import ExactCodec, make_codecs
 from .codec.base import EncodeHint
 from .config import QVGConfig
 from .errors import CacheError, ConfigError, NonFiniteError
 from .policy import Layout, Step
 from .rope import GridRope, Rotation, rotate
-from .span import Codebook, ExactSpan, QuantizedSpan, Span, storage_bytes
+from .span import AnyCodebook, ExactSpan, Span, TransformSpan, storage_bytes
 from .spec import CacheBytes, CacheSpec
 from .workspace import Workspace
 
@@ -50,7 +50,7 @@ class LayerCache:
 
     def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int):
         self.spec, self.config, self.layer = spec, config, layer
-        self.codec, self.exact = make_codec(config, spec.dtype), ExactCodec(spec.dtype)
+        self.codecs, self.exact = make_codecs(config, spec.dtype), ExactCodec(spec.dtype)
         self.state = LayerState()
 
     def append(self, k: Tensor, v: Tensor) -> None:
@@ -108,14 +108,26 @@ class LayerCache:
                 f"layer {self.layer}: a span that is already encoded came up for encoding again; this is a bug in the policy"
             )
         self.state.encode_calls += 1
-        return self.codec.encode(torch.cat(exact, 2) if len(exact) > 1 else exact[0], self._hint(which))
+        hint = self._hint(which)
+        span = self.codecs[which].encode(torch.cat(exact, 2) if len(exact) > 1 else exact[0], hint)
+        if hint.reuse is not None and isinstance(span, TransformSpan) and span.codebook is not hint.reuse:
+            self._hand_on(span, hint.reuse, which)
+        return span
+
+    def _hand_on(self, span: TransformSpan, shorter: AnyCodebook, which: int) -> None:
+        """Spans that used the shorter codebook take over the one that has grown out of it, so that only one is in memory."""
+        for number, pair in enumerate(self.state.spans):
+            known = pair[which]
+            if isinstance(known, TransformSpan) and known.codebook is shorter:
+                longer = known.with_codebook(span.codebook)
+                self.state.spans[number] = pair._replace(keys=longer) if which == 0 else pair._replace(values=longer)
 
     def _hint(self, which: int) -> EncodeHint:
         """Codebooks are trained by the first span of a group and start from the group before."""
         state, config = self.state, self.config
         seed = (config.seed * 1_000_003 + self.layer * 4096 + state.spans_encoded * 8 + which * 4) % (1 << 63)
         last = state.spans[-1][which] if state.spans else None
-        book: Codebook | None = last.codebook if isinstance(last, QuantizedSpan) else None
+        book: AnyCodebook | None = None if last is None else last.codebook
         shares = state.spans_encoded % config.spans_per_codebook != 0
         return EncodeHint(seed, reuse=book if shares else None, warm=book)
 
@@ -171,8 +183,11 @@ class KVCache:
             turn = self._block_rotation(k)
             self._device = k.device
             q, k = rotate(q, turn), rotate(k, turn)
-            rotation = self._rotation
-        exact, codec = self.layers[layer].exact, self.layers[layer].codec
+            if self.config.keys == "after_rope":
+                self.layers[layer].append(k, v)
+            else:
+                rotation = self._rotation
+        exact, codec = self.layers[layer].exact, self.layers[layer].codecs.keys
 
         def decode(span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
             return (exact if isinstance(span, ExactSpan) else codec).decode(span, tokens, heads, out)

@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -112,6 +113,31 @@ def _run(options: argparse.Namespace) -> int:
     # Whoever ends this program does not want the run on the server either.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
         return run_workflow(options.workflow, options.server, options.settings, options.out, options.timeout, options.json)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("bench", help="measure and compare", description="Measurements that anyone can repeat.")
+    topics = command.add_subparsers(title="topics", required=True, metavar="TOPIC")
+    codecs = topics.add_parser(
+        "codecs",
+        help="every compression method on the demo world and on synthetic tensors",
+        description="Walk through worlds with every method and with the exact cache, and compare the videos; probe attention on "
+        "synthetic keys and values. Writes codecs.csv and codecs.html. A run that was broken off goes on where it stopped.",
+    )
+    codecs.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
+    codecs.add_argument("--quick", action="store_true", help="a few methods on two short walks: minutes on two cores")
+    codecs.add_argument("--worlds", type=int, metavar="N", help="worlds to walk through; default 8, with --quick 2")
+    codecs.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all, with --quick six")
+    codecs.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at work at the same time; default 1")
+    codecs.set_defaults(run=_bench_codecs)
+
+
+def _bench_codecs(options: argparse.Namespace) -> int:
+    from .bench.codecs import bench_codecs  # matplotlib and tqdm are needed by this command only
+
+    _heed_interrupts()
+    names = [name.strip() for name in (options.methods or "").split(";") if name.strip()]
+    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs)
 
 
 def _heed_interrupts() -> None:

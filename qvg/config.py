@@ -7,30 +7,43 @@ from typing import Any, Literal
 
 from ..kernels import BACKENDS
 from ..kernels.kmeans import MAX_CLUSTERS
+from ..kernels.lloyd_max import MAX_BITS
 from ..kernels.packing import BITS
 from .errors import ConfigError
 
-CODECS = ("none", "qvg")
+CODECS = ("none", "qvg", "klt", "rtn", "kivi", "quarot")
+KEY_STORAGE = ("before_rope", "after_rope")
+TRANSFORMS = ("klt", "hadamard")
 GROUP_SIZES = (16, 32, 64, 128)
 MAX_STAGES = 4
 # `clusters="auto"` spends at most this many bits per value on centroids.
 AUTO_CENTROID_BITS = 0.15
+# `span_frames="auto"` waits for so many tokens: enough to learn from, and little is kept exact meanwhile.
+AUTO_SPAN_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class QVGConfig:
     """Settings of one cache. Frames are latent frames. Wrong values raise ConfigError here, misfits to a model in `CacheSpec`.
 
-    codec               "none" keeps history in 16 bits; "qvg" is Quant VideoGen (arXiv 2602.02958)
-    bits                bits per residual code: 2, 3, 4 or 8
+    codec               "none" keeps history in 16 bits; "qvg" is Quant VideoGen (arXiv 2602.02958); "klt" is ours; "rtn", "kivi"
+                        and "quarot" are the field's baselines
+    bits                bits per residual code: 2, 3, 4 or 8; "klt": multiples of 1/16 from 1/4 to 6, on average
+    bits_v              the same for values; None: as `bits`
     num_stages          k-means passes before the residual is quantized, 1 to 4
-    clusters            centroids per stage, 1 to 256, or "auto": as many as cost at most 0.15 bit per value
-    group_size          channels that share one scale: 16, 32, 64 or 128
-    symmetric           True: as published (2**bits - 1 levels around zero). False: all levels between min and max
+    clusters            centroids per stage, 1 to 256, or "auto": as many as cost at most 0.15 bit per value ("klt": one for 16
+                        tokens of a codebook's first span)
+    clusters_added      "klt": centroids that each later span of a codebook adds, up to 256 in all, or "auto"
+    transform           "klt": "klt" learns a basis, "hadamard" takes a fixed one
+    group_size          channels that share one scale: 16, 32, 64 or 128; not for "klt", which has one gain per token
+    symmetric           True: as published (2**bits - 1 levels around zero). False: all levels from min to max ("kivi": always)
+    keys                "before_rope" or "after_rope": how keys are kept; before, they are smoother and turned on the way into
+                        attention
     iterations          k-means iterations; later codebooks start from the one before
     sink_frames         first frames, kept exact and never evicted
     recent_frames       newest frames kept exact
-    span_frames         frames encoded together, rounded up to whole chunks, cut to what the window leaves room for
+    span_frames         frames encoded together, rounded up to whole chunks, cut to what the window leaves room for; "auto": 1,024
+                        tokens or one chunk, for codecs whose spans share codebooks
     spans_per_codebook  consecutive spans that share one codebook; the first of them trains it
     window_frames       frames attention may see, the current ones included; None: all of them
     seed                of k-means' first centroids; the global generators are never touched
@@ -39,15 +52,19 @@ class QVGConfig:
     """
 
     codec: str = "qvg"
-    bits: int = 2
+    bits: int | float = 2
+    bits_v: int | float | None = None
     num_stages: int = 1
     clusters: int | Literal["auto"] = 256
+    clusters_added: int | Literal["auto"] = "auto"
+    transform: str = "klt"
     group_size: int = 64
     symmetric: bool = True
+    keys: str = "before_rope"
     iterations: int = 6
     sink_frames: int = 1
     recent_frames: int = 3
-    span_frames: int = 24
+    span_frames: int | Literal["auto"] = 24
     spans_per_codebook: int = 1
     window_frames: int | None = None
     seed: int = 0
@@ -57,17 +74,23 @@ class QVGConfig:
     def __post_init__(self) -> None:
         _require_choice("codec", self.codec, CODECS)
         _require_choice("backend", self.backend, BACKENDS)
-        _require_choice("bits", self.bits, BITS)
+        for name, bits in (("bits", self.bits), ("bits_v", self.bits if self.bits_v is None else self.bits_v)):
+            require_bits(name, bits, self.codec)
+        _require_choice("keys", self.keys, KEY_STORAGE)
+        _require_choice("transform", self.transform, TRANSFORMS)
         _require_choice("group_size", self.group_size, GROUP_SIZES)
         _require_between("num_stages", self.num_stages, 1, MAX_STAGES)
         _require_choice("symmetric", self.symmetric, (True, False))
         if self.clusters != "auto":
             _require_between("clusters", self.clusters, 1, MAX_CLUSTERS, "cluster ids are stored in one byte")
+        if self.span_frames != "auto":
+            _require_between("span_frames", self.span_frames, 1, 1 << 20)
+        if self.clusters_added != "auto":
+            _require_between("clusters_added", self.clusters_added, 0, MAX_CLUSTERS, "cluster ids are stored in one byte")
         for name, low in (
             ("iterations", 1),
             ("sink_frames", 0),
             ("recent_frames", 0),
-            ("span_frames", 1),
             ("spans_per_codebook", 1),
         ):
             _require_between(name, getattr(self, name), low, 1 << 20)
@@ -75,6 +98,11 @@ class QVGConfig:
         _require_between("seed", self.seed, 0, (1 << 63) - 1)
         if self.window_frames is not None:
             _require_between("window_frames", self.window_frames, 1, 1 << 30)
+
+    @property
+    def whole_bits(self) -> int:
+        """`bits` of the codecs that give every channel the same."""
+        return int(self.bits)
 
     def with_changes(self, **changes: Any) -> QVGConfig:
         """A copy with some fields changed; an unknown name raises ConfigError."""
@@ -90,6 +118,14 @@ class QVGConfig:
         return PRESETS[name]
 
 
+def require_bits(name: str, bits: float, codec: str) -> None:
+    """Raise ConfigError where `codec` cannot keep a value in so many bits; `name` is what the user calls the setting."""
+    if codec != "klt":
+        _require_choice(name, bits, BITS)
+    elif isinstance(bits, bool) or not isinstance(bits, int | float) or not 0.25 <= bits <= MAX_BITS or bits * 16 % 1:
+        raise ConfigError(f"{name} is {bits!r}, but codec 'klt' takes multiples of 1/16 from 0.25 to {MAX_BITS}; start with 2")
+
+
 def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
         raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}; choose one of these")
@@ -103,9 +139,17 @@ def _require_between(name: str, value: object, low: int, high: int, why: str = "
         )
 
 
-# Names are for ever: workflows store them. Append, never rename.
+def _klt(bits: float, bits_v: float) -> QVGConfig:
+    return QVGConfig("klt", bits, bits_v, clusters="auto", iterations=4, span_frames="auto", spans_per_codebook=8)
+
+
+# Names are for ever: workflows store them. Append, never rename. Where the last three stand: `qvg bench codecs`. Keys before RoPE
+# are smoother than values, so they get the smaller share of the bits.
 PRESETS: dict[str, QVGConfig] = {
     "exact": QVGConfig(codec="none"),
     "qvg": QVGConfig(clusters="auto"),
     "qvg-pro": QVGConfig(clusters="auto", num_stages=4, group_size=16),
+    "fewest-bytes": _klt(1, 1.5),
+    "balanced": _klt(1.5, 2),
+    "near-exact": _klt(3, 3.5),
 }

@@ -46,8 +46,9 @@ VISIT_GAP_FRAMES = 12
 MAX_SEED = 1 << 40
 
 # Spans of a real video hold 40,000 tokens, ours 64 per frame: fewer centroids, or codebooks would outweigh the codes.
-EXACT = QVGConfig(codec="none", span_frames=16)
-QUANTIZED = QVGConfig(codec="qvg", bits=2, clusters=32, group_size=64, span_frames=16, sink_frames=1, recent_frames=3)
+SPAN_FRAMES = 16
+EXACT = QVGConfig(codec="none", span_frames=SPAN_FRAMES)
+QUANTIZED = QVGConfig(codec="qvg", bits=2, clusters=32, group_size=64, span_frames=SPAN_FRAMES, sink_frames=1, recent_frames=3)
 
 Picture = NDArray[np.uint8]
 
@@ -136,7 +137,7 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
 def quantized_for(frames: int) -> QVGConfig:
     """The 2-bit cache, with spans short enough that a short walk is encoded too."""
     exact_frames = QUANTIZED.sink_frames + QUANTIZED.recent_frames
-    return QUANTIZED.with_changes(span_frames=min(QUANTIZED.span_frames, max(1, (frames - exact_frames) // 2)))
+    return QUANTIZED.with_changes(span_frames=min(SPAN_FRAMES, max(1, (frames - exact_frames) // 2)))
 
 
 def _start(runs: list[Run], run: Run) -> Run:
@@ -164,7 +165,7 @@ def _walk(run: Run, plan: Walk, model: DemoWorld) -> None:
         total = len(plan.positions)
         with tqdm(total=total, desc=f"{run.label:18}", unit="block", file=sys.stdout, mininterval=0.5, ncols=100) as bar:
             for block in blocks:
-                run.frames.append(_picture(block.latent))
+                run.frames.append(picture(block.latent))
                 run.cache_bytes.append(block.cache.total)
                 run.seconds.append(block.seconds)
                 bar.set_postfix_str(f"{block.seconds:.2f} s/frame, cache {block.cache.total / 1e6:.1f} MB", refresh=False)
@@ -172,10 +173,10 @@ def _walk(run: Run, plan: Walk, model: DemoWorld) -> None:
                 bar.update()
 
 
-def _picture(latent: Tensor) -> Picture:
+def picture(latent: Tensor) -> Picture:
     """[1, 1, 3, P, P] in -1..1 -> uint8 [P, P, 3]."""
-    picture: Picture = ((latent[0, 0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return picture
+    pixels: Picture = ((latent[0, 0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return pixels
 
 
 def _write_results(out: Path, runs: Sequence[Run], plan: Walk, path: str, interrupted: bool) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .config import QVGConfig
+from .config import AUTO_SPAN_TOKENS, QVGConfig
 from .errors import ConfigError
 
 
@@ -59,9 +59,10 @@ class CachePolicy:
             )
 
     @staticmethod
-    def of(config: QVGConfig, chunk_frames: int) -> CachePolicy:
+    def of(config: QVGConfig, chunk_frames: int, tokens_per_frame: int) -> CachePolicy:
         """The policy that a config asks for; spans are cut to what its window leaves room for."""
-        policy = CachePolicy(config.sink_frames, config.recent_frames, config.span_frames, config.window_frames, chunk_frames)
+        span = -(-AUTO_SPAN_TOKENS // tokens_per_frame) if config.span_frames == "auto" else config.span_frames
+        policy = CachePolicy(config.sink_frames, config.recent_frames, span, config.window_frames, chunk_frames)
         if config.window_frames is None:
             return policy
         exact = policy.exact_frames

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..kernels.packing import packed_width
 from .attention import Pair
 from .cache import KVCache
 from .config import QVGConfig
@@ -25,7 +24,7 @@ from .errors import CacheFileError, ConfigError
 from .files import written_whole
 from .policy import Layout
 from .rope import GridRope
-from .span import Codebook, ExactSpan, QuantizedSpan, Span
+from .span_files import codebook_facts, codebook_tensors, restore_codebook, restore_span
 from .spec import CacheSpec
 
 FORMAT = "qvg-cache"
@@ -39,16 +38,18 @@ def save_cache(cache: KVCache, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     books: dict[int, str] = {}
     used: dict[str, str] = {}
+    facts: dict[str, Any] = {}
     for layer in cache.layers:
         for number, pair in enumerate(layer.state.history):
             for which, span in zip(("keys", "values"), pair, strict=True):
                 prefix = f"layer.{layer.layer}.{which}.{number}"
-                parts = dict(span.tensors())
-                centroids = parts.pop("centroids", None)
-                if centroids is not None and isinstance(span, QuantizedSpan):
-                    used[prefix] = name = books.setdefault(id(span.codebook), f"codebook.{len(books)}")
-                    tensors[name] = centroids
-                tensors.update({f"{prefix}.{part}": tensor for part, tensor in parts.items()})
+                book = span.codebook
+                shared = {} if book is None else book.tensors()
+                if book is not None:
+                    used[prefix] = name = books.setdefault(id(book), f"codebook.{len(books)}")
+                    tensors.update(codebook_tensors(name, book))
+                    facts[name] = codebook_facts(book)
+                tensors.update({f"{prefix}.{part}": tensor for part, tensor in span.tensors().items() if part not in shared})
     state = {
         "spec": {**asdict(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
         "config": asdict(cache.config),
@@ -58,6 +59,7 @@ def save_cache(cache: KVCache, path: Path) -> None:
         "spans_due": cache.spans_due,
         "origins": cache.origins,
         "codebooks": used,
+        "codebook_facts": facts,
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
         "encode_calls": [layer.state.encode_calls for layer in cache.layers],
     }
@@ -123,47 +125,17 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
 
 
 def _restore_layers(cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    books = {name: Codebook(tensors[name]) for name in set(state["codebooks"].values())}
+    facts = state.get("codebook_facts", {})
+    names = set(state["codebooks"].values())
+    books = {name: restore_codebook(name, tensors, facts.get(name), cache.spec, cache.config) for name in names}
     kinds = [(name, frames) for name in ("sink", "spans", "tail") for frames in getattr(layout, name)]
     for layer in cache.layers:
         for number, (kind, frames) in enumerate(kinds):
             pair = []
-            for which in ("keys", "values"):
-                prefix = f"layer.{layer.layer}.{which}.{number}"
-                span = _span(prefix, cache, tensors, books.get(state["codebooks"].get(prefix)))
-                _check_span(prefix, span, cache, frames)
-                pair.append(span)
+            for which, part in enumerate(("keys", "values")):
+                prefix = f"layer.{layer.layer}.{part}.{number}"
+                book, tokens = books.get(state["codebooks"].get(prefix)), frames * cache.spec.tokens_per_frame
+                pair.append(restore_span(prefix, tensors, book, cache.spec, cache.config, tokens, which))
             getattr(layer.state, kind).append(Pair(*pair))
         layer.state.spans_encoded = int(state["spans_encoded"][layer.layer])
         layer.state.encode_calls = int(state["encode_calls"][layer.layer])
-
-
-def _span(prefix: str, cache: KVCache, tensors: dict[str, Tensor], book: Codebook | None) -> Span:
-    if book is None:
-        return ExactSpan(tensors[f"{prefix}.exact"])
-    codes, scales, ids = (tensors[f"{prefix}.{name}"] for name in ("codes", "scales", "ids"))
-    zero_points = None if cache.config.symmetric else tensors[f"{prefix}.zero_points"]
-    return QuantizedSpan(codes, scales, zero_points, ids, book, cache.config.bits, cache.config.group_size)
-
-
-def _check_span(prefix: str, span: Span, cache: KVCache, frames: int) -> None:
-    """Raise ValueError where a tensor is not what spec, config and layout say."""
-    spec, config = cache.spec, cache.config
-    tokens, channels, stages = frames * spec.tokens_per_frame, spec.head_dim, config.num_stages
-    rows = (spec.batch, spec.heads)
-    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "exact": ((*rows, tokens, channels), spec.dtype),
-        "codes": ((*rows, tokens, packed_width(channels, config.bits)), torch.uint8),
-        "scales": ((*rows, channels // config.group_size, tokens), torch.uint8),
-        "zero_points": ((*rows, channels // config.group_size, tokens), torch.uint8),
-        "ids": ((*rows, stages, tokens), torch.uint8),
-    }
-    for name, tensor in span.tensors().items():
-        if name != "centroids" and (tuple(tensor.shape), tensor.dtype) != expected[name]:
-            raise ValueError(f"{prefix}.{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {expected[name]}")
-    if isinstance(span, QuantizedSpan):
-        centroids = span.codebook.centroids
-        if centroids.shape[:3] != (*rows, stages) or centroids.shape[4:] != (channels,) or centroids.dtype != torch.float16:
-            raise ValueError(f"the codebook of {prefix} is {tuple(centroids.shape)} {centroids.dtype}")
-        if int(span.ids.max()) >= centroids.shape[3]:
-            raise ValueError(f"{prefix}.ids name centroid {int(span.ids.max())} of {centroids.shape[3]}")

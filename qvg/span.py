@@ -1,16 +1,23 @@
 """Encoded stretches of keys or values, and the codebooks they own or share.
 
-These are the memory format, fixed for good: planar codes (`kernels/packing.py`), E4M3 bytes (`kernels/e4m3.py`), uint8 ids,
-float16 centroids. A span is immutable; a codebook may belong to several spans and is counted once (by its storage).
+These are the memory format, fixed for good: planar codes (`kernels/packing.py`), bit planes (`kernels/bitplanes.py`), E4M3 bytes
+(`kernels/e4m3.py`), eight-bit rows (`kernels/rows8.py`), uint8 ids, float16 centroids. A span is immutable; a codebook may belong
+to several spans and is counted once (by its storage).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from ..kernels.hadamard import hadamard
+from ..kernels.rows8 import Rows8
+
+# Tensors that count as part of another component.
+_COMPONENTS = {"centroid_scales": "centroids", "basis_scales": "basis", "gains": "scales"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +36,71 @@ class Codebook:
         """Centroids per stage."""
         return self.centroids.shape[3]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {"centroids": self.centroids}
+
     def to(self, device: torch.device | str) -> Codebook:
         """A copy on another device."""
         return Codebook(self.centroids.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Where the coefficients of a residual point, and how many bits each has.
+
+    rows    int8 [B, H, D, D], one direction per row, or None: the Hadamard matrix
+    scales  float16 [B, H, D]: of each row, its coefficient's deviation included; without rows, of each channel
+    planes  for every batch row the channels in each bit plane, see `kernels/bitplanes.py`
+    """
+
+    rows: Tensor | None
+    scales: Tensor
+    planes: tuple[tuple[int, ...], ...]
+
+    def synthesis(self) -> Tensor:
+        """From coefficients (as row vectors) to residuals: float32 [B, H, D, D]."""
+        if self.rows is not None:
+            return Rows8(self.rows, self.scales).dequantize()
+        return hadamard(self.scales.shape[-1]).to(self.scales.device) * self.scales.float()[..., None, :]
+
+    def analysis(self) -> Tensor:
+        """The way there: residual @ analysis = coefficients of about unit variance. float32 [B, H, D, D]."""
+        if self.rows is not None:
+            rows = self.synthesis()
+            return (rows / rows.square().sum(-1, keepdim=True)).transpose(-1, -2)
+        return hadamard(self.scales.shape[-1]).to(self.scales.device) / self.scales.float()[..., :, None]
+
+    def weights(self) -> Tensor:
+        """What a squared error of 1 in each coefficient costs: float32 [B, H, D]."""
+        return self.synthesis().square().sum(-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {"basis_scales": self.scales} | ({} if self.rows is None else {"basis": self.rows})
+
+    def to(self, device: torch.device | str) -> Basis:
+        """A copy on another device."""
+        return Basis(None if self.rows is None else self.rows.to(device), self.scales.to(device), self.planes)
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """Codebook of the KLT codec: words int8 [B, H, C, D] with float16 scales [B, H, C], and a basis for what they leave over.
+
+    A longer dictionary with the same first words decodes everything that a shorter one does.
+    """
+
+    words: Rows8
+    basis: Basis
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {"centroids": self.words.values, "centroid_scales": self.words.scales, **self.basis.tensors()}
+
+    def to(self, device: torch.device | str) -> Dictionary:
+        """A copy on another device."""
+        return Dictionary(Rows8(*(part.to(device) for part in self.words)), self.basis.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +110,7 @@ class ExactSpan:
     values: Tensor
 
     codec = "none"
+    codebook = None
 
     @property
     def num_tokens(self) -> int:
@@ -48,7 +118,7 @@ class ExactSpan:
         return self.values.shape[2]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by component."""
+        """Every tensor by name."""
         return {"exact": self.values}
 
     def to(self, device: torch.device | str) -> ExactSpan:
@@ -84,8 +154,8 @@ class QuantizedSpan:
         return self.codebook.centroids.shape[4]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by component."""
-        parts = {"centroids": self.codebook.centroids, "ids": self.ids, "codes": self.codes, "scales": self.scales}
+        """Every tensor by name."""
+        parts = {**self.codebook.tensors(), "ids": self.ids, "codes": self.codes, "scales": self.scales}
         return parts if self.zero_points is None else {**parts, "zero_points": self.zero_points}
 
     def to(self, device: torch.device | str, codebook: Codebook | None = None) -> QuantizedSpan:
@@ -96,7 +166,68 @@ class QuantizedSpan:
         return QuantizedSpan(codes, scales, zero_points, ids, book, self.bits, self.group_size)
 
 
-Span = ExactSpan | QuantizedSpan
+@dataclass(frozen=True, eq=False)
+class TransformSpan:
+    """Tokens as word ids plus transform coefficients: codes [B, H, S, P], gains [B, H, S], ids [B, H, S]; all uint8."""
+
+    codes: Tensor
+    gains: Tensor
+    ids: Tensor
+    codebook: Dictionary
+
+    codec = "klt"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens held."""
+        return self.codes.shape[2]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {**self.codebook.tensors(), "ids": self.ids, "codes": self.codes, "gains": self.gains}
+
+    def with_codebook(self, codebook: Dictionary) -> TransformSpan:
+        """The same tokens with a dictionary that has grown."""
+        return replace(self, codebook=codebook)
+
+    def to(self, device: torch.device | str, codebook: Dictionary | None = None) -> TransformSpan:
+        """A copy on another device; `codebook` is the already moved one where several spans share it."""
+        book = codebook or self.codebook.to(device)
+        return TransformSpan(self.codes.to(device), self.gains.to(device), self.ids.to(device), book)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSpan:
+    """Tokens as packed codes with a scale and a zero point per group, without centroids: what the baselines make.
+
+    A group is a stretch of a token's channels: codes [B, H, S, D * bits / 8], scales and zero_points [B, H, D / g, S]. Or, if
+    `per_channel` (KIVI's keys), one channel of g tokens, the last ones filled up: codes [B, H, R * D, g * bits / 8] for R runs of
+    g tokens, scales and zero_points [B, H, 1, R * D]. All uint8.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    bits: int
+    group_size: int
+    num_tokens: int
+    per_channel: bool
+    codec: str
+    codebook = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        parts = {"codes": self.codes, "scales": self.scales}
+        return parts if self.zero_points is None else {**parts, "zero_points": self.zero_points}
+
+    def to(self, device: torch.device | str) -> GroupSpan:
+        """A copy on another device."""
+        zero_points = None if self.zero_points is None else self.zero_points.to(device)
+        return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), zero_points=zero_points)
+
+
+AnyCodebook = Codebook | Dictionary
+Span = ExactSpan | QuantizedSpan | TransformSpan | GroupSpan
 
 
 def storage_bytes(spans: Iterable[Span]) -> dict[str, int]:
@@ -109,19 +240,21 @@ def storage_bytes(spans: Iterable[Span]) -> dict[str, int]:
             key = (str(tensor.device), storage.data_ptr())
             if storage.nbytes() and key not in seen:
                 seen.add(key)
-                total[name] = total.get(name, 0) + storage.nbytes()
+                component = _COMPONENTS.get(name, name)
+                total[component] = total.get(component, 0) + storage.nbytes()
     return total
 
 
 def move(spans: Iterable[Span], device: torch.device | str) -> list[Span]:
     """Spans on another device; what shared a codebook still shares it."""
-    moved: dict[int, Codebook] = {}
+    moved: dict[int, AnyCodebook] = {}
     result: list[Span] = []
     for span in spans:
-        if isinstance(span, ExactSpan):
+        book = span.codebook
+        if book is None:
             result.append(span.to(device))
             continue
-        if id(span.codebook) not in moved:
-            moved[id(span.codebook)] = span.codebook.to(device)
-        result.append(span.to(device, moved[id(span.codebook)]))
+        if id(book) not in moved:
+            moved[id(book)] = book.to(device)
+        result.append(span.to(device, moved[id(book)]))  # type: ignore[call-arg,arg-type]
     return result

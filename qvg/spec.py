@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
-from .codec import Codec, ExactCodec, make_codec
+from .codec import Codec, ExactCodec, make_codecs
 from .config import GROUP_SIZES, QVGConfig
 from .errors import ConfigError
 from .policy import CachePolicy, Layout
@@ -18,6 +19,7 @@ class CacheBytes:
     """Bytes by component. `exact` is what is kept in 16 bits (sink and tail, or everything with codec "none")."""
 
     centroids: int = 0
+    basis: int = 0
     ids: int = 0
     codes: int = 0
     scales: int = 0
@@ -60,22 +62,34 @@ class CacheSpec:
 
     def check(self, config: QVGConfig) -> CachePolicy:
         """Raise ConfigError where a config does not fit this model; otherwise the policy it asks for."""
-        policy = CachePolicy.of(config, self.chunk_frames)
+        policy = CachePolicy.of(config, self.chunk_frames, self.tokens_per_frame)
         if config.codec == "none":
             return policy
-        if self.head_dim % config.group_size:
+        self._check_channels(config)
+        if config.codec != "klt" and self.head_dim % config.group_size:
             fitting = [size for size in GROUP_SIZES if self.head_dim % size == 0]
             raise ConfigError(
                 f"group_size {config.group_size} does not divide head_dim {self.head_dim}; "
                 + (f"use one of {fitting}" if fitting else "this model's heads cannot be quantized in groups, use codec 'none'")
             )
         tokens = policy.span_chunks * self.chunk_frames * self.tokens_per_frame
-        if config.clusters != "auto" and config.clusters > tokens:
+        if config.codec in ("qvg", "klt") and config.clusters != "auto" and config.clusters > tokens:
             raise ConfigError(
                 f"clusters is {config.clusters}, but a span holds only {tokens} tokens ({policy.span_chunks} chunks of "
                 f"{self.chunk_frames} frames of {self.tokens_per_frame} tokens); use at most {tokens} clusters or longer spans"
             )
         return policy
+
+    def _check_channels(self, config: QVGConfig) -> None:
+        channels = self.head_dim
+        if (config.codec == "quarot" or (config.codec == "klt" and config.transform == "hadamard")) and channels & (channels - 1):
+            other = "codec 'klt', 'kivi' or 'rtn'" if config.codec == "quarot" else "transform 'klt'"
+            raise ConfigError(f"head_dim {channels} is not a power of two, which a Hadamard transform needs; use {other}")
+        for name, bits in (("bits", config.bits), ("bits_v", config.bits_v or config.bits)):
+            if config.codec == "klt" and bits * channels % 8:
+                raise ConfigError(
+                    f"{name} {bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"
+                )
 
     def predict(self, config: QVGConfig, frames: int) -> CacheBytes:
         """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short)."""
@@ -86,15 +100,27 @@ class CacheSpec:
         return self._bytes(config, layout, evicted)
 
     def _bytes(self, config: QVGConfig, layout: Layout, evicted_spans: int) -> CacheBytes:
-        codec, exact = make_codec(config, self.dtype), ExactCodec(self.dtype)
+        exact = ExactCodec(self.dtype)
         sizes: Counter[str] = Counter()
         for frames in (*layout.sink, *layout.tail):
-            sizes.update(self._span_bytes(exact, frames, False))
-        for index, frames in enumerate(layout.spans):
-            # A shared codebook stays as long as one of its spans does: the first survivor of a group pays for it.
-            first = index == 0 or (evicted_spans + index) % config.spans_per_codebook == 0
-            sizes.update(self._span_bytes(codec, frames, first))
-        return CacheBytes(**{name: 2 * self.layers * size for name, size in sizes.items()})
+            sizes.update(self._each(exact.predicted_bytes, frames, 2))
+        for codec in make_codecs(config, self.dtype):
+            for frames in layout.spans:
+                sizes.update(self._each(codec.predicted_bytes, frames, 1))
+            sizes.update(self._codebooks(codec, config.spans_per_codebook, layout.spans, evicted_spans))
+        return CacheBytes(**{name: self.layers * size for name, size in sizes.items()})
 
-    def _span_bytes(self, codec: Codec, frames: int, owns_codebook: bool) -> dict[str, int]:
-        return codec.predicted_bytes((self.batch, self.heads, frames * self.tokens_per_frame, self.head_dim), owns_codebook)
+    def _codebooks(self, codec: Codec, shared: int, spans: Sequence[int], evicted: int) -> Counter[str]:
+        """Codebooks that some span in memory uses. One that evicted spans have trained stays as long as one of its spans does."""
+        sizes: Counter[str] = Counter()
+        for group in range(evicted // shared, -(-(evicted + len(spans)) // shared)):
+            members = range(group * shared, min((group + 1) * shared, evicted + len(spans)))
+            # Only the last span of a video may be short, so spans that have left were as long as the first that is here.
+            frames = [spans[max(0, index - evicted)] for index in members]
+            rows = (self.batch, self.heads, self.head_dim)
+            sizes.update(codec.predicted_codebook_bytes(rows, [count * self.tokens_per_frame for count in frames]))
+        return sizes
+
+    def _each(self, predict: Callable[[tuple[int, int, int, int]], dict[str, int]], frames: int, times: int) -> dict[str, int]:
+        sizes = predict((self.batch, self.heads, frames * self.tokens_per_frame, self.head_dim))
+        return {name: times * size for name, size in sizes.items()}

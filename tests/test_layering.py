@@ -30,14 +30,15 @@ RANKS = {
     "qvg.models": 5,
     "qvg.sampling": 6,
     "qvg": 7,  # the package itself: public names for those outside
-    "qvg.cli": 8,
+    "qvg.bench": 9,
+    "qvg.cli": 10,
     "qvg.demo": 8,
     "qvg.plots": 8,
     "qvg.server": 8,  # `qvg run`: knows a ComfyUI by its HTTP interface only
-    "nodes": 9,
-    "": 10,  # the root's __init__
+    "nodes": 11,
+    "": 12,  # the root's __init__
 }
-PROGRAMS = ("qvg.cli", "qvg.demo", "qvg.plots", "qvg.server")
+PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.demo", "qvg.plots", "qvg.server")
 LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
 PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm", "websocket"}
 COMFYUI_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}

@@ -37,6 +37,14 @@ def leaves(node: Any, path: str = "") -> dict[str, str]:
     return {at: text for key, value in node.items() for at, text in leaves(value, f"{path}/{key}").items()}
 
 
+def choices() -> tuple[list[str], list[str], list[str]]:
+    """Modes of the cache node, presets, and transforms of klt."""
+    golden = json.loads((ROOT / "tests" / "nodes" / "object_info.json").read_text(encoding="utf-8"))
+    options = golden["nodes"]["QVGKVCache"]["input"]["required"]["cache"][1]["options"]
+    widgets = {option["key"]: option["inputs"]["required"] for option in options}
+    return list(widgets), widgets["preset"]["preset"][1]["options"], widgets["klt"]["transform"][1]["options"]
+
+
 def test_these_are_the_languages() -> None:
     assert sorted(folder.name for folder in (ROOT / "locales").iterdir()) == sorted(LANGUAGES)
 
@@ -72,6 +80,9 @@ def test_what_must_be_typed_is_not_translated(language: str) -> None:
     """Keys of the camera path, names of choices and of other nodes' classes."""
     mine = texts(language)
     assert all(word in mine["QVGCameraPath"]["inputs"]["path"]["tooltip"] for word in ("w a s d", "up down left right", "w+d-8"))
-    assert all(word in mine["QVGKVCache"]["inputs"]["cache"]["tooltip"] for word in ("preset", "custom", "exact"))
+    inputs, (modes, presets, transforms) = mine["QVGKVCache"]["inputs"], choices()
+    assert [mode for mode in modes if mode not in inputs["cache"]["tooltip"]] == []
+    assert [preset for preset in presets if preset not in inputs["cache_preset"]["tooltip"]] == []
+    assert [name for name in transforms if name not in inputs["cache_transform"]["tooltip"]] == []
     assert "QVG/interrupted_*.latent" in mine["QVGSampler"]["inputs"]["keep_finished"]["tooltip"]
     assert "SamplerCustomAdvanced" in mine["QVGSampler"]["description"]

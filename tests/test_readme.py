@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+from comfyui_qvg.qvg.bench.settings import settings_table
 
 from .helpers import ROOT
 
@@ -36,3 +38,9 @@ def test_linked_files_exist() -> None:
 def test_the_two_commands_are_there() -> None:
     for command in ("python install.py --demo", "python install.py --test"):
         assert command in README
+
+
+def test_the_table_of_settings_is_the_measured_one() -> None:
+    with (ROOT / "benchmarks" / "results" / "codecs_presets.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert settings_table(rows) in README

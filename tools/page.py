@@ -68,7 +68,7 @@ def run(page: ComfyPage, name: str) -> None:
         "const scale = Math.min((innerWidth - 110) / w, (innerHeight - 170) / h);"
         "app.canvas.ds.scale = scale; app.canvas.ds.offset = [75 / scale - x, 105 / scale - y];"
         "for (const video of document.querySelectorAll('video'))"
-        "  { video.pause(); video.controls = false; video.currentTime = 0.98 * video.duration; }"
+        "  { video.pause(); video.controls = false; video.currentTime = 0.995 * video.duration; }"
         "app.canvas.setDirty(true, true); })()"
     )
     time.sleep(3)

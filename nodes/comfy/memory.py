@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 def cache_bytes_needed(spec: CacheSpec, config: QVGConfig, frames: int) -> int:
     """At most: the history at the end, a span of frames that wait for encoding, and what encoding and attention work in."""
-    waiting = spec.exact_bytes(min(frames, config.span_frames + spec.chunk_frames))
+    waiting = spec.exact_bytes(min(frames, spec.check(config).span_frames + spec.chunk_frames))
     workspace = min(config.workspace_mb << 20, 2 * spec.exact_bytes(frames))
     return spec.predict(config, frames).total + 2 * waiting + workspace
 

@@ -188,10 +188,12 @@ def _record(
 ) -> RunRecord:
     """The run in numbers; must be made before the cache is freed."""
     per_frame = [block for block in blocks for _ in range(block.latent.shape[2])]
+    policy = spec.check(settings.config)
     return RunRecord(
         model=base_model.qvg_name,
         device=str(device),
         config=settings.config,
+        span_frames=policy.span_chunks * spec.chunk_frames,
         cache_bytes=tuple(block.cache.total for block in per_frame),
         exact_bytes=tuple(spec.exact_bytes(block.first_frame + block.latent.shape[2]) for block in per_frame),
         seconds=tuple(block.seconds / block.latent.shape[2] for block in per_frame),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from ..span import Codebook, Span
+from ..span import AnyCodebook, Span
 
 
 @dataclass(frozen=True)
@@ -15,25 +16,30 @@ class EncodeHint:
     """Where a span stands in its cache.
 
     seed      of every random choice in this span
-    reuse     codebook to encode with, as it is, because an earlier span of the same group trained it
+    reuse     codebook to encode with, because an earlier span of the same group trained it; a codec may add to it
     warm      codebook to start training from
     """
 
     seed: int = 0
-    reuse: Codebook | None = None
-    warm: Codebook | None = None
+    reuse: AnyCodebook | None = None
+    warm: AnyCodebook | None = None
 
 
 class Codec(Protocol):
-    """Keys and values in, spans out, and back. Stateless: everything that was learned is in the span."""
+    """Keys or values in, spans out, and back. Stateless: everything that was learned is in the span."""
 
     name: str
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
-        """x [B, H, S, D] -> a span that shares no memory with x."""
+        """x [B, H, S, D] -> a span that shares no memory with x. If its codebook is another one than `hint.reuse`, it is that one
+        grown, and the spans that used the shorter one take the longer one over (`with_codebook`)."""
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
         """Tokens and heads of a span into `out` [B, heads, tokens, D], which is returned."""
 
-    def predicted_bytes(self, shape: tuple[int, int, int, int], owns_codebook: bool) -> dict[str, int]:
-        """Bytes by component of a span of this shape, before anything is allocated. Must equal what is then counted."""
+    def predicted_bytes(self, shape: tuple[int, int, int, int]) -> dict[str, int]:
+        """Bytes by component of a span of this shape without its codebook, before anything is allocated. Must equal what is then
+        counted."""
+
+    def predicted_codebook_bytes(self, rows: tuple[int, int, int], tokens: Sequence[int]) -> dict[str, int]:
+        """Bytes by component of a codebook for [B, H, D] after it has encoded spans of so many tokens, in their order."""

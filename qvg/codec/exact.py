@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..span import ExactSpan, Span
 from .base import EncodeHint
+from .nobook import WithoutCodebook
 
 
-class ExactCodec:
+class ExactCodec(WithoutCodebook):
     """Keeps values in `dtype`, bf16 unless a model needs another."""
 
     name = "none"
@@ -30,6 +31,6 @@ class ExactCodec:
         assert isinstance(span, ExactSpan)
         return out.copy_(span.values[:, heads, tokens])
 
-    def predicted_bytes(self, shape: tuple[int, int, int, int], owns_codebook: bool) -> dict[str, int]:
+    def predicted_bytes(self, shape: tuple[int, int, int, int]) -> dict[str, int]:
         """See `Codec`."""
         return {"exact": math.prod(shape) * self.dtype.itemsize}

@@ -13,6 +13,7 @@ neighbours share a byte); centroids are float16, not bfloat16 (three more mantis
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ...kernels import assign_clusters, quantize_groups, reconstruct, subtract_c
 from ...kernels.kmeans import MAX_CLUSTERS
 from ...kernels.packing import packed_width
 from ..config import AUTO_CENTROID_BITS, QVGConfig
-from ..span import Codebook, QuantizedSpan, Span
+from ..span import AnyCodebook, Codebook, QuantizedSpan, Span
 from .base import EncodeHint
 
 _FLOAT16_MAX = 65504.0
@@ -34,6 +35,7 @@ class QVGCodec:
 
     def __init__(self, config: QVGConfig):
         self.config = config
+        self.bits = config.whole_bits
 
     def clusters(self, span_tokens: int) -> int:
         """Centroids per stage for spans of this many tokens. "auto": the largest power of two within 0.15 bit per value."""
@@ -45,10 +47,10 @@ class QVGCodec:
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """See `Codec`."""
         config = self.config
-        codebook = hint.reuse or self._train(x, hint)
+        codebook = _own(hint.reuse) or self._train(x, hint)
         ids = self._assign(x, codebook)
-        groups = quantize_groups(x, ids, codebook.centroids, config.bits, config.group_size, config.symmetric, config.backend)
-        return QuantizedSpan(*groups, ids, codebook, config.bits, config.group_size)
+        groups = quantize_groups(x, ids, codebook.centroids, self.bits, config.group_size, config.symmetric, config.backend)
+        return QuantizedSpan(*groups, ids, codebook, self.bits, config.group_size)
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
         """See `Codec`."""
@@ -66,30 +68,34 @@ class QVGCodec:
             self.config.backend,
         )
 
-    def predicted_bytes(self, shape: tuple[int, int, int, int], owns_codebook: bool) -> dict[str, int]:
+    def predicted_bytes(self, shape: tuple[int, int, int, int]) -> dict[str, int]:
         """See `Codec`."""
         batch, heads, tokens, channels = shape
         config, rows = self.config, batch * heads * tokens
         scales = rows * (channels // config.group_size)
         sizes = {
             "ids": rows * config.num_stages,
-            "codes": rows * packed_width(channels, config.bits),
+            "codes": rows * packed_width(channels, self.bits),
             "scales": scales,
         }
         if not config.symmetric:
             sizes["zero_points"] = scales
-        if owns_codebook:
-            sizes["centroids"] = batch * heads * config.num_stages * self.clusters(tokens) * channels * 2
         return sizes
+
+    def predicted_codebook_bytes(self, rows: tuple[int, int, int], tokens: Sequence[int]) -> dict[str, int]:
+        """See `Codec`."""
+        batch, heads, channels = rows
+        return {"centroids": batch * heads * self.config.num_stages * self.clusters(tokens[0]) * channels * 2}
 
     def _train(self, x: Tensor, hint: EncodeHint) -> Codebook:
         """k-means, stage after stage, each on what the last one left."""
         residual = x.float()
+        warm = _own(hint.warm)
         clusters = self.clusters(x.shape[2])
         stages = []
         for stage in range(self.config.num_stages):
-            if hint.warm is not None and hint.warm.clusters == clusters:
-                centroids = hint.warm.centroids[:, :, stage].float()
+            if warm is not None and warm.clusters == clusters:
+                centroids = warm.centroids[:, :, stage].float()
             else:
                 centroids = _distinct_tokens(residual, clusters, hint.seed + stage)
             for _ in range(self.config.iterations):
@@ -114,6 +120,11 @@ class QVGCodec:
 
     def _subtract(self, x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
         return subtract_centroids(x, ids, centroids, self.config.backend)
+
+
+def _own(book: AnyCodebook | None) -> Codebook | None:
+    """A codebook of this codec, or nothing."""
+    return book if isinstance(book, Codebook) else None
 
 
 def _distinct_tokens(x: Tensor, count: int, seed: int) -> Tensor:

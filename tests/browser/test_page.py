@@ -158,6 +158,22 @@ def test_camera_errors_are_written_under_the_node(page: ComfyPage) -> None:
     assert "unknown key" not in page.painted()
 
 
+def test_a_mode_has_its_own_widgets_and_sends_them(page: ComfyPage) -> None:
+    page.load(WORKFLOWS["demo_world"])
+    before = page.widgets("QVGKVCache")
+    advanced = {name: value for name, value in before.items() if not name.startswith("cache")}
+    options = GOLDEN["nodes"]["QVGKVCache"]["input"]["required"]["cache"][1]["options"]
+    assert [option["key"] for option in options] == ["preset", "custom", "exact", "klt", "kivi", "quarot", "rtn"]
+    for option in [*options[1:], options[0]]:
+        page.set("QVGKVCache", cache=option["key"])
+        own = {f"cache.{name}": settings["default"] for name, (_, settings) in option["inputs"]["required"].items()}
+        expected = {"cache": option["key"], **own, **advanced}
+        assert page.widgets("QVGKVCache") == expected
+        sent = page.prompt()["2"]["inputs"]
+        assert {name: value for name, value in sent.items() if name != "model"} == expected
+    assert page.widgets("QVGKVCache") == before and page.errors() == []
+
+
 def test_a_workflow_without_the_newest_widget_runs_with_its_default(page: ComfyPage) -> None:
     graph = short(frames=6, QVGKVCache=lambda values: values[:-1])
     (cache,) = (node for node in graph["nodes"] if node["type"] == "QVGKVCache")

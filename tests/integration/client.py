@@ -135,6 +135,16 @@ def node(prompt: Prompt, kind: str) -> str:
     return name
 
 
+def with_mode(prompt: Prompt, mode: str, **widgets: Any) -> Prompt:
+    """With another mode of the cache node, and that mode's widgets in place of the ones before."""
+    prompt = copy.deepcopy(prompt)
+    inputs = prompt[node(prompt, "QVGKVCache")]["inputs"]
+    for name in [name for name in inputs if name.startswith("cache.")]:
+        del inputs[name]
+    inputs.update({"cache": mode, **{f"cache.{name}": value for name, value in widgets.items()}})
+    return prompt
+
+
 def between(prompt: Prompt, kind: str, before: str = "QVGKVCache", **inputs: Any) -> Prompt:
     """With another node on the MODEL's way: in front of the node of class `before`, or behind the cache node ("")."""
     prompt, name = copy.deepcopy(prompt), f"{kind} {before}"

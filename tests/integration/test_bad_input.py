@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .client import ROOT, Client, Prompt, node, workflow
+from .client import ROOT, Client, Prompt, node, with_mode, workflow
 from .conftest import started
 
 LATENTS: dict[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ def test_the_plain_ksampler_node(client: Client) -> None:
 
 
 def test_a_prompt_of_before_the_advanced_inputs_gets_their_defaults(client: Client) -> None:
-    prompt = workflow(frames=30, span_frames=24)
+    prompt = with_mode(workflow(frames=30, span_frames=24), "preset", preset="qvg")
     inputs = prompt[node(prompt, "QVGKVCache")]["inputs"]
     full = client.latent(prompt)
     for name in ("sink_frames", "recent_frames", "window_frames", "span_frames", "seed", "backend", "read"):
@@ -120,7 +120,7 @@ def test_a_prompt_of_before_the_advanced_inputs_gets_their_defaults(client: Clie
     ("name", "value", "allowed"),
     [
         ("cache.preset", "qvg-ultra", "'qvg', 'qvg-pro'"),
-        ("cache", "magic", "choose one of preset, custom, exact"),
+        ("cache", "magic", "choose one of preset, custom, exact, klt, kivi, quarot, rtn"),
         ("backend", "cuda", "'auto', 'torch', 'triton'"),
         ("read", "sideways", "'auto'"),
     ],
@@ -134,6 +134,49 @@ def test_values_that_this_version_does_not_know(server: Client, name: str, value
     code, answer = server.post("/prompt", {"prompt": prompt})
     said = json.dumps(answer["node_errors"][cache])
     assert code == 400 and allowed in said and (value in said or name == "cache")
+
+
+KLT: dict[str, Any] = {"bits_k": 1.5, "bits_v": 2, "clusters": 0, "transform": "klt", "spans_per_codebook": 8}
+PLAIN: dict[str, Any] = {"bits": "2", "group_size": "64"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "widgets", "name", "said"),
+    [
+        ("klt", KLT | {"bits_k": 7}, "cache.bits_k", "Value 7.0 bigger than max of 6.0"),
+        ("klt", KLT | {"transform": "dct"}, "cache.transform", "'dct' not in ['klt', 'hadamard']"),
+        ("klt", KLT | {"spans_per_codebook": 0}, "cache.spans_per_codebook", "Value 0 smaller than min of 1"),
+        ("kivi", PLAIN | {"bits": "5"}, "cache.bits", "'5' not in ['2', '3', '4', '8']"),
+        ("rtn", {"bits": "2"}, "cache.group_size", "Required input is missing"),
+    ],
+)
+def test_widgets_of_a_mode_are_refused_before_queueing(
+    server: Client, mode: str, widgets: dict[str, Any], name: str, said: str
+) -> None:
+    prompt = with_mode(workflow(frames=6), mode, **widgets)
+    prompt[node(prompt, "QVGCameraPath")]["inputs"]["path"] = "nonsense"
+    code, answer = server.post("/prompt", {"prompt": prompt})
+    (error,) = answer["node_errors"][node(prompt, "QVGKVCache")]["errors"]
+    assert code == 400 and error["extra_info"]["input_name"] == name and said in f"{error['message']} {error['details']}"
+
+
+@pytest.mark.parametrize(
+    ("widgets", "sentence"),
+    [
+        (KLT | {"bits_k": 2.03}, "bits_k is 2.03, but codec 'klt' takes multiples of 1/16 from 0.25 to 6; start with 2"),
+        (KLT | {"bits_v": 1.99}, "bits_v is 1.99, but codec 'klt' takes multiples of 1/16 from 0.25 to 6; start with 2"),
+        (
+            KLT | {"clusters": 200},
+            "clusters is 200, but a span holds only 128 tokens (2 chunks of 1 frames of 64 tokens); use at most 128 clusters "
+            "or longer spans",
+        ),
+    ],
+)
+def test_what_the_page_cannot_refuse_the_node_does_in_one_sentence(
+    client: Client, widgets: dict[str, Any], sentence: str
+) -> None:
+    prompt = with_mode(workflow(frames=6, span_frames=2), "klt", **widgets)
+    assert client.run(prompt).error.strip() == sentence
 
 
 def test_triton_says_that_it_is_not_there(client: Client) -> None:

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from .client import ROOT, Client, bypassed, node, workflow
+from .client import ROOT, Client, bypassed, node, with_mode, workflow
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "nodes" / "object_info.json").read_text(encoding="utf-8"))
 
@@ -50,12 +51,45 @@ def test_bypass_is_exact_bit_for_bit_and_two_bits_are_not(client: Client) -> Non
     prompt = workflow()
     exact = client.latent(bypassed(prompt))
     quantized = client.latent(prompt)
-    inputs = prompt[node(prompt, "QVGKVCache")]["inputs"]
-    del inputs["cache.preset"]
-    inputs["cache"] = "exact"
-    assert torch.equal(exact, client.latent(prompt))
+    assert torch.equal(exact, client.latent(with_mode(prompt, "exact")))
     # Frames before the first span is encoded: one sink, six in the span, three recent.
     assert torch.equal(exact[:, :, :10], quantized[:, :, :10]) and not torch.equal(exact, quantized)
+
+
+# Mode, its widgets, and what the report says of it. Prompts of before klt are among them: the first two.
+MODES: list[tuple[str, dict[str, Any], str]] = [
+    ("preset", {"preset": "qvg"}, "qvg, 2 bits, 1 stage(s) of automatic clusters, groups of 64"),
+    (
+        "custom",
+        {"bits": "2", "num_stages": 1, "clusters": 32, "group_size": "64"},
+        "qvg, 2 bits, 1 stage(s) of 32 clusters, groups of 64",
+    ),
+    ("preset", {"preset": "fewest-bytes"}, "klt, keys in 1 and values in 1.5 bits, a learned basis, automatic clusters"),
+    ("preset", {"preset": "near-exact"}, "klt, keys in 3 and values in 3.5 bits, a learned basis, automatic clusters"),
+    (
+        "klt",
+        {"bits_k": 2, "bits_v": 2.5, "clusters": 20, "transform": "hadamard", "spans_per_codebook": 4},
+        "klt, keys in 2 and values in 2.5 bits, a fixed basis (hadamard), 20 clusters, a codebook per 4 span(s)",
+    ),
+    ("kivi", {"bits": "4", "group_size": "32"}, "kivi, 4 bits, groups of 32"),
+    ("quarot", {"bits": "3", "group_size": "64"}, "quarot, 3 bits, groups of 64"),
+    ("rtn", {"bits": "4", "group_size": "16"}, "rtn, 4 bits, groups of 16"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "widgets", "settings"), MODES, ids=[f"{mode} {list(given.values())}" for mode, given, _ in MODES]
+)
+def test_every_mode_runs_and_the_report_says_with_what(client: Client, mode: str, widgets: dict[str, Any], settings: str) -> None:
+    prompt = with_mode(workflow(frames=12), mode, **widgets)
+    del prompt[node(prompt, "SaveVideo")]
+    result = client.run(prompt)
+    assert result.status == "success", result.messages
+    (text,) = result.outputs[node(prompt, "QVGCacheReport")]["text"]
+    assert f"\ncache: {settings}, spans of 6 frames, first 1 and last 3 frames exact, all frames seen, seed 0\n" in text.replace(
+        ", a codebook per 8 span(s)", ""
+    )
+    assert "codes" in text and "Nothing was encoded" not in text
 
 
 def test_given_frames_stay_as_they_are(client: Client) -> None:
@@ -120,7 +154,7 @@ def test_compare_of_exact_and_two_bits(client: Client) -> None:
     result = client.run(prompt)
     assert result.status == "success", result.messages
     text = result.outputs["compare"]["text"][0]
-    assert "10 of 20 frames are identical" in text and "A: exact" in text and "B: QVG, 2 bits" in text
+    assert "10 of 20 frames are identical" in text and "A: exact" in text and "B: KLT, 1.5/2 bits" in text
 
 
 def test_interrupt_frees_the_cache_keeps_the_frames_and_leaves_a_working_server(client: Client) -> None:

@@ -45,6 +45,7 @@ def run(frames: int, config: QVGConfig = PRESETS["exact"], codes: int = 0) -> di
         "model": "demo world",
         "device": "cpu",
         "config": config,
+        "span_frames": 16,
         "cache_bytes": sizes,
         "exact_bytes": exact,
         "seconds": seconds,
@@ -54,22 +55,110 @@ def run(frames: int, config: QVGConfig = PRESETS["exact"], codes: int = 0) -> di
     }
 
 
-def test_node_defaults_are_the_presets(part: Any) -> None:
+def widgets(nodes: Any, mode: str) -> dict[str, Any]:
+    """What the page sends of a mode nobody has touched."""
+    (combo,) = (each for each in nodes.NODES[1].define_schema().inputs if each.id == "cache")
+    (option,) = (option for option in combo.options["options"] if option.key == mode)
+    return {"cache": mode} | {each.id: each.options["default"] for each in option.inputs}
+
+
+PLAIN = {"bits": 2, "group_size": 64, "symmetric": False}
+MODES: dict[str, QVGConfig] = {
+    "preset": PRESETS["balanced"],
+    "custom": PRESETS["qvg"],
+    "exact": PRESETS["exact"],
+    "klt": PRESETS["balanced"],
+    "kivi": QVGConfig("kivi", **PLAIN),
+    "quarot": QVGConfig("quarot", **PLAIN),
+    "rtn": QVGConfig("rtn", **PLAIN),
+}
+
+
+def test_every_mode_is_here(part: Any) -> None:
+    assert tuple(MODES) == part("cache").CHOICES
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_untouched_widgets_are_settings_that_a_model_takes(nodes: Any, part: Any, mode: str) -> None:
+    schema = nodes.NODES[1].define_schema()
+    untouched = {each.id: each.options["default"] for each in schema.inputs if each.optional}
+    (model,) = nodes.NODES[1].execute(with_memory(), widgets(nodes, mode), **untouched).args
+    assert part("comfy.attach").settings_of(model.model_options).config == MODES[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_program_may_leave_out_is_as_untouched_widgets_are(nodes: Any, part: Any, mode: str) -> None:
+    (model,) = nodes.NODES[1].execute(with_memory(), widgets(nodes, mode)).args
+    assert part("comfy.attach").settings_of(model.model_options).config == MODES[mode]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_arrive_with_the_node_s_own_span(nodes: Any, part: Any, name: str) -> None:
+    """A preset says how frames are encoded; the advanced widgets, which are always there, say which."""
     make_config = part("cache").make_config
-    for name in ("qvg", "qvg-pro"):
-        assert make_config({"cache": "preset", "preset": name}, **ADVANCED) == PRESETS[name]
-    assert make_config({"cache": "exact"}, **ADVANCED) == PRESETS["exact"]
+    choice = {"cache": "exact"} if name == "exact" else {"cache": "preset", "preset": name}
+    assert make_config(choice, **{**ADVANCED, "span_frames": PRESETS[name].span_frames}) == PRESETS[name]
+
+
+def test_exact_looks_at_the_window_alone(part: Any) -> None:
+    make_config = part("cache").make_config
     assert make_config({"cache": "exact"}, **{**ADVANCED, "span_frames": 6, "seed": 3}) == PRESETS["exact"]
     assert make_config({"cache": "exact"}, **{**ADVANCED, "window_frames": 9}).window_frames == 9
-    custom = {"cache": "custom", "bits": "2", "num_stages": 1, "clusters": 0, "group_size": "64"}
-    assert make_config(custom, **ADVANCED) == PRESETS["qvg"]
 
 
-def test_custom_settings_and_advanced_ones_arrive(part: Any) -> None:
-    custom = {"cache": "custom", "bits": "4", "num_stages": 2, "clusters": 16, "group_size": "32"}
-    config = part("cache").make_config(custom, **{**ADVANCED, "window_frames": 40, "seed": 7})
-    expected = QVGConfig(bits=4, num_stages=2, clusters=16, group_size=32, window_frames=40, seed=7)
-    assert config == expected
+@pytest.mark.parametrize(
+    ("mode", "given", "expected"),
+    [
+        (
+            "custom",
+            {"bits": "4", "num_stages": 2, "clusters": 16, "group_size": "32"},
+            QVGConfig(bits=4, num_stages=2, clusters=16, group_size=32),
+        ),
+        (
+            "klt",
+            {"bits_k": 3.0, "bits_v": 1.25, "clusters": 40, "transform": "hadamard", "spans_per_codebook": 2},
+            QVGConfig("klt", 3, 1.25, clusters=40, transform="hadamard", iterations=4, spans_per_codebook=2),
+        ),
+        ("kivi", {"bits": "4", "group_size": "32"}, QVGConfig("kivi", 4, group_size=32, symmetric=False)),
+        ("quarot", {"bits": "3", "group_size": "16"}, QVGConfig("quarot", 3, group_size=16, symmetric=False)),
+        ("rtn", {"bits": "8", "group_size": "128"}, QVGConfig("rtn", 8, group_size=128, symmetric=False)),
+    ],
+)
+def test_every_widget_of_a_mode_arrives(nodes: Any, part: Any, mode: str, given: dict[str, Any], expected: QVGConfig) -> None:
+    assert {"cache", *given} == set(widgets(nodes, mode))
+    config = part("cache").make_config({"cache": mode, **given}, **{**ADVANCED, "window_frames": 40, "seed": 7})
+    assert config == expected.with_changes(window_frames=40, span_frames=24, seed=7)
+
+
+@pytest.mark.parametrize("widget", ["bits_k", "bits_v"])
+@pytest.mark.parametrize("bits", [2.03, 0.0, 6.25, float("nan"), float("inf"), True])
+def test_bits_that_klt_cannot_keep_are_named_as_the_widget_is(nodes: Any, part: Any, widget: str, bits: float) -> None:
+    """ComfyUI sees to the range of a Float, not to its step."""
+    with pytest.raises(ConfigError, match=rf"^{widget} is {bits!r}, but codec 'klt' takes multiples of 1/16 from 0.25 to 6; "):
+        part("cache").make_config({**widgets(nodes, "klt"), widget: bits}, **ADVANCED)
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "sentence"),
+    [
+        ("klt", {"bits_v": 2.0625}, "bits_v 2.0625 times head_dim 64 is not a whole number of bytes; use a multiple of 0.125"),
+        ("klt", {"clusters": 200}, "clusters is 200, but a span holds only 96 tokens"),
+        ("kivi", {"group_size": "128"}, "group_size 128 does not divide head_dim 64; use one of"),
+    ],
+)
+def test_settings_of_a_mode_that_do_not_fit_the_model(
+    nodes: Any, part: Any, mode: str, given: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{sentence}"):
+        part("comfy.attach").with_cache(with_memory(), part("cache").make_config({**widgets(nodes, mode), **given}, **ADVANCED))
+
+
+def test_a_mode_of_a_newer_version_is_refused_with_those_that_are_here(part: Any) -> None:
+    """ComfyUI drops what it does not know, so the node is given nothing."""
+    node = part("cache").QVGKVCache
+    assert node.validate_inputs(cache={"cache": "klt"}) is True
+    said = node.validate_inputs(cache=None)
+    assert said == "'cache' holds no mode that this version has; choose one of preset, custom, exact, klt, kivi, quarot, rtn"
 
 
 def test_a_model_without_memory_is_refused_and_those_with_one_are_named(part: Any) -> None:
@@ -174,6 +263,30 @@ def test_the_report_counts_in_the_open(part: Any) -> None:
     assert "ratio 4.00x over all 5 frames, exact frames included" in record.text()
     assert "Nothing was encoded" in record.text()
     assert "Nothing was encoded" not in part("records").RunRecord(**run(5, PRESETS["qvg"], codes=10)).text()
+
+
+@pytest.mark.parametrize(
+    ("config", "label", "settings"),
+    [
+        (PRESETS["qvg"], "QVG, 2 bits", "qvg, 2 bits, 1 stage(s) of automatic clusters, groups of 64, spans of 16 frames"),
+        (QVGConfig(clusters=32), "QVG, 2 bits", "1 stage(s) of 32 clusters"),
+        (
+            PRESETS["balanced"],
+            "KLT, 1.5/2 bits",
+            "klt, keys in 1.5 and values in 2 bits, a learned basis, automatic clusters, a codebook per 8 span(s), spans of 16",
+        ),
+        (QVGConfig("klt", 2, 2.0, transform="hadamard"), "KLT, 2 bits", "klt, 2 bits, a fixed basis (hadamard), 256 clusters"),
+        (QVGConfig("kivi", 3), "KIVI, 3 bits", "kivi, 3 bits, groups of 64, spans of 16 frames, first 1 and last 3 frames exact"),
+        (QVGConfig("quarot", 4), "QUAROT, 4 bits", "quarot, 4 bits, groups of 64,"),
+        (QVGConfig("rtn", 2, 4), "RTN, 2/4 bits", "rtn, keys in 2 and values in 4 bits, groups of 64,"),
+        (PRESETS["exact"], "exact", "cache: exact, all frames seen"),
+    ],
+)
+def test_every_method_is_named_in_captions_and_report(part: Any, config: QVGConfig, label: str, settings: str) -> None:
+    record = part("records").RunRecord(**run(5, config))
+    assert record.label() == label
+    (line,) = (line for line in record.text().splitlines() if line.startswith("cache: "))
+    assert settings in line
 
 
 def test_charts_are_pictures(part: Any) -> None:

@@ -16,6 +16,8 @@ CODECS = {
     "exact": QVGConfig(codec="none", span_frames=5),
     "qvg": QVGConfig(clusters=16, span_frames=4),
     "pro": QVGConfig(clusters=16, span_frames=4, num_stages=4, group_size=16, symmetric=False),
+    "klt": QVGConfig(codec="klt", bits=2.5, bits_v=1.5, clusters="auto", span_frames=4, spans_per_codebook=3),
+    "kivi": QVGConfig(codec="kivi", span_frames=4),
 }
 
 
@@ -38,7 +40,7 @@ def _one_softmax(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, origin: tuple[
     for pair in layer.state.history:
         for which, store in ((0, keys), (1, values)):
             span = pair[which]
-            codec = layer.exact if span.codec == "none" else layer.codec
+            codec = layer.exact if span.codec == "none" else layer.codecs[which]
             shape = (cache.spec.batch, cache.spec.heads, span.num_tokens, cache.spec.head_dim)
             store.append(codec.decode(span, slice(None), slice(None), torch.empty(shape)))
     all_keys, all_values = torch.cat([*keys, k], 2), torch.cat([*values, v], 2)
@@ -63,6 +65,42 @@ def test_equals_one_softmax(name: str, rope: GridRope | None, tile_bytes: int, m
         cache.place([origin])
     out = cache.attend(0, q, k, v)
     assert_close("attention", _one_softmax(cache, q, k, v, origin), out, 1e-5)
+
+
+def _walk(config: QVGConfig, frames: int, dtype: torch.dtype) -> list[Tensor]:
+    """What attention gives in every frame of a walk."""
+    cache = KVCache(CacheSpec(1, 3, 128, 12, dtype=dtype), config, ROPE)
+    generator, outs = torch.Generator().manual_seed(0), []
+    for frame in range(frames):
+        cache.place([(frame, frame * 0.5, -frame)])
+        outs.append(cache.attend(0, *torch.randn(3, 1, 3, 12, 128, generator=generator)))
+        cache.commit()
+    return outs
+
+
+def test_exact_keys_may_be_turned_before_or_after_they_are_kept() -> None:
+    """Rotations add up: with keys kept in float32 both ways are the same to rounding, with bf16 to bf16's."""
+    for dtype, accuracy in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        before, after = (
+            _walk(QVGConfig(codec="none", span_frames=4, window_frames=13, keys=keys), 25, dtype)
+            for keys in ("before_rope", "after_rope")
+        )
+        for frame, (a, b) in enumerate(zip(before, after, strict=True)):
+            assert_close(f"attention in frame {frame}", a, b, accuracy)
+
+
+def test_coded_keys_are_kept_the_way_that_is_asked() -> None:
+    """Two bits tell the two ways apart: outputs differ, and those of keys kept turned are the ones of keys turned by hand."""
+    for config in (CODECS["qvg"], CODECS["klt"]):
+        before, after = (_walk(config.with_changes(keys=keys), 12, torch.float32) for keys in ("before_rope", "after_rope"))
+        assert not torch.allclose(before[-1], after[-1], atol=1e-4)
+        cache = KVCache(CacheSpec(1, 3, 128, 12, dtype=torch.float32), config)  # no rope: turned here
+        generator = torch.Generator().manual_seed(0)
+        for frame, wanted in enumerate(after):
+            turn = ROPE.rotation(torch.tensor([(frame, frame * 0.5, -frame)]))
+            q, k, v = torch.randn(3, 1, 3, 12, 128, generator=generator)
+            assert_close(f"attention in frame {frame}", wanted, cache.attend(0, rotate(q, turn), rotate(k, turn), v), 1e-5)
+            cache.commit()
 
 
 def test_first_block_attends_to_itself_alone() -> None:

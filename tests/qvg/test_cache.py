@@ -7,7 +7,9 @@ import weakref
 import pytest
 import torch
 from comfyui_qvg.qvg import BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg.codec import KeyValueCodecs
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
+from comfyui_qvg.qvg.span import Dictionary
 from torch import Tensor
 
 SPEC = CacheSpec(layers=2, heads=2, head_dim=64, tokens_per_frame=6)
@@ -153,6 +155,68 @@ def test_poison_names_layer_and_frame_and_commits_nothing(poison: float, which: 
     cache.commit()
 
 
+CODECS = {
+    "exact": CONFIG.with_changes(codec="none"),
+    "qvg": CONFIG,
+    "klt": CONFIG.with_changes(codec="klt", bits=1.5, spans_per_codebook=3),
+    "klt_hadamard": CONFIG.with_changes(codec="klt", transform="hadamard"),
+    **{codec: CONFIG.with_changes(codec=codec) for codec in ("rtn", "kivi", "quarot")},
+}
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["keys", "values"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=["nan", "infinity", "minus_infinity"])
+@pytest.mark.parametrize("name", CODECS)
+def test_every_codec_is_spared_poison_and_goes_on(name: str, poison: float, which: int) -> None:
+    """Refused at the commit that would have encoded a span; the same commit with sound numbers is as if nothing had been."""
+    cache, healthy = KVCache(SPEC, CODECS[name]), KVCache(SPEC, CODECS[name])
+    for one in (cache, healthy):
+        _commit(one, 5)
+    bad = _block(50)
+    bad[which][0, 1, 3, 7] = poison
+    cache.attend(0, *bad), cache.attend(1, *_block(51))
+    with pytest.raises(NonFiniteError, match="layer 0 hold NaN or infinity in latent frame 5"):
+        cache.commit()
+    for one in (cache, healthy):
+        _commit(one, 8, start=5)
+        one.verify_encoded()
+    assert torch.equal(cache.attend(0, *_block(3)), healthy.attend(0, *_block(3))) and cache.nbytes() == healthy.nbytes()
+
+
+@pytest.mark.parametrize("window", [None, 14], ids=["all", "window"])
+@pytest.mark.parametrize("shared", [1, 3, 8])
+def test_a_growing_dictionary_is_in_memory_once(shared: int, window: int | None) -> None:
+    """All spans of a group hold the longest dictionary, and what earlier frames decode to never changes as it grows."""
+    config = CONFIG.with_changes(codec="klt", clusters_added=3, spans_per_codebook=shared, window_frames=window)
+    cache = KVCache(SPEC, config)
+    seen: dict[int, Tensor] = {}
+    for frame in range(34):
+        _commit(cache, 1, start=frame)
+        layer = cache.layers[1]
+        first = layer.state.spans_encoded - len(layer.state.spans)
+        for number, pair in enumerate(layer.state.spans, first):
+            for keys, span in ((0, pair.values), (1, pair.keys)):
+                decoded = layer.codecs.keys.decode(span, slice(None), slice(None), torch.empty(1, 2, 18, 64))
+                assert torch.equal(decoded, seen.setdefault(2 * number + keys, decoded)), (frame, number)
+            book = pair.keys.codebook
+            newest = min(first + len(layer.state.spans), (number // shared + 1) * shared) - 1
+            assert book is layer.state.spans[newest - first].keys.codebook
+            assert isinstance(book, Dictionary) and book.words.values.shape[2] == 4 + 3 * (newest % shared)
+        assert cache.nbytes() == SPEC.predict(config, frame + 1), frame
+    cache.verify_encoded()
+    assert len(seen) == 2 * layer.state.spans_encoded >= 20
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_reset_and_a_second_run_equal_the_first(name: str) -> None:
+    used, born = KVCache(SPEC, CODECS[name]), KVCache(SPEC, CODECS[name])
+    _commit(used, 13)
+    used.reset()
+    for cache in (used, born):
+        _commit(cache, 16)
+    assert used.nbytes() == born.nbytes() and torch.equal(used.attend(1, *_block(3)), born.attend(1, *_block(3)))
+
+
 def test_a_run_that_never_encoded_fails() -> None:
     cache = KVCache(SPEC, CONFIG)
     _commit(cache, 5)
@@ -162,7 +226,7 @@ def test_a_run_that_never_encoded_fails() -> None:
 
 def test_a_codec_that_was_bypassed_fails() -> None:
     cache = KVCache(SPEC, CONFIG)
-    cache.layers[1].codec = cache.layers[1].exact
+    cache.layers[1].codecs = KeyValueCodecs(cache.layers[1].exact, cache.layers[1].exact)
     _commit(cache, 9)
     with pytest.raises(CacheError, match="left \\['none', 'qvg'\\] spans"):
         cache.verify_encoded()

@@ -22,7 +22,7 @@ from comfyui_qvg.qvg.demo import (
     revisit_psnr_db,
     settings,
 )
-from comfyui_qvg.qvg.demo import _picture as picture_of
+from comfyui_qvg.qvg.demo import picture as picture_of
 from comfyui_qvg.qvg.models.demo_world import WEIGHTS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.models.painted_map import JUDGED, TRAINING, paint
 from comfyui_qvg.qvg.sampling import generate

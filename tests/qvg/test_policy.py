@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.policy import CachePolicy, Layout
 from hypothesis import given
@@ -44,7 +45,7 @@ def test_whole_spans_leave_a_full_window() -> None:
 
 def test_spans_are_cut_to_what_the_window_leaves() -> None:
     """The defaults in the window of Self-Forcing: 21 frames, chunks of 3, spans of 24."""
-    policy = CachePolicy.of(QVGConfig(window_frames=21), chunk_frames=3)
+    policy = CachePolicy.of(QVGConfig(window_frames=21), chunk_frames=3, tokens_per_frame=1560)
     assert policy.span_frames == 12
     assert _run(policy, 30)[0].spans
 
@@ -70,3 +71,11 @@ def test_what_always_holds(sink: int, recent: int, span: int, chunk: int, extra:
     assert sum(layout.tail) < recent + policy.span_chunks * chunk + chunk
     if window is not None:
         assert layout.frames + chunk <= window
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_frame", "chunk_frames", "span_frames"), [(64, 1, 16), (1560, 3, 3), (880, 4, 4), (1024, 1, 1)]
+)
+def test_auto_spans_hold_1024_tokens_or_one_chunk(tokens_per_frame: int, chunk_frames: int, span_frames: int) -> None:
+    policy = CachePolicy.of(QVGConfig(span_frames="auto"), chunk_frames, tokens_per_frame)
+    assert policy.span_chunks * chunk_frames == span_frames

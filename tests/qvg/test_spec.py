@@ -20,8 +20,11 @@ ANCHORS = {
 @pytest.mark.parametrize("name", ANCHORS)
 def test_published_anchors_to_the_byte(name: str) -> None:
     shape, clusters, anchor_bytes, anchor_mib = ANCHORS[name]
+    (batch, heads, tokens, channels) = shape
     codec = QVGCodec(QVGConfig(clusters=clusters, span_frames=1))
-    predicted = 2 * sum(codec.predicted_bytes(shape, owns_codebook=True).values())
+    predicted = 2 * sum(
+        {**codec.predicted_bytes(shape), **codec.predicted_codebook_bytes((batch, heads, channels), [tokens])}.values()
+    )
     assert predicted == anchor_bytes and round(predicted / 2**20, 3) == anchor_mib
 
 
@@ -43,6 +46,33 @@ CONFIGS = {
     "shared_codebooks": QVGConfig(clusters=16, span_frames=2, spans_per_codebook=3),
     "shared_and_evicted": QVGConfig(clusters=16, span_frames=2, spans_per_codebook=3, window_frames=13),
     "window": QVGConfig(bits=4, clusters=7, span_frames=3, sink_frames=2, recent_frames=2, window_frames=9),
+    "bits_v": QVGConfig(bits=4, bits_v=2, clusters=7, span_frames=3),
+    **{
+        f"klt_{shared}{'_window' if window else ''}": QVGConfig(
+            codec="klt",
+            bits=2.5,
+            bits_v=1.5,
+            clusters="auto",
+            iterations=1,
+            span_frames=3,
+            spans_per_codebook=shared,
+            window_frames=window,
+        )
+        for shared in (1, 3, 8)
+        for window in (None, 13)
+    },
+    "klt_hadamard": QVGConfig(
+        codec="klt", transform="hadamard", clusters=8, span_frames=2, spans_per_codebook=3, window_frames=13
+    ),
+    "klt_words_by_hand": QVGConfig(codec="klt", clusters=10, clusters_added=7, span_frames=2, spans_per_codebook=4),
+    **{
+        f"{codec}{'_symmetric' if symmetric else ''}{'_window' if window else ''}": QVGConfig(
+            codec=codec, bits=3, bits_v=2, symmetric=symmetric, span_frames=3, spans_per_codebook=3, window_frames=window
+        )
+        for codec in ("rtn", "kivi", "quarot")
+        for symmetric in (True, False)
+        for window in (None, 13)
+    },
 }
 
 

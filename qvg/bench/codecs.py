@@ -1,0 +1,149 @@
+"""`qvg bench codecs`: every method on the demo world and on synthetic tensors -> codecs.csv, codecs.html, settings.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..errors import ConfigError, MediaError
+from .methods import METHODS, QUICK, REFERENCE, Method, choose
+from .page import write_page
+from .probes import Probe, probe
+from .rows import Measured, row, write_csv
+from .settings import write_settings
+from .walks import PATHS, Case, Walker, WalkResult, cases
+
+FULL_WORLDS, FULL_FRAMES = 8, 70
+QUICK_WORLDS, QUICK_FRAMES = 2, 54
+_OUTLIERS = 0.01
+
+# Where results are kept, which walk, and with which method; without one, the exact cache.
+Job = tuple[Path, Case, Method | None]
+
+
+def bench_codecs(out: Path, quick: bool = False, worlds: int | None = None, names: Sequence[str] = (), jobs: int = 1) -> int:
+    """Measure and write. What is finished is kept in `out/walks`, so a broken-off run goes on there. -> exit code."""
+    if worlds is not None and worlds < 1:
+        raise ConfigError(f"worlds is {worlds}, but at least one is needed; leave it out for {FULL_WORLDS}")
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}, but at least one process must work; leave it out for 1")
+    methods = choose(list(names) or (list(QUICK) if quick else [method.name for method in METHODS]))
+    walks = cases(
+        worlds or (QUICK_WORLDS if quick else FULL_WORLDS), 1 if quick else len(PATHS), QUICK_FRAMES if quick else FULL_FRAMES
+    )
+    _make_folder(out)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    results, (plain, outlying) = _walks(methods, walks, out, jobs), _probes(methods, quick)
+    measured = [Measured(*parts) for parts in zip(methods, results, plain, outlying, strict=True)]
+    reference = next(entry for entry in measured if entry.method.name == REFERENCE)
+    rows = [row(entry, reference, walks) for entry in measured]
+    try:
+        write_csv(rows, out / "codecs.csv")
+        write_settings(rows, out / "settings.md")
+        write_page(rows, measured, walks, Walker(out / "walks"), out / "codecs.html", _conditions())
+    except OSError as error:
+        raise MediaError(
+            f"{out} could not be written to ({error}); free space, the walks are kept and are not done again"
+        ) from error
+    _print_table(rows)
+    for name in ("codecs.csv", "codecs.html", "settings.md"):
+        print(f"wrote {out / name}")
+    return 0
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        (out / "walks").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
+
+
+def _walks(methods: Sequence[Method], walks: Sequence[Case], out: Path, jobs: int) -> list[list[WalkResult]]:
+    """Results by method, then by case."""
+    work: list[Job] = [(out / "walks", case, method) for method in methods for case in walks]
+    exact: list[Job] = [(out / "walks", case, None) for case in walks]
+    results: list[WalkResult] = []
+    with tqdm(total=len(exact) + len(work), unit="walk", file=sys.stdout, ncols=100, mininterval=1) as bar:
+        for result in _in_order([*exact, *work], jobs):
+            results.extend([] if result is None else [result])
+            bar.update()
+    return [results[start : start + len(walks)] for start in range(0, len(results), len(walks))]
+
+
+def _in_order(work: Sequence[Job], jobs: int) -> Iterator[WalkResult | None]:
+    """Results in the order of the work, from this process or from several."""
+    if jobs == 1:
+        yield from map(_walk, work)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
+        try:
+            yield from pool.map(_walk, work)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    """Several processes with several threads each would only wait for one another."""
+    torch.set_num_threads(1)
+
+
+def _walk(job: Job) -> WalkResult | None:
+    folder, case, method = job
+    walker = _WALKERS.setdefault(folder, Walker(folder))
+    if method is None:
+        walker.exact(case)
+        return None
+    return walker.compare(case, method.config)
+
+
+_PRINTED = ("preset", "bits_per_value", "bits_per_value_amortised", "cache_bytes", "psnr_db", "gain_db", "attention_error")
+
+# One per process: it keeps the model.
+_WALKERS: dict[Path, Walker] = {}
+
+
+def _probes(methods: Sequence[Method], quick: bool) -> tuple[list[Probe], list[Probe]]:
+    """Without outliers and with 1 % of them. One span has 6,240 tokens here, so centroids are as many as the field uses."""
+    seeds = (0,) if quick else (0, 1, 2, 3, 4)
+    plain, outlying = [], []
+    for method in tqdm(methods, desc="probes", unit="method", file=sys.stdout, ncols=100, mininterval=1):
+        config = method.config
+        if config.codec in ("qvg", "klt") and config.clusters != 1:
+            config = config.with_changes(clusters=256, iterations=6)
+        plain.append(probe(config, seeds))
+        outlying.append(probe(config, seeds, outliers=_OUTLIERS))
+    return plain, outlying
+
+
+def _conditions() -> dict[str, str]:
+    return {
+        "device": f"cpu, {torch.get_num_threads()} thread per process, {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
+def _print_table(rows: Sequence[dict[str, object]]) -> None:
+    columns = (
+        "preset",
+        "bits_per_value",
+        "bits_per_value_amortised",
+        "cache_bytes",
+        "psnr_db",
+        "gain_db",
+        "ssim",
+        "attention_error",
+    )
+    cells = [columns, *(tuple(str(entry[column]) for column in columns) for entry in rows)]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))

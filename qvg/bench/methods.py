@@ -1,0 +1,67 @@
+"""The methods that are compared. Spans are those of the demo world: 16 frames of 64 tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import PRESETS, QVGConfig
+from ..errors import ConfigError
+
+_COMMON: dict[str, Any] = {"span_frames": 16, "sink_frames": 1, "recent_frames": 3}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name for tables, and the settings."""
+
+    name: str
+    config: QVGConfig
+
+
+def _qvg(**changes: object) -> QVGConfig:
+    # 32 centroids: more cost more than they bring on spans of 1,024 tokens. 20 iterations: k-means has converged.
+    return QVGConfig(codec="qvg", clusters=32, iterations=20, **_COMMON).with_changes(**changes)
+
+
+def _klt(**changes: object) -> QVGConfig:
+    base = QVGConfig(codec="klt", clusters="auto", iterations=4, spans_per_codebook=8, **_COMMON)
+    return base.with_changes(**changes)
+
+
+def _plain(codec: str, bits: int) -> QVGConfig:
+    return QVGConfig(codec=codec, bits=bits, symmetric=False, group_size=64, **_COMMON)
+
+
+REFERENCE = "qvg"
+
+METHODS: tuple[Method, ...] = (
+    Method("qvg", _qvg()),
+    Method("qvg-pro", _qvg(num_stages=4, group_size=16)),
+    *(Method(name, PRESETS[name].with_changes(**_COMMON)) for name in ("fewest-bytes", "balanced", "near-exact")),
+    *(Method(f"klt, {bits:g} bits", _klt(bits=bits)) for bits in (1, 1.5, 2, 3, 4)),
+    *(Method(f"{codec}, {bits} bits", _plain(codec, bits)) for codec in ("rtn", "kivi", "quarot") for bits in (2, 3, 4)),
+    Method("qvg, 64 centroids", _qvg(clusters=64)),
+    Method("qvg, asymmetric", _qvg(symmetric=False)),
+    Method("qvg, 4 bits", _qvg(bits=4)),
+    Method("klt, keys 2, values 1.5 bits", _klt(bits=2, bits_v=1.5)),
+    Method("klt, 2 bits, Hadamard", _klt(transform="hadamard")),
+    Method("klt, 2 bits, frozen words", _klt(clusters_added=0)),
+    Method("klt, 2 bits, mean only", _klt(clusters=1, clusters_added=0)),
+    Method("klt, 2 bits, codebook per span", _klt(spans_per_codebook=1, clusters=32)),
+    *(
+        Method(f"{name}, keys after RoPE", config.with_changes(keys="after_rope"))
+        for name, config in (("qvg", _qvg()), ("kivi, 2 bits", _plain("kivi", 2)), ("klt, 2 bits", _klt()))
+    ),
+)
+
+QUICK = ("qvg", "qvg-pro", "fewest-bytes", "balanced", "near-exact", "kivi, 2 bits")
+
+
+def choose(names: list[str]) -> list[Method]:
+    """Methods by name; the reference always comes along. Raises ConfigError for a name that is not there."""
+    known = {method.name: method for method in METHODS}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"method is {name!r}, but must be one of: {'; '.join(known)}")
+    return [known[name] for name in dict.fromkeys([REFERENCE, *names])]
