@@ -82,6 +82,8 @@ class CacheSpec:
 
     def _check_channels(self, config: QVGConfig) -> None:
         channels = self.head_dim
+        if channels % 8 and config.codec != "none":
+            raise ConfigError(f"head_dim {channels} is not a multiple of 8, but codes are packed in bytes; use codec 'none'")
         if (config.codec == "quarot" or (config.codec == "klt" and config.transform == "hadamard")) and channels & (channels - 1):
             other = "codec 'klt', 'kivi' or 'rtn'" if config.codec == "quarot" else "transform 'klt'"
             raise ConfigError(f"head_dim {channels} is not a power of two, which a Hadamard transform needs; use {other}")
