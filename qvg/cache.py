@@ -129,7 +129,7 @@ class LayerCache:
         last = state.spans[-1][which] if state.spans else None
         book: AnyCodebook | None = None if last is None else last.codebook
         shares = state.spans_encoded % config.spans_per_codebook != 0
-        return EncodeHint(seed, reuse=book if shares else None, warm=book)
+        return EncodeHint(seed, reuse=book if shares else None, warm=book, checked=True)
 
 
 class KVCache:

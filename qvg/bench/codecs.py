@@ -106,8 +106,6 @@ def _walk(job: Job) -> WalkResult | None:
     return walker.compare(case, method.config)
 
 
-_PRINTED = ("preset", "bits_per_value", "bits_per_value_amortised", "cache_bytes", "psnr_db", "gain_db", "attention_error")
-
 # One per process: it keeps the model.
 _WALKERS: dict[Path, Walker] = {}
 

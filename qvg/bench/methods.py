@@ -33,12 +33,12 @@ def _plain(codec: str, bits: int) -> QVGConfig:
     return QVGConfig(codec=codec, bits=bits, symmetric=False, group_size=64, **_COMMON)
 
 
-REFERENCE = "qvg"
+REFERENCE = "qvg, 32 centroids"
 
 METHODS: tuple[Method, ...] = (
-    Method("qvg", _qvg()),
-    Method("qvg-pro", _qvg(num_stages=4, group_size=16)),
-    *(Method(name, PRESETS[name].with_changes(**_COMMON)) for name in ("fewest-bytes", "balanced", "near-exact")),
+    Method(REFERENCE, _qvg()),
+    *(Method(name, PRESETS[name].with_changes(**_COMMON)) for name in PRESETS if name != "exact"),
+    Method("qvg-pro, 32 centroids", _qvg(num_stages=4, group_size=16)),
     *(Method(f"klt, {bits:g} bits", _klt(bits=bits)) for bits in (1, 1.5, 2, 3, 4)),
     *(Method(f"{codec}, {bits} bits", _plain(codec, bits)) for codec in ("rtn", "kivi", "quarot") for bits in (2, 3, 4)),
     Method("qvg, 64 centroids", _qvg(clusters=64)),
@@ -51,11 +51,11 @@ METHODS: tuple[Method, ...] = (
     Method("klt, 2 bits, codebook per span", _klt(spans_per_codebook=1, clusters=32)),
     *(
         Method(f"{name}, keys after RoPE", config.with_changes(keys="after_rope"))
-        for name, config in (("qvg", _qvg()), ("kivi, 2 bits", _plain("kivi", 2)), ("klt, 2 bits", _klt()))
+        for name, config in ((REFERENCE, _qvg()), ("kivi, 2 bits", _plain("kivi", 2)), ("klt, 2 bits", _klt()))
     ),
 )
 
-QUICK = ("qvg", "qvg-pro", "fewest-bytes", "balanced", "near-exact", "kivi, 2 bits")
+QUICK = (REFERENCE, "qvg-pro, 32 centroids", "fewest-bytes", "balanced", "near-exact", "kivi, 2 bits")
 
 
 def choose(names: list[str]) -> list[Method]:

@@ -71,8 +71,8 @@ def write_page(
         f"{first['worlds']} worlds that were not trained on (seeds {first['seeds']}), {first['paths']} path(s), "
         f"{first['frames']} frames. PSNR and SSIM compare with the same run on the exact cache (16 bits); intervals are 95 % "
         "bootstrap over walks. "
-        "Probes: synthetic keys and values with the statistics of real models, one span of 6,240 tokens; times for keys and "
-        f"values of one head. {conditions['device']}; {conditions['versions']}."
+        "Probes: synthetic keys and values with the statistics of real models, one span of 6,240 tokens, 256 centroids; "
+        f"times for keys and values of one head. {conditions['device']}; {conditions['versions']}."
     )
     parts = [
         f"<h1>Codecs on the demo world</h1><p>{html.escape(intro)}</p>",

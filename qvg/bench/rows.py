@@ -43,6 +43,8 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
     gain = bootstrap_mean([ours.psnr_db() - theirs.psnr_db() for ours, theirs in zip(walks, reference.walks, strict=True)])
     sizes = _mean_bytes(walks)
     frames = cases[0].frames
+    # The probes have no positions: they say nothing of keys that are kept turned.
+    probed = config.keys == "before_rope"
     return {
         "codec": config.codec,
         "preset": measured.method.name,
@@ -59,8 +61,8 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
         "psnr_db_low": _round(psnr.low),
         "psnr_db_high": _round(psnr.high),
         "ssim": _round(float(np.mean([np.mean(walk.similarity[GIVEN_FRAMES:]) for walk in walks]))),
-        "attention_error": _round(probe.attention_error),
-        "logit_slope": _round(probe.logit_slope),
+        "attention_error": _round(probe.attention_error) if probed else "",
+        "logit_slope": _round(probe.logit_slope) if probed else "",
         "encode_ms": _round(probe.encode_ms),
         "decode_ms": _round(probe.decode_ms),
         "gain_db": _round(gain.mean),
@@ -74,11 +76,11 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
         "first_divergent_frame": _round(float(np.median([walk.first_divergent_frame() for walk in walks]))),
         **{f"psnr_db_frames_{a}_{b}": _round(pooled(walks, a, b)) for a, b in windows(frames)},
         "revisit_db": _round(float(np.mean([walk.revisit_db for walk in walks if walk.revisit_db is not None] or [np.nan]))),
-        "mass_moved": _round(probe.mass_moved),
-        "top1_shift": _round(probe.top1_shift),
-        "key_error": _round(probe.key_error),
-        "value_error": _round(probe.value_error),
-        "attention_error_outliers": _round(measured.outlier_probe.attention_error),
+        "mass_moved": _round(probe.mass_moved) if probed else "",
+        "top1_shift": _round(probe.top1_shift) if probed else "",
+        "key_error": _round(probe.key_error) if probed else "",
+        "value_error": _round(probe.value_error) if probed else "",
+        "attention_error_outliers": _round(measured.outlier_probe.attention_error) if probed else "",
         "peak_cache_bytes": max(walk.peak_bytes for walk in walks),
         **{
             f"bytes_{name}": round(sizes.get(name, 0))

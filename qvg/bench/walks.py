@@ -155,7 +155,8 @@ def source_digest() -> str:
     files = [
         path for name in ("kernels", "qvg/codec", "qvg/models", "qvg/sampling") for path in sorted((root / name).rglob("*.py"))
     ]
-    files += [root / "qvg" / f"{name}.py" for name in ("attention", "cache", "policy", "rope", "span", "workspace")]
+    files += [root / "qvg" / f"{name}.py" for name in ("attention", "cache", "camera", "config", "demo", "metrics")]
+    files += [root / "qvg" / f"{name}.py" for name in ("policy", "rope", "span", "spec", "workspace")]
     digest = hashlib.sha256()
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))

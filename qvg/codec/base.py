@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..span import AnyCodebook, Span
 
 
@@ -18,11 +19,20 @@ class EncodeHint:
     seed      of every random choice in this span
     reuse     codebook to encode with, because an earlier span of the same group trained it; a codec may add to it
     warm      codebook to start training from
+    checked   the values are known to be finite; otherwise the codec looks, which costs a synchronisation on a GPU
     """
 
     seed: int = 0
     reuse: AnyCodebook | None = None
     warm: AnyCodebook | None = None
+    checked: bool = False
+
+
+def refuse_non_finite(x: Tensor, hint: EncodeHint) -> None:
+    """Raise ConfigError for NaN or infinity in what is to be encoded."""
+    if not hint.checked and not bool(x.isfinite().all()):
+        bad = int((~x.isfinite()).sum())
+        raise ConfigError(f"{bad} of {x.numel()} values to encode are NaN or infinite; look for the layer that made them")
 
 
 class Codec(Protocol):

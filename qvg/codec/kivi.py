@@ -12,7 +12,7 @@ from ...kernels import quantize_groups
 from ...kernels.packing import packed_width
 from ..config import QVGConfig
 from ..span import GroupSpan, Span
-from .base import EncodeHint
+from .base import EncodeHint, refuse_non_finite
 from .nobook import WithoutCodebook
 from .rtn import decode_groups, no_centroids
 
@@ -28,6 +28,7 @@ class KIVICodec(WithoutCodebook):
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """See `Codec`."""
+        refuse_non_finite(x, hint)
         config, group, tokens = self.config, self.config.group_size, x.shape[2]
         if self.per_channel:
             # The last run of tokens is filled up with copies of the last token: they do not widen any group.

@@ -2,8 +2,8 @@
 
 What k-means leaves over is far from white: most of its energy lies in a few directions. So the residual is turned into the basis
 of its own covariance (Karhunen-Loeve transform), bits go where the energy is (reverse water-filling, Cover and Thomas, 10.3.3, in
-whole bits), and every coefficient becomes a level of a normal variable (Lloyd-Max) times one gain per token that keeps inner
-products unbiased. Bits per value:
+whole bits), and every coefficient becomes a level of a normal variable (Lloyd-Max) times one gain per token, chosen so that inner
+products shrink as little as noise inflates softmax (`kernels.quantize_coefficients`). Bits per value:
 
     b + 8/D (gains) + 8/D (ids) + per codebook of S tokens: (8 + 16/D) C/S (words) + 8 (D + 2)/S (basis)
 
@@ -32,13 +32,17 @@ from ...kernels.rows8 import Rows8, quantize_rows
 from ..config import QVGConfig
 from ..errors import ConfigError
 from ..span import Basis, Dictionary, Span, TransformSpan
-from .base import EncodeHint
+from .base import EncodeHint, refuse_non_finite
 
 # Planes grow and shrink by so many channels: one byte of a token's codes.
 _STEP_CHANNELS = 8
 # A direction without energy still needs a scale to divide by: the share of the mean variance that all get.
 _VARIANCE_FLOOR = 1e-6
 _SMALLEST_VARIANCE = 1e-9
+# What the basis of a span that repeats itself expects of later ones: a share of its variance; where all tokens are equal,
+# the variance is taken for a share of their squares.
+_LEAST_SHARE = 0.05
+_LEAST_MOMENT = 0.02
 # No channel gets more bits than the average and this many.
 _EXTRA_PLANES = 2
 
@@ -53,6 +57,7 @@ class KLTCodec:
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """See `Codec`. With `hint.reuse` the span's codebook is that one, grown."""
+        refuse_non_finite(x, hint)
         known = hint.reuse
         if known is not None and not isinstance(known, Dictionary):
             raise ConfigError(f"codec 'klt' cannot extend a {type(known).__name__} of another codec; start a new cache")
@@ -60,7 +65,7 @@ class KLTCodec:
         centers = words.dequantize()
         ids = assign_clusters(x, centers, self.config.backend)
         residual = subtract_centroids(x, ids, centers, self.config.backend)
-        basis = self._basis(residual) if known is None else known.basis
+        basis = self._basis(residual, x) if known is None else known.basis
         y, weights = torch.matmul(residual, basis.analysis()), basis.weights()
         parts = [
             quantize_coefficients(y[row : row + 1], weights[row : row + 1], planes, self.config.backend)
@@ -140,10 +145,10 @@ class KLTCodec:
             return added
         return Rows8(*(torch.cat(pair, 2) for pair in zip(known.words, added, strict=True)))
 
-    def _basis(self, residual: Tensor) -> Basis:
+    def _basis(self, residual: Tensor, x: Tensor) -> Basis:
         if self.config.transform == "hadamard":
             return _hadamard_basis(residual, self._even_planes(residual.shape[-1]))
-        covariance = torch.matmul(residual.transpose(2, 3), residual) / residual.shape[2]
+        covariance = _covariance(residual) + _missing_energy(residual, x)
         variances, directions = torch.linalg.eigh(covariance)  # ascending
         variances, directions = variances.flip(-1), directions.flip(-1)
         variances = torch.maximum(variances, _VARIANCE_FLOOR * variances.mean(-1, keepdim=True)).clamp(min=_SMALLEST_VARIANCE)
@@ -171,6 +176,24 @@ def allocate_planes(variances: Sequence[float], total_bits: int) -> tuple[int, .
     # Planes must nest; equal variances may have left a later channel with more bits than an earlier one.
     bits.sort(reverse=True)
     return tuple(_STEP_CHANNELS * sum(width > plane for width in bits) for plane in range(bits[0]))
+
+
+def _covariance(x: Tensor) -> Tensor:
+    """Second moments of tokens [B, H, S, D] -> [B, H, D, D]."""
+    return torch.matmul(x.transpose(2, 3), x) / x.shape[2]
+
+
+def _missing_energy(residual: Tensor, x: Tensor) -> Tensor:
+    """What to add to the covariance where a span repeats itself so much that its centroids leave nothing over of most tokens: the
+    spans that come after share the basis, will be news to it, and must fit. Zero for spans as videos have them."""
+    centred = _covariance(x.float() - x.float().mean(2, keepdim=True))
+    energy = centred.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    moment = x.float().square().mean((2, 3))[..., None, None]
+    scale = torch.where(energy > 1e-4 * moment, energy, torch.where(moment > 0, _LEAST_MOMENT * moment, 1.0))
+    known = residual.square().mean(-1, keepdim=True) < 4e-3 * scale
+    dull = known.float().mean(2, keepdim=True) > 0.5
+    even = torch.eye(x.shape[-1], device=x.device)
+    return torch.where(dull, _LEAST_SHARE * (centred + scale * even) / 2, 0.0)
 
 
 def _unit_variance(rows: Rows8, covariance: Tensor) -> Rows8:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...kernels.hadamard import hadamard
 from ..span import Span
-from .base import EncodeHint
+from .base import EncodeHint, refuse_non_finite
 from .rtn import RTNCodec
 
 
@@ -17,6 +17,7 @@ class QuaRotCodec(RTNCodec):
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """See `Codec`."""
+        refuse_non_finite(x, hint)  # rotated, one of them would spread over its token
         return super().encode(x.float() @ hadamard(x.shape[-1]).to(x.device), hint)
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ...kernels.kmeans import MAX_CLUSTERS
 from ...kernels.packing import packed_width
 from ..config import AUTO_CENTROID_BITS, QVGConfig
 from ..span import AnyCodebook, Codebook, QuantizedSpan, Span
-from .base import EncodeHint
+from .base import EncodeHint, refuse_non_finite
 
 _FLOAT16_MAX = 65504.0
 
@@ -46,6 +46,7 @@ class QVGCodec:
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """See `Codec`."""
+        refuse_non_finite(x, hint)
         config = self.config
         codebook = _own(hint.reuse) or self._train(x, hint)
         ids = self._assign(x, codebook)

@@ -12,7 +12,7 @@ from ...kernels import quantize_groups, reconstruct
 from ...kernels.packing import packed_width
 from ..config import QVGConfig
 from ..span import GroupSpan, Span
-from .base import EncodeHint
+from .base import EncodeHint, refuse_non_finite
 from .nobook import WithoutCodebook
 
 
@@ -27,6 +27,7 @@ class RTNCodec(WithoutCodebook):
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """See `Codec`."""
+        refuse_non_finite(x, hint)
         config, none = self.config, no_centroids(x)
         parts = quantize_groups(x, *none, self.bits, config.group_size, config.symmetric, config.backend)
         return GroupSpan(*parts, self.bits, config.group_size, x.shape[2], False, self.name)

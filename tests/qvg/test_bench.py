@@ -133,7 +133,7 @@ def test_the_command_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main(arguments) == 0
     with (tmp_path / "codecs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["preset"] for row in rows] == ["qvg", "balanced"] and set(rows[0]) >= REQUIRED
+    assert [row["preset"] for row in rows] == [REFERENCE, "balanced"] and set(rows[0]) >= REQUIRED
     ours, theirs = rows[1], rows[0]
     assert float(ours["gain_db"]) == pytest.approx(float(ours["psnr_db"]) - float(theirs["psnr_db"]), abs=1e-3)
     assert float(ours["attention_error"]) < float(theirs["attention_error"])

@@ -321,3 +321,12 @@ def test_moving_copies_a_shared_codebook_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Codebook, "to", lambda book, device: copies.append(book) or to(book, device))
     moved = move([first, second], "cpu")
     assert len(copies) == 1 and moved[0].codebook is moved[1].codebook
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "exact"])
+def test_poison_is_refused(name: str, value: float) -> None:
+    x = torch.randn(1, 1, 64, 128, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 5, 7] = value
+    with pytest.raises(ConfigError, match="1 of 8192 values"):
+        ALL[name].encode(x, EncodeHint())
