@@ -19,7 +19,6 @@ from ..compile_case import CompileCase
 from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
 
 _WARPS = 4
-_BLOCK_S = 64
 _BLOCK_D = 64  # channels whose levels are multiplied at a time
 
 
@@ -157,6 +156,11 @@ def _block(channels: int) -> int:
     return 4096 // channels
 
 
+def _decoding_block(channels: int) -> int:
+    """Tokens of one decoding program: both halves' sums stay in registers."""
+    return min(64, 4096 // channels * 2)
+
+
 def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """See `kernels.quantize_coefficients`."""
     batch, heads, tokens, channels = y.shape
@@ -194,11 +198,12 @@ def reconstruct_coefficients(
         cos, sin = cos.contiguous(), sin.contiguous()
     halves, units = _normalized(matrix)
     with torch.cuda.device_of(out):
-        _reconstruct[(triton.cdiv(tokens, _BLOCK_S), batch * heads)](
+        _reconstruct[(triton.cdiv(tokens, _decoding_block(channels)), batch * heads)](
             codes, gains, ids, words, halves, units, _sizes(planes, out.device), _tables(out.device)[0], cos, sin, out,
             heads, tokens, *codes.stride()[:3], *gains.stride()[:2], *ids.stride()[:2], *words.stride()[:3],
             0 if cos is None else cos.stride(0), *out.stride(),
-            PLANES=len(planes), CHANNELS=channels, BLOCK_D=_BLOCK_D, BLOCK_S=_BLOCK_S, num_warps=_WARPS, num_stages=1,
+            PLANES=len(planes), CHANNELS=channels, BLOCK_D=_BLOCK_D, BLOCK_S=_decoding_block(channels),
+            num_warps=_WARPS, num_stages=1,
         )  # fmt: skip
     return out
 
@@ -233,7 +238,8 @@ def compile_cases() -> list[CompileCase]:
                 types |= tables | {"OUT": "*bf16"} | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
                 multiples = ("k_b", "k_h", "c_b", "c_h", "c_c", "r_s", "o_b", "o_h", "o_s")
                 types |= dict.fromkeys(("heads", "tokens", "k_s", "g_b", "g_h", "i_b", "i_h", *multiples), "i32")
-                constants = {"o_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_D": _BLOCK_D, "BLOCK_S": _BLOCK_S}
+                constants = {"o_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_D": _BLOCK_D}
+                constants["BLOCK_S"] = _decoding_block(channels)
                 constants |= {} if rotated else {"COS": None, "SIN": None}
                 full = f"reconstruct_{name}{'_rotated' if rotated else ''}"
                 cases.append(CompileCase(full, _reconstruct, types, constants, multiples, _WARPS, 1, True, default))
