@@ -226,7 +226,7 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     tables = {"SIZES": "*i32", "LEVELS": "*fp32"}
     for channels in (128, 64, 256):
-        for planes in (3, 4, 6):
+        for planes in (3, 4, 6) if channels == 128 else (4,):
             name = f"p{planes}_d{channels}"
             types = {"Y": "*fp32", "WEIGHTS": "*fp32", "BORDERS": "*fp32", "CODES": "*u8", "GAINS": "*u8", **tables}
             types |= dict.fromkeys(("heads", "tokens", "bytes", "y_b", "y_h", "y_s", "w_b", "w_h"), "i32")

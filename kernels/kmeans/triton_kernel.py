@@ -134,7 +134,8 @@ def _assign_tiles(exact: bool, channels: int) -> dict[str, int | bool]:
     """Tokens stay in shared memory while clusters pass by: as many as leave room for those on cards with 99 KiB."""
     wide = 2 if exact else 1
     block_s = min(128, 64 * 128 * wide // channels)
-    return {"EXACT": exact, "CHANNELS": channels, "BLOCK_S": block_s, "BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
+    block_c = min(64, 64 * 128 // channels)
+    return {"EXACT": exact, "CHANNELS": channels, "BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": 4, "num_stages": 2}
 
 
 def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:

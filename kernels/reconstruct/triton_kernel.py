@@ -131,7 +131,11 @@ def compile_cases() -> list[CompileCase]:
     pointers = {"CODES": "*u8", "SCALES": "*u8", "IDS": "*u8", "CENTROIDS": "*fp16", "OUT": "*bf16"}
     shapes = [(64, 1, True, 128, False), (64, 1, True, 128, True), (16, 4, True, 128, True), (64, 1, False, 128, True)]
     for bits in BITS:
-        for group, stages, symmetric, channels, rotated in (*shapes, (64, 0, False, 64, False), (64, 1, True, 256, True)):
+        for group, stages, symmetric, channels, rotated in (
+            *(shapes if bits == 2 else shapes[2:]),
+            (64, 0, False, 64, False),
+            (64, 1, True, 256, True),
+        ):
             types = pointers | dict.fromkeys(("heads", "tokens", *strides), "i32")
             types |= ({} if symmetric else {"ZEROS": "*u8"}) | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
             constants = {"o_d": 1, "STAGES": stages, "BITS": bits, "GROUP": group, "CHANNELS": channels, "BLOCK_S": _BLOCK_S}
