@@ -218,7 +218,7 @@ def _advanced_inputs() -> list[Any]:
             "backend",
             options=["auto", "torch", "triton"],
             default="auto",
-            tooltip="What computes. This version has torch alone, which auto takes; triton says that it is not there yet.",
+            tooltip="What computes. auto: Triton on a GPU where it works, else torch; a forced triton runs or says why not.",
             **advanced,
         ),
         io.Combo.Input(
