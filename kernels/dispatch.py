@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import BackendError
 
 BACKENDS = ("auto", "torch", "triton")
-OPS = ("kmeans", "residual", "reconstruct", "coefficients")
+OPS = ("kmeans", "residual", "reconstruct", "coefficients", "attention", "direct", "transcode", "attention8")
 _LOG = logging.getLogger(__name__)
 
 
