@@ -83,3 +83,9 @@ def processors(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
     return 8
+
+
+@cache
+def has_float8(device: torch.device) -> bool:
+    """Whether the matrix units of a GPU take E4M3: NVIDIA's from sm_89 on."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)

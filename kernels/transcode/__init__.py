@@ -1,7 +1,7 @@
 """Into eight bits: keys and values as the fast attention kernels want them (SageAttention 2, arXiv 2411.10958).
 
 A key becomes int8 with one scale per token, after a vector that is the same for all keys has been subtracted: softmax does not
-see it, and keys have a large common part. A value becomes E4M3 with one scale per channel, or float16 where the hardware has none.
+see it, and keys have a large common part. A value becomes E4M3 with one scale per channel, or float16 where there is none.
 """
 
 from __future__ import annotations
