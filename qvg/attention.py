@@ -3,13 +3,13 @@
 Three ways to read, one result within what each states:
 
 exact   a group of heads and a stretch of keys at a time is decoded into a reused workspace, turned, and handed to the best
-        attention kernel there is; results of several stretches are merged by their logarithmic mass. While one stretch is used, the
-        next is decoded on a side stream. Float32 on a CPU, q's own 16 bits on a GPU.
+        attention kernel there is; results of several stretches are merged by their logarithmic mass. While one stretch is used,
+        the next is decoded on a side stream. Float32 on a CPU, q's own 16 bits on a GPU.
 fast    the same with an eight-bit workspace and eight-bit attention (`attention_fast.py`).
 direct  the codes themselves are read, for few queries or where no workspace is wanted (`attention_direct.py`).
 
-Softmax does not care in which order keys come, so the result equals one softmax over everything. Memory beside the cache is bounded
-by `workspace_mb`, however long the history is.
+Softmax does not care in which order keys come, so the result equals one softmax over everything. Memory beside the cache is
+bounded by `workspace_mb`, however long the history is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention import merge_attention, nothing_seen
-from ..kernels.attention.library import AttentionOp, choose_attention
+from ..kernels.attention.library import AttentionOp, choose_attention, eight_bit_package
 from ..kernels.dispatch import triton_refusal
 from ..kernels.launch import processors
 from .ahead import in_turn, slots
@@ -58,19 +58,26 @@ def attend(q: Tensor, history: History, workspace: Workspace, reading: Reading, 
     if reading.mode == "direct":
         return attend_direct(q, history, reading, backend)
     if reading.mode == "fast":
+        op = eight_bit_package(q) if backend == "auto" else None
+        if op is not None:
+            return attend_exact(q, history, workspace, reading, backend, op)
         return attend_fast(q, history, workspace, reading, backend)
     return attend_exact(q, history, workspace, reading, backend)
 
 
-def attend_exact(q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str) -> Tensor:
-    """See the module docstring."""
+def attend_exact(
+    q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str, op: AttentionOp | None = None
+) -> Tensor:
+    """See the module docstring. `op` is used instead of the best one."""
     dtype = q.dtype if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
     work = q.to(dtype)
-    op = choose_attention(work, True, backend)
+    # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
+    work = work if work.stride(-1) == 1 else work.contiguous()
+    forced, op = op, op or choose_attention(work, True, backend)
     tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op)
     tiles = list(history.tiles(tiling.tokens))
     groups = [slice(first, min(first + tiling.heads, q.shape[1])) for first in range(0, q.shape[1], tiling.heads)]
-    if len(tiles) == 1:
+    if len(tiles) == 1 and forced is None:
         op = choose_attention(work, False, backend)
     reading.note(op.name, f"{tiling.heads} heads x {tiling.tokens} keys at a time")
 

@@ -1,8 +1,8 @@
 """The attention kernels that a machine already has, and which of them is fit for a job.
 
-torch's own, ours in Triton, and FlashAttention's package where someone has installed it. What an op is called, whether it is there,
-what it returns and whether the numbers are right differs between versions and cards, so every candidate is tried once on a few
-random numbers and held against the definition before it is used.
+torch's own, ours in Triton, FlashAttention's and SageAttention's packages where someone has installed them. What an op is called,
+whether it is there, what it returns and whether the numbers are right differs between versions and cards, so every candidate is
+tried once on a few random numbers and held against the definition before it is used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from . import Attended, reference
 _LOG = logging.getLogger(__name__)
 # What 16-bit products may be off by; an op that reads a layout wrongly is off by 1.
 _TRIAL_TOLERANCE = 0.03
+_TRIAL_TOLERANCE_8 = 0.15
 
 
 class AttentionOp(NamedTuple):
@@ -37,6 +38,21 @@ class AttentionOp(NamedTuple):
 def choose_attention(q: Tensor, needs_lse: bool, backend: str = "auto") -> AttentionOp:
     """The best op for queries like q [B, H, Sq, D] (dtype, device, D). `backend` "torch" and "triton" leave only their own."""
     return _choose(q.device, q.dtype, q.shape[-1], needs_lse, backend)
+
+
+def eight_bit_package(q: Tensor) -> AttentionOp | None:
+    """SageAttention, where it is installed and right for queries like q, else None: it takes 16-bit keys, makes 8 bits of them."""
+    return _choose_package(q.device, q.dtype, q.shape[-1])
+
+
+@cache
+def _choose_package(device: torch.device, dtype: torch.dtype, channels: int) -> AttentionOp | None:
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    reason = _trial(_SAGE, device, dtype, channels, True, _TRIAL_TOLERANCE_8)
+    if reason is not None:
+        _LOG.info("8-bit attention does not run in %s: %s", _SAGE.name, reason)
+    return _SAGE if reason is None else None
 
 
 @cache
@@ -72,7 +88,9 @@ def _candidates(device_type: str, needs_lse: bool, backend: str) -> list[Attenti
     return [_FLASH_PACKAGE_3, *torch_ops, *ours, _EFFICIENT]
 
 
-def _trial(op: AttentionOp, device: torch.device, dtype: torch.dtype, channels: int, needs_lse: bool) -> str | None:
+def _trial(
+    op: AttentionOp, device: torch.device, dtype: torch.dtype, channels: int, needs_lse: bool, tolerance: float = _TRIAL_TOLERANCE
+) -> str | None:
     """Why `op` cannot be used, or None: it must give the definition's numbers on a small case of odd lengths."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, tokens, channels, generator=generator) for tokens in (17, 49, 49))
@@ -86,7 +104,7 @@ def _trial(op: AttentionOp, device: torch.device, dtype: torch.dtype, channels: 
             error = max(error, float((lse.float().cpu() - expected[1]).abs().max()))
     except Exception as failure:  # whatever a foreign kernel raises means: not here
         return f"{type(failure).__name__}: {str(failure).strip().splitlines()[0][:100] if str(failure).strip() else 'no message'}"
-    return None if error <= _TRIAL_TOLERANCE else f"its result is off by {error:.2g}"
+    return None if error <= tolerance else f"its result is off by {error:.2g}"
 
 
 def _call_sdpa(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, None]:
@@ -138,6 +156,12 @@ def _call_flash_package_3(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
     return out.transpose(1, 2), lse
 
 
+def _call_sage(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    function: Any = importlib.import_module("sageattention").sageattn
+    out, lse = function(q, k, v, tensor_layout="HND", is_causal=False, return_lse=True)
+    return out, lse
+
+
 def _call_triton(q: Tensor, k: Tensor, v: Tensor) -> Attended:
     return Attended(*importlib.import_module(".triton_kernel", __package__).attention(q, k, v))
 
@@ -148,5 +172,6 @@ _FLASH = AttentionOp("aten._scaled_dot_product_flash_attention", _call_flash)
 _EFFICIENT = AttentionOp("aten._scaled_dot_product_efficient_attention", _call_efficient)
 _CPU_FLASH = AttentionOp("aten._scaled_dot_product_flash_attention_for_cpu", _call_cpu_flash)
 _FLASH_PACKAGE_3 = AttentionOp("flash_attn_interface.flash_attn_func", _call_flash_package_3)
+_SAGE = AttentionOp("sageattention.sageattn", _call_sage)
 _TRITON = AttentionOp("the pack's Triton attention", _call_triton)
 _REFERENCE = AttentionOp("torch, all logits of a tile", reference.attention, 3)
