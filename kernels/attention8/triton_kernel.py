@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.triton_kernel import softmax_step, store_result
+from ..compile_case import CompileCase
 from ..launch import LOG2_E, Launch, dense_rows, flat_rows, query_block, row_stride
 from ..transcode.triton_kernel import to_int8
 
@@ -77,3 +78,25 @@ def attention8(q: Tensor, keys: Keys8, values: Values8) -> tuple[Tensor, Tensor]
         EIGHT=eight, BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out, lse
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    strides = ("q_row", "q_token", "k_row", "k_token", "scale_row", "v_row", "v_outer")
+    integers = dict.fromkeys((*strides, "query_count", "key_count"), "i32")
+    cases = []
+    for eight, channels in ((True, 128), (False, 128), (True, 64), (False, 256)):
+        block = query_block(4680, channels)
+        tile = Launch.for_attention(block.rows, channels)
+        pointers = {"Q": "*bf16", "K": "*i8", "K_SCALES": "*fp32", "V": "*u8" if eight else "*fp16", "V_SCALES": "*fp32"}
+        types = {**pointers, "OUT": "*bf16", "LSE": "*fp32", **integers, "scale": "fp32"}
+        constants = {"EIGHT": eight, "BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels}
+        name = f"v{8 if eight else 16}_d{channels}"
+        # Launched on cards with E4M3 matrix units only, see `launch.has_float8`.
+        without = ("sm_80", "sm_86", "gfx942", "gfx1100", "gfx1201") if eight else ()
+        cases.append(
+            CompileCase(
+                name, attention8_kernel, types, constants, strides, tile.warps, tile.stages, True, channels == 128, without
+            )
+        )
+    return cases

@@ -7,6 +7,7 @@ A tile is decoded as two halves of its channels: that is what a rotation pairs u
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.triton_kernel import softmax_step, store_result
+from ..compile_case import CompileCase
 from ..launch import LOG2_E, Launch, dense_rows, flat_rows, key_splits, query_block, row_stride
 from ..tiles.triton_kernel import decode_e4m3
 
@@ -72,9 +74,16 @@ def turn_halves(low, high, COS, SIN, tokens, live, HALF: tl.constexpr):
 
 
 @triton.jit
-def half_float(x):
-    """float16 that saturates."""
-    return tl.minimum(tl.maximum(x, -65504.0), 65504.0).to(tl.float16)
+def half_float(x, FENCE: tl.constexpr):
+    """float16 that saturates.
+
+    FENCE keeps the compiler from moving the change of layout for the matrix units above the arithmetic: without it each of eight
+    warps would do the work of all (sm_86, stored keys: 3,874 instructions in the loop and spills; with it 979 and none).
+    """
+    half = tl.minimum(tl.maximum(x, -65504.0), 65504.0).to(tl.float16)
+    if FENCE:
+        half = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [half], dtype=tl.float16, is_pure=False, pack=2)
+    return half
 
 
 @triton.jit
@@ -84,7 +93,8 @@ def attend_codes_kernel(
     query_count, key_count, split_keys, scale,
     K_BITS: tl.constexpr, K_GROUP: tl.constexpr, K_STAGES: tl.constexpr, K_ASYMMETRIC: tl.constexpr,
     V_BITS: tl.constexpr, V_GROUP: tl.constexpr, V_STAGES: tl.constexpr, V_ASYMMETRIC: tl.constexpr,
-    TURN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
+    TURN: tl.constexpr, FENCE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32."""
     half: tl.constexpr = DIM // 2
@@ -93,8 +103,8 @@ def attend_codes_kernel(
     live_q = queries < query_count
     q_at = Q + row * q_row + queries.to(tl.int64)[:, None] * q_token + tl.arange(0, half)[None, :]
     # Scaled before they are rounded to 16 bits: large queries then stay within range.
-    q_low = half_float(tl.load(q_at, mask=live_q[:, None], other=0.0).to(tl.float32) * scale)
-    q_high = half_float(tl.load(q_at + half, mask=live_q[:, None], other=0.0).to(tl.float32) * scale)
+    q_low = half_float(tl.load(q_at, mask=live_q[:, None], other=0.0).to(tl.float32) * scale, False)
+    q_high = half_float(tl.load(q_at + half, mask=live_q[:, None], other=0.0).to(tl.float32) * scale, False)
     best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, DIM), tl.float32)
@@ -111,17 +121,26 @@ def attend_codes_kernel(
         )  # fmt: skip
         if TURN:
             low, high = turn_halves(low, high, COS, SIN, tokens, live, half)
-        scores = tl.dot(q_low, tl.trans(half_float(low)))
-        scores = tl.dot(q_high, tl.trans(half_float(high)), scores)
+        scores = tl.dot(q_low, tl.trans(half_float(low, FENCE)))
+        scores = tl.dot(q_high, tl.trans(half_float(high, FENCE)), scores)
         scores = tl.where(live[None, :], scores, -float("inf"))
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         values = decode_channels(
             V, V_SCALES, V_ZEROS, V_IDS, V_WORDS, row, tokens, live, v_strides, v_clusters,
             0, DIM, DIM, V_BITS, V_GROUP, V_STAGES, V_ASYMMETRIC, BLOCK_N,
         )  # fmt: skip
-        total = tl.dot(weights.to(tl.float16), half_float(values), total * rescale[:, None])
+        total = tl.dot(weights.to(tl.float16), half_float(values, FENCE), total * rescale[:, None])
     result = split.to(tl.int64) * tl.num_programs(1) + row
     store_result(OUT, LSE, result, queries.to(tl.int64), query_count, live_q, total, best, mass, DIM)
+
+
+@cache
+def needs_fence(device: torch.device) -> bool:
+    """Cards whose matrix units are fed from registers (`mma.sync`). Triton before 3.7 dies of packed inline assembly."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return version >= (3, 7) and torch.cuda.get_device_capability(device)[0] in (8, 12)
 
 
 class Operand:
@@ -174,7 +193,47 @@ def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: Turn | None)
         rows.tensor, *k.pointers, *v.pointers, cos, sin, out, lse,
         rows.row, rows.token, k.strides, v.strides, k.clusters, v.clusters,
         queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
-        **k.named("K_"), **v.named("V_"), TURN=rotation is not None,
+        **k.named("K_"), **v.named("V_"), TURN=rotation is not None, FENCE=needs_fence(q.device),
         BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
     return out, lse
+
+
+def operand_types(prefix: str) -> dict[str, str]:
+    """Pointers of one operand, for `tools/compile_gate.py`."""
+    bytes_ = dict.fromkeys((prefix, f"{prefix}_SCALES", f"{prefix}_ZEROS", f"{prefix}_IDS"), "*u8")
+    return {**bytes_, f"{prefix}_WORDS": "*fp16"}
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    pointers = {"Q": "*bf16", **operand_types("K"), **operand_types("V"), **dict.fromkeys(("COS", "SIN", "OUT", "LSE"), "*fp32")}
+    strides = ("i32",) * 9
+    integers = dict.fromkeys(("q_row", "q_token", "k_clusters", "v_clusters", "query_count", "key_count", "split_keys"), "i32")
+    types = {**pointers, **integers, "k_strides": strides, "v_strides": strides, "scale": "fp32"}
+    cases = []
+    hopper, others = ("sm_90", "sm_100", "gfx942", "gfx1100", "gfx1201"), ("sm_80", "sm_86", "sm_89", "sm_120")
+    for bits, group, stages, asymmetric, turn, queries, channels in (
+        (2, 64, 1, False, True, 128, 128),
+        (2, 64, 1, False, True, 16, 128),
+        (2, 64, 1, False, False, 128, 128),
+        (2, 16, 4, False, True, 128, 128),
+        (4, 64, 1, True, True, 128, 128),
+        (3, 64, 1, False, True, 128, 128),
+        (2, 64, 1, False, True, 128, 64),
+        (2, 64, 1, False, True, 128, 256),
+        (16, 1, 0, False, True, 128, 128),
+    ):
+        block = query_block(queries, channels)
+        tile = Launch.for_attention(block.rows, channels)
+        options = {"BITS": bits, "GROUP": group, "STAGES": stages, "ASYMMETRIC": asymmetric}
+        both = {f"{side}_{name}": value for side in "KV" for name, value in options.items()}
+        constants = {**both, "TURN": turn, "BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels}
+        name = f"b{bits}_g{group}_n{stages}_d{channels}_m{block.rows}{'_turn' * turn}"
+        kind = types | ({"K": "*bf16", "V": "*bf16"} if bits == 16 else {})
+        default = channels == 128 and (bits, group) in ((2, 64), (16, 1))
+        multiples = ("q_row", "q_token", "k_strides", "v_strides")
+        for fence, without in ((False, others), (True, hopper)):
+            case, chosen = f"{name}{'_fence' * fence}", {**constants, "FENCE": fence}
+            cases.append(CompileCase(case, attend_codes_kernel, kind, chosen, multiples, tile.warps, 1, True, default, without))
+    return cases

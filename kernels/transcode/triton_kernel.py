@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..direct.triton_kernel import Operand, decode_channels, half_float, turn_halves
+from ..compile_case import CompileCase
+from ..direct.triton_kernel import Operand, decode_channels, half_float, operand_types, turn_halves
 from ..launch import dense_rows, row_stride
 from ..tiles.triton_kernel import encode_e4m3
 
@@ -82,7 +83,7 @@ def transcode_values_kernel(
         tl.store(at, code, mask=live[None, :])
     else:
         at = OUT + row * out_row + wide[:, None] * out_outer + channels[None, :]
-        tl.store(at, half_float(x), mask=live[:, None])
+        tl.store(at, half_float(x, False), mask=live[:, None])
 
 
 def transcode_keys(keys: Stored, common: Tensor, rotation: Turn | None, out: Keys8) -> None:
@@ -119,3 +120,28 @@ def transcode_values(values: Stored, out: Values8) -> None:
 def _require_flat(*outputs: Tensor) -> None:
     if any(dense_rows(out) is not out for out in outputs):
         raise ValueError("an output is written in place: it needs one stride over batch and heads and a dense last axis")
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    strides, tile = ("i32",) * 9, {"BLOCK_N": _TILE_TOKENS, "DIM": 128}
+    cases = []
+    for bits, group, stages, asymmetric in ((2, 64, 1, False), (2, 16, 4, False), (4, 64, 1, True), (16, 1, 0, False)):
+        name, default = f"b{bits}_g{group}_n{stages}", (bits, group) == (2, 64)
+        options = {"BITS": bits, "GROUP": group, "STAGES": stages, "ASYMMETRIC": asymmetric, **tile}
+        integers = dict.fromkeys(("clusters", "out_row", "out_token", "scale_row", "key_count"), "i32")
+        kept = {"K": "*bf16"} if bits == 16 else {}
+        others = {**dict.fromkeys(("COMMON", "COS", "SIN", "OUT_SCALES"), "*fp32"), "OUT": "*i8", "strides": strides, **integers}
+        types = {**operand_types("K"), **kept, **others}
+        multiples = ("strides", "out_row", "out_token", "scale_row")
+        cases.append(
+            CompileCase(f"keys_{name}", transcode_keys_kernel, types, {**options, "TURN": True}, multiples, default=default)
+        )
+        for eight in (True, False):
+            integers = dict.fromkeys(("clusters", "out_row", "out_outer", "value_count"), "i32")
+            kept, out = {"V": "*bf16"} if bits == 16 else {}, "*u8" if eight else "*fp16"
+            types = {**operand_types("V"), **kept, "CHANNEL_SCALES": "*fp32", "OUT": out, "strides": strides, **integers}
+            constants, multiples = {**options, "EIGHT": eight}, ("strides", "out_row", "out_outer")
+            case_name = f"values{8 if eight else 16}_{name}"
+            cases.append(CompileCase(case_name, transcode_values_kernel, types, constants, multiples, default=default))
+    return cases
