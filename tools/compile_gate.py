@@ -61,7 +61,7 @@ class Pair(NamedTuple):
         return f"{self.op}/{self.case.name} {self.target}"
 
 
-# ------------------------------------------------------------------------------------------------------------------- one compile
+# ------------------------------------------------------------------------------------------------------------------ one compile
 
 
 def compile_pair(pair: Pair) -> Measured:
@@ -138,7 +138,7 @@ def _family(pattern: re.Pattern[str], code: str) -> str:
     return max(sorted(set(found)), key=found.count) if found else ""
 
 
-# ------------------------------------------------------------------------------------------------------------- all of them, forked
+# ---------------------------------------------------------------------------------------------------------- all of them, forked
 
 
 def measure_all(pairs: list[Pair], jobs: int) -> Iterator[tuple[Pair, Measured | str, float]]:
@@ -184,7 +184,7 @@ def _received(receiver: Connection, process: Any) -> Measured | str:
     return result if isinstance(result, str) else Measured(*result)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ budgets
+# ---------------------------------------------------------------------------------------------------------------------- budgets
 
 
 def judge(pair: Pair, found: Measured, budget: dict[str, int] | None) -> list[str]:
@@ -231,7 +231,7 @@ def freeze(results: list[tuple[Pair, Measured]]) -> None:
         file.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
 
 
-# --------------------------------------------------------------------------------------------------------------------- the program
+# ------------------------------------------------------------------------------------------------------------------ the program
 
 
 def all_cases() -> list[tuple[str, Any]]:
@@ -304,9 +304,8 @@ def _run(pairs: list[Pair], options: argparse.Namespace, whole: bool) -> int:
         freeze(results)
     elif whole:
         wrong += _stale(budgets, pairs, complete=options.all)
-    print(
-        f"\n{len(pairs)} pairs of kernel and card, {len(results)} compiled, {time.monotonic() - started:.0f} s, {len(wrong)} wrong"
-    )
+    seconds = time.monotonic() - started
+    print(f"\n{len(pairs)} pairs of kernel and card: {len(results)} compiled in {seconds:.0f} s, {len(wrong)} wrong")
     for fault in wrong:
         print(f"  {fault}")
     return 1 if wrong else 0

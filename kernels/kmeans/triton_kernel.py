@@ -1,8 +1,9 @@
 """k-means in Triton. Signatures are those of `reference.py`.
 
 Tensor cores multiply bfloat16, so each float32 operand goes in as two of them, x = high + low, and a product is high * high +
-high * low + low * high: what is left out is 2^-16 of |x| |y|. A bfloat16 input is its own high part and saves a third. So an id may
-differ from the reference's where two centroids are equally far to 2^-15 |x| |c|; sums of clusters are off by 2^-16 at most.
+high * low + low * high: what is left out is at most 3 * 2^-16 of |x| |c|. A bfloat16 input is its own high part and saves a
+third. So an id may differ from the reference's where two centroids are equally far to that much; a cluster's mean is off by at
+most 2^-16 of its largest value.
 """
 
 from __future__ import annotations
