@@ -11,8 +11,8 @@ class CompileCase(NamedTuple):
 
     name        unique within the op
     kernel      the `@triton.jit` function
-    types       every run-time argument: "*u8", "*bf16", "i32", "i64", "fp32", or a tuple of these; pointers count as aligned to 16
-                bytes
+    types       every run-time argument: "*u8", "*bf16", "i32", "i64", "fp32", or a tuple of these; pointers count as
+                aligned to 16 bytes
     constants   every compile-time argument, and run-time ones that a launch folds in (a stride of 1)
     multiples   integer arguments that are multiples of 16, which lets loads be wide
     warps       per program

@@ -170,6 +170,6 @@ def _tile_tokens(q: Tensor, heads: int, limit: int, scores: int) -> int:
     rows, size = batch * heads, q.element_size()
     fixed = rows * queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
     # torch decodes into float32 temporaries; turning takes half a tile of them. Triton decodes into the tile.
-    decoder = 0 if triton_refusal("reconstruct", q.device.type) is None else 4 * 4 * channels
+    decoder = 0 if triton_refusal("reconstruct", q.device) is None else 4 * 4 * channels
     per_token = rows * (2 * size * channels * slots(q.device) + decoder + scores * 4 * queries) + 4 * 4 * channels  # the angles
     return max(0, (limit - fixed) // per_token)

@@ -16,12 +16,12 @@ from torch import Tensor
 from ..kernels import require_backend
 from .attention import History, Pair, attend
 from .codec import ExactCodec, make_codecs
-from .codec.base import EncodeHint
+from .codec.base import EncodeHint, TurningCodec
 from .config import QVGConfig
 from .errors import CacheError, ConfigError, NonFiniteError
 from .policy import Layout, Step
 from .read import Readings
-from .rope import GridRope, Rotation, rotate
+from .rope import GridRope, Rotation, rotate, turn_
 from .span import AnyCodebook, ExactSpan, Span, TransformSpan, storage_bytes
 from .spec import CacheBytes, CacheSpec
 from .workspace import Workspace
@@ -191,8 +191,14 @@ class KVCache:
                 rotation = self._rotation
         exact, codec = self.layers[layer].exact, self.layers[layer].codecs.keys
 
-        def decode(span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
-            return (exact if isinstance(span, ExactSpan) else codec).decode(span, tokens, heads, out)
+        def decode(span: Span, tokens: slice, heads: slice, out: Tensor, turn: Rotation | None) -> None:
+            method = exact if isinstance(span, ExactSpan) else codec
+            if turn is not None and out.device.type == "cuda" and isinstance(method, TurningCodec):
+                method.decode(span, tokens, heads, out, turn)
+                return
+            method.decode(span, tokens, heads, out)
+            if turn is not None:
+                turn_(out, turn)
 
         pairs = self.layers[layer].state.history
         history = History(pairs, (k, v), decode, rotation, self.spec.tokens_per_frame)

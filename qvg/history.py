@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..kernels.direct import Codes, Stored
-from .rope import Rotation, turn_
+from .rope import Rotation
 from .span import ExactSpan, QuantizedSpan, Span
 
-# decode(span, tokens, heads, out) -> out
-Decode = Callable[[Span, slice, slice, Tensor], Tensor]
+# decode(span, tokens, heads, out, rotation): keys come out turned by the angles of these tokens, if there are some
+Decode = Callable[[Span, slice, slice, Tensor, Rotation | None], None]
 
 _SMALL_STRETCH_TOKENS = 256
 
@@ -90,15 +90,14 @@ class History:
 
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
         """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; keys come out turned."""
+        turn = self.turn(start, stop) if which == 0 else None
         for source, tokens, at in self.overlaps(which, start, stop):
-            out = tile[:, :, at : at + tokens.stop - tokens.start]
+            end = at + tokens.stop - tokens.start
+            out = tile[:, :, at:end]
             if isinstance(source, Tensor):
                 out.copy_(source[:, heads, tokens])
             else:
-                self.decode(source, tokens, heads, out)
-        turn = self.turn(start, stop) if which == 0 else None
-        if turn is not None:
-            turn_(tile[:, :, : turn.cos.shape[0]], turn)
+                self.decode(source, tokens, heads, out, None if turn is None else turn.tokens(at, end))
 
     def as_it_is(self, which: int, start: int, stop: int, heads: slice, dtype: torch.dtype) -> Tensor | None:
         """Tokens start:stop where they are kept, if that is one stretch, of this dtype, and nothing has to be turned."""

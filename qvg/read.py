@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..kernels.dispatch import triton_refusal
+from ..kernels.dispatch import shape_refusal, triton_refusal
 from .config import QVGConfig
 
 _LOG = logging.getLogger(__name__)
@@ -40,11 +41,11 @@ class Readings:
 
     def __init__(self, config: QVGConfig):
         self.config = config
-        self._made: dict[tuple[str, bool], Reading] = {}
+        self._made: dict[tuple[torch.device, bool, int], Reading] = {}
 
     def choose(self, q: Tensor) -> Reading:
         """How to read for queries [B, H, Sq, D]. The same reading for the same kind of queries; a new one is logged."""
-        key = (q.device.type, q.shape[2] <= DIRECT_QUERIES)
+        key = (q.device, q.shape[2] <= DIRECT_QUERIES, q.shape[3])
         if key not in self._made:
             self._made[key] = reading = _choose(self.config, *key)
             _LOG.info("the cache is read %s: %s", reading.mode, reading.why)
@@ -55,14 +56,15 @@ class Readings:
         return list(self._made.values())
 
 
-def _choose(config: QVGConfig, device_type: str, few: bool) -> Reading:
+def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int) -> Reading:
     if config.read != "auto":
         return Reading(config.read, "asked for")
     if config.workspace_mb == 0:
         return Reading("direct", "workspace_mb is 0")
     if not few:
         return Reading("exact", f"more than {DIRECT_QUERIES} queries are served best by a decoded workspace")
-    refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal("direct", device_type)
+    refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal("direct", device)
+    refusal = refusal or shape_refusal(channels, config.group_size)
     if refusal is None and config.codec != "qvg":
         refusal = f"codec {config.codec!r} has no kernel for that"
     if refusal is not None:

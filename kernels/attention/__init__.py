@@ -7,9 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import implementation
-
-HEAD_DIMS = (64, 128, 256)  # what the Triton kernels are made for; torch takes any
+from ..dispatch import implementation, shape_refusal
 
 
 class Attended(NamedTuple):
@@ -26,7 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Attende
     to q's dtype (float32 to float16) for its products and sums in float32; torch computes in float32.
     """
     check_attention(q, k, v)
-    return Attended(*implementation("attention", q, backend).attention(q, k, v))
+    return Attended(*implementation("attention", q, backend, shape_refusal(q.shape[-1])).attention(q, k, v))
 
 
 def merge_attention(outs: Tensor, lses: Tensor, into: Attended, backend: str = "auto") -> Attended:
@@ -41,7 +39,7 @@ def merge_attention(outs: Tensor, lses: Tensor, into: Attended, backend: str = "
         )
     if any(part.dtype != torch.float32 or not part.is_contiguous() for part in into):
         raise ValueError("results are gathered in contiguous float32")
-    implementation("attention", outs, backend).merge_attention(outs, lses, *into)
+    implementation("attention", outs, backend, shape_refusal(outs.shape[-1])).merge_attention(outs, lses, *into)
     return into
 
 

@@ -41,7 +41,7 @@ def choose_attention(q: Tensor, needs_lse: bool, backend: str = "auto") -> Atten
 
 
 def eight_bit_package(q: Tensor) -> AttentionOp | None:
-    """SageAttention, where it is installed and right for queries like q, else None: it takes 16-bit keys, makes 8 bits of them."""
+    """SageAttention, where it is installed and right for queries like q, else None. It makes 8 bits of 16-bit keys itself."""
     return _choose_package(q.device, q.dtype, q.shape[-1])
 
 
@@ -57,10 +57,10 @@ def _choose_package(device: torch.device, dtype: torch.dtype, channels: int) -> 
 
 @cache
 def _choose(device: torch.device, dtype: torch.dtype, channels: int, needs_lse: bool, backend: str) -> AttentionOp:
-    if backend == "triton" and (refusal := triton_refusal("attention", device.type)):
+    if backend == "triton" and (refusal := triton_refusal("attention", device)):
         raise BackendError("attention", backend, refusal)
     reasons = []
-    for op in _candidates(device.type, needs_lse, backend):
+    for op in _candidates(device, needs_lse, backend):
         reason = _trial(op, device, dtype, channels, needs_lse)
         if reason is None:
             if reasons:
@@ -73,18 +73,18 @@ def _choose(device: torch.device, dtype: torch.dtype, channels: int, needs_lse: 
     return _REFERENCE
 
 
-def _candidates(device_type: str, needs_lse: bool, backend: str) -> list[AttentionOp]:
+def _candidates(device: torch.device, needs_lse: bool, backend: str) -> list[AttentionOp]:
     """In order of speed where they run."""
     if backend == "triton":
         return [_TRITON]
-    if device_type == "cpu":
+    if device.type == "cpu":
         return [_CPU_FLASH]
-    if device_type != "cuda":
+    if device.type != "cuda":
         return [] if needs_lse else [_SDPA]
     torch_ops = [_CUDNN, _FLASH] if needs_lse else [_SDPA]
     if backend == "torch":
         return [*torch_ops, _EFFICIENT]
-    ours = [_TRITON] if triton_refusal("attention", device_type) is None else []
+    ours = [_TRITON] if triton_refusal("attention", device) is None else []
     return [_FLASH_PACKAGE_3, *torch_ops, *ours, _EFFICIENT]
 
 

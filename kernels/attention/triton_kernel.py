@@ -100,13 +100,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     block = query_block(queries, channels)
     tile = Launch.for_attention(block.rows, channels)
     q, k, v = flat_rows(q), flat_rows(k), flat_rows(v)
-    attention_kernel[(triton.cdiv(queries, block.rows), batch * heads)](
-        q.tensor, k.tensor, v.tensor, out, lse,
-        q.row, q.token, k.row, k.token, v.row, v.token,
-        queries, k.tensor.shape[2], LOG2_E / math.sqrt(channels),
-        BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, HALF=q.tensor.dtype == torch.float32,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):
+        attention_kernel[(triton.cdiv(queries, block.rows), batch * heads)](
+            q.tensor, k.tensor, v.tensor, out, lse,
+            q.row, q.token, k.row, k.token, v.row, v.token,
+            queries, k.tensor.shape[2], LOG2_E / math.sqrt(channels),
+            BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, HALF=q.tensor.dtype == torch.float32,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
     return out, lse
 
 
@@ -117,9 +118,10 @@ def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> Non
     outs = outs if outs[0].is_contiguous() else outs.contiguous()
     lses = lses if lses[0].is_contiguous() else lses.contiguous()
     rows, channels = lse.numel(), out.shape[-1]
-    merge_kernel[(triton.cdiv(rows, 16),)](
-        outs, lses, out, lse, outs.stride(0), lses.stride(0), len(outs), rows, BLOCK_M=16, DIM=channels, num_warps=4
-    )
+    with torch.cuda.device_of(out):
+        merge_kernel[(triton.cdiv(rows, 16),)](
+            outs, lses, out, lse, outs.stride(0), lses.stride(0), len(outs), rows, BLOCK_M=16, DIM=channels, num_warps=4
+        )
 
 
 def compile_cases() -> list[CompileCase]:

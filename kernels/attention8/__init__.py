@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention import Attended
-from ..dispatch import implementation
+from ..dispatch import implementation, shape_refusal
 from ..transcode import Keys8, Values8
 
 
@@ -24,7 +24,7 @@ def attention8(q: Tensor, keys: Keys8, values: Values8, common: Tensor, backend:
             f"q {tuple(q.shape)}, keys {tuple(keys.values.shape)}, {count} values and a common part {tuple(common.shape)} "
             "do not belong together"
         )
-    out, lse = implementation("attention8", q, backend).attention8(q, keys, values)
+    out, lse = implementation("attention8", q, backend, shape_refusal(q.shape[-1])).attention8(q, keys, values)
     # The common part moves all logits of a query alike: the weights do not see it, the mass does.
     shift = torch.einsum("bhsd,bhd->bhs", q.float(), common.float()) / math.sqrt(q.shape[-1])
     return Attended(out, lse + shift)

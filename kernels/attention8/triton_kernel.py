@@ -71,12 +71,13 @@ def attention8(q: Tensor, keys: Keys8, values: Values8) -> tuple[Tensor, Tensor]
     tile = Launch.for_attention(block.rows, channels)
     eight = values.scales is not None
     rows, k, scales, v = flat_rows(q), flat_rows(keys.values), dense_rows(keys.scales), dense_rows(values.values)
-    attention8_kernel[(triton.cdiv(queries, block.rows), batch * heads)](
-        rows.tensor, k.tensor, scales, v, values.scales.contiguous() if eight else scales, out, lse,
-        rows.row, rows.token, k.row, k.token, row_stride(scales), row_stride(v), v.stride(2),
-        queries, k.tensor.shape[2], LOG2_E / math.sqrt(channels),
-        EIGHT=eight, BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):
+        attention8_kernel[(triton.cdiv(queries, block.rows), batch * heads)](
+            rows.tensor, k.tensor, scales, v, values.scales.contiguous() if eight else scales, out, lse,
+            rows.row, rows.token, k.row, k.token, row_stride(scales), row_stride(v), v.stride(2),
+            queries, k.tensor.shape[2], LOG2_E / math.sqrt(channels),
+            EIGHT=eight, BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
     return out, lse
 
 

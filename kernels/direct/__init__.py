@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..attention import Attended, merge_attention, nothing_seen
-from ..dispatch import implementation
+from ..dispatch import implementation, shape_refusal
 
 
 class Codes(NamedTuple):
@@ -39,6 +39,12 @@ def stored_tokens(stored: Stored) -> int:
     return stored.shape[2] if isinstance(stored, Tensor) else stored.num_tokens
 
 
+def stored_refusal(channels: int, *kinds: Stored) -> str | None:
+    """Why there is no kernel for these, or None."""
+    groups = [kind.group_size for kind in kinds if isinstance(kind, Codes)]
+    return next((reason for group in groups or [64] if (reason := shape_refusal(channels, group))), None)
+
+
 def attend_codes(
     q: Tensor, keys: Stored, values: Stored, rotation: Turn | None = None, backend: str = "auto", into: Attended | None = None
 ) -> Attended:
@@ -53,5 +59,6 @@ def attend_codes(
             f"{tokens} keys, {stored_tokens(values)} values and a rotation of "
             f"{None if rotation is None else tuple(rotation[0].shape)} do not belong together"
         )
-    outs, lses = implementation("direct", q, backend).attend_codes(q, keys, values, rotation)
+    module = implementation("direct", q, backend, stored_refusal(q.shape[-1], keys, values))
+    outs, lses = module.attend_codes(q, keys, values, rotation)
     return merge_attention(outs, lses, into or nothing_seen(q), backend)

@@ -41,7 +41,7 @@ def decoded(stored: Stored, heads: slice, tokens: slice) -> Tensor:
     zero_points = None if stored.zero_points is None else stored.zero_points[:, heads, :, tokens]
     out = torch.empty((*codes.shape[:3], centroids.shape[-1]), device=codes.device)
     scales, ids = stored.scales[:, heads, :, tokens], stored.ids[:, heads, :, tokens]
-    return reconstruct(codes, scales, zero_points, ids, centroids, stored.bits, stored.group_size, out)
+    return reconstruct(codes, scales, zero_points, ids, centroids, stored.bits, stored.group_size, out, None)
 
 
 def turned(keys: Tensor, rotation: Turn | None) -> Tensor:

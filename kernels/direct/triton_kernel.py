@@ -189,13 +189,14 @@ def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: Turn | None)
         return out, lse
     rows, k, v = flat_rows(q), Operand(keys), Operand(values)
     cos, sin = (rows.tensor, rows.tensor) if rotation is None else (part.contiguous() for part in rotation)
-    attend_codes_kernel[(blocks, batch * heads, splits)](
-        rows.tensor, *k.pointers, *v.pointers, cos, sin, out, lse,
-        rows.row, rows.token, k.strides, v.strides, k.clusters, v.clusters,
-        queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
-        **k.named("K_"), **v.named("V_"), TURN=rotation is not None, FENCE=needs_fence(q.device),
-        BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=1,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):
+        attend_codes_kernel[(blocks, batch * heads, splits)](
+            rows.tensor, *k.pointers, *v.pointers, cos, sin, out, lse,
+            rows.row, rows.token, k.strides, v.strides, k.clusters, v.clusters,
+            queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
+            **k.named("K_"), **v.named("V_"), TURN=rotation is not None, FENCE=needs_fence(q.device),
+            BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=1,
+        )  # fmt: skip
     return out, lse
 
 

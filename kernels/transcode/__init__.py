@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import e4m3
-from ..direct import Stored, Turn, stored_tokens
+from ..direct import Stored, Turn, stored_refusal, stored_tokens
 from ..dispatch import implementation
 
 
@@ -43,7 +43,8 @@ class Values8(NamedTuple):
 def transcode_keys(keys: Stored, common: Tensor, rotation: Turn | None, out: Keys8, backend: str = "auto") -> Keys8:
     """Fill `out` with keys, turned by `rotation`, minus `common` [B, H, D]. scale = max|key| / 127, never zero."""
     _check(keys, out.values.shape[2])
-    implementation("transcode", out.values, backend).transcode_keys(keys, common, rotation, out)
+    refusal = stored_refusal(out.values.shape[-1], keys)
+    implementation("transcode", out.values, backend, refusal).transcode_keys(keys, common, rotation, out)
     return out
 
 
@@ -51,7 +52,7 @@ def transcode_values(values: Stored, out: Values8, backend: str = "auto") -> Val
     """Fill `out` with values. Its scales must be there (`value_scales`); beyond 448 of them values saturate."""
     _check(values, out.values.shape[2 if out.scales is None else 3])
     rows = out.values if out.scales is None else out.values.transpose(2, 3)
-    implementation("transcode", rows, backend).transcode_values(values, out)
+    implementation("transcode", rows, backend, stored_refusal(rows.shape[-1], values)).transcode_values(values, out)
     return out
 
 

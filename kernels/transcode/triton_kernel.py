@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -94,11 +95,12 @@ def transcode_keys(keys: Stored, common: Tensor, rotation: Turn | None, out: Key
     _require_flat(out.values, out.scales)
     k, common = Operand(keys), common.float().contiguous()
     cos, sin = (common, common) if rotation is None else (part.contiguous() for part in rotation)
-    transcode_keys_kernel[(triton.cdiv(tokens, _TILE_TOKENS), batch * heads)](
-        *k.pointers, common, cos, sin, out.values, out.scales,
-        k.strides, k.clusters, row_stride(out.values), out.values.stride(2), row_stride(out.scales), tokens,
-        **k.options, TURN=rotation is not None, BLOCK_N=_TILE_TOKENS, DIM=channels, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(out.values):
+        transcode_keys_kernel[(triton.cdiv(tokens, _TILE_TOKENS), batch * heads)](
+            *k.pointers, common, cos, sin, out.values, out.scales,
+            k.strides, k.clusters, row_stride(out.values), out.values.stride(2), row_stride(out.scales), tokens,
+            **k.options, TURN=rotation is not None, BLOCK_N=_TILE_TOKENS, DIM=channels, num_warps=4,
+        )  # fmt: skip
 
 
 def transcode_values(values: Stored, out: Values8) -> None:
@@ -110,11 +112,12 @@ def transcode_values(values: Stored, out: Values8) -> None:
         return
     _require_flat(out.values)
     v = Operand(values)
-    transcode_values_kernel[(triton.cdiv(tokens, _TILE_TOKENS), batch * heads)](
-        *v.pointers, out.scales.contiguous() if eight else out.values, out.values,
-        v.strides, v.clusters, row_stride(out.values), out.values.stride(2), tokens,
-        **v.options, EIGHT=eight, BLOCK_N=_TILE_TOKENS, DIM=channels, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(out.values):
+        transcode_values_kernel[(triton.cdiv(tokens, _TILE_TOKENS), batch * heads)](
+            *v.pointers, out.scales.contiguous() if eight else out.values, out.values,
+            v.strides, v.clusters, row_stride(out.values), out.values.stride(2), tokens,
+            **v.options, EIGHT=eight, BLOCK_N=_TILE_TOKENS, DIM=channels, num_warps=4,
+        )  # fmt: skip
 
 
 def _require_flat(*outputs: Tensor) -> None:

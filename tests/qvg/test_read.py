@@ -124,13 +124,13 @@ def test_auto_says_once_why(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2 and 480 > DIRECT_QUERIES >= 12
     few, many = cache.explain()
     assert few.startswith(
-        "exact (few queries could read the codes directly, but Triton does not run on cpu tensors), attention by aten."
+        "exact (few queries could read the codes directly, but our Triton kernels do not run on cpu tensors), attention by aten."
     )
     assert many.startswith(f"exact (more than {DIRECT_QUERIES} queries are served best by a decoded workspace)")
 
 
 def test_forced_triton_raises_with_the_reason() -> None:
-    with pytest.raises(BackendError, match="Triton does not run on cpu tensors"):
+    with pytest.raises(BackendError, match="our Triton kernels do not run on cpu tensors"):
         choose_attention(torch.zeros(1, 1, 1, 128), True, "triton")
 
 
