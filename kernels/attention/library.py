@@ -59,7 +59,7 @@ def _choose_package(device: torch.device, dtype: torch.dtype, channels: int) -> 
 def _choose(device: torch.device, dtype: torch.dtype, channels: int, needs_lse: bool, backend: str) -> AttentionOp:
     if backend == "triton" and (refusal := triton_refusal("attention", device)):
         raise BackendError("attention", backend, refusal)
-    reasons = []
+    reasons: list[str] = []
     for op in _candidates(device, needs_lse, backend):
         reason = _trial(op, device, dtype, channels, needs_lse)
         if reason is None:

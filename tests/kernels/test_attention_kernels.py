@@ -202,3 +202,42 @@ def test_triton_eight_bit_attention(
         return
     assert_close("out", expected[0], got[0], 5e-3)
     assert_close("lse", expected[1], got[1], 1e-3)
+
+
+@pytest.mark.parametrize("keys", [65_537])
+def test_triton_many_keys(triton_kernel: Load, keys: int) -> None:
+    """More keys than 16 bits count, one more than a whole number of tiles; split over programs when read directly."""
+    q, k, v = (_randn(1, 1, tokens, 64, seed=seed, dtype=torch.float16) for tokens, seed in ((16, 0), (keys, 1), (keys, 2)))
+    v += (torch.arange(keys, device=DEVICE)[:, None] / keys).to(v.dtype)  # a lost tail would show
+    expected = attention_reference.attention(q.float(), k, v)
+    out, lse = triton_kernel("attention").attention(q, k, v)
+    assert_close("out", expected[0], out, 2e-3)
+    assert_close("lse", expected[1], lse, 1e-4)
+    parts = triton_kernel("direct").attend_codes(q, k, v, None)
+    assert len(parts[0]) > 1
+    total = merge_attention(*parts, nothing_seen(q), "torch")
+    assert_close("direct", expected[0], total.out, 2e-3)
+
+
+def test_strides_beyond_32_bits(triton_kernel: Load) -> None:
+    """The second head lies more than 2^31 elements behind the first, in memory that is reserved and never touched."""
+    far = (1 << 31) + 64
+    try:
+        pool = torch.empty(far + 40 * 64, dtype=torch.float16, device=DEVICE)
+        bytes_ = torch.empty(far + 40 * 64, dtype=torch.uint8, device=DEVICE)
+    except RuntimeError as error:
+        pytest.skip(f"4 GiB cannot be reserved here: {error}")
+    k = pool.as_strided((1, 2, 40, 64), (far, far, 64, 1))
+    v8 = bytes_.as_strided((1, 2, 64, 40), (far, far, 40, 1))
+    q, v = _randn(1, 2, 5, 64), _randn(1, 2, 40, 64, seed=2)
+    k.copy_(_randn(1, 2, 40, 64, seed=1))
+    expected = _definition(q, k, v)
+    assert_close("attention", expected[0], triton_kernel("attention").attention(q, k, v)[0], 2e-3)
+    assert_close("direct", expected[0], triton_kernel("direct").attend_codes(q, k, v, None)[0][0], 2e-3)
+    values = Values8(v8, value_bounds(v) / 448)
+    triton_kernel("transcode").transcode_values(v, values)
+    back = e4m3.decode(v8).transpose(2, 3) * values.scales[:, :, None]
+    assert_close("transcode", v, back, 0.05)
+    keys8 = Keys8(bytes_.view(torch.int8).as_strided((1, 2, 40, 64), (far, far, 64, 1)), torch.empty(1, 2, 40, device=DEVICE))
+    triton_kernel("transcode").transcode_keys(k, q.new_zeros(1, 2, 64), None, keys8)
+    assert_close("keys", k, keys8.values.float() * keys8.scales[..., None], 0.01)
