@@ -226,8 +226,8 @@ def _advanced_inputs() -> list[Any]:
             "read",
             options=["auto", "exact", "fast", "direct"],
             default="auto",
-            tooltip="How attention reads the memory. exact: through a workspace of fixed size. fast: the same in 8 bits, a little "
-            "less exact. direct: the codes themselves, no workspace. auto: exact, or direct for few queries on a GPU.",
+            tooltip="How attention reads the memory. exact: through a workspace of fixed size. fast: the same in 8 bits, a "
+            "little less exact. direct: the codes themselves, no workspace. auto: exact, or direct for few queries on a GPU.",
             **advanced,
         ),
     ]
