@@ -11,21 +11,24 @@ class CompileCase(NamedTuple):
 
     name        unique within the op
     kernel      the `@triton.jit` function
-    types       every run-time argument: "*u8", "*bf16", "i32", "i64", "fp32"; pointers count as aligned to 16 bytes
+    types       every run-time argument: "*u8", "*bf16", "i32", "i64", "fp32", or a tuple of these; pointers count as
+                aligned to 16 bytes
     constants   every compile-time argument, and run-time ones that a launch folds in (a stride of 1)
     multiples   integer arguments that are multiples of 16, which lets loads be wide
     warps       per program
     stages      of the software pipeline
     tensor_cores  whether the compiled code must hold matrix instructions
     default     whether CI compiles it; the others are for `make compile-all`
+    without     targets that it is never launched on
     """
 
     name: str
     kernel: Any
-    types: Mapping[str, str]
+    types: Mapping[str, str | tuple[str, ...]]
     constants: Mapping[str, Any]
     multiples: tuple[str, ...] = ()
     warps: int = 4
     stages: int = 3
     tensor_cores: bool = False
     default: bool = True
+    without: tuple[str, ...] = ()

@@ -73,6 +73,7 @@ class QVGKVCache(io.ComfyNode):
             **({"span_frames": span_frames} if span_frames else {}),
             seed=seed,
             backend=backend,
+            read=read,
         )
         return io.NodeOutput(with_cache(model, config))
 
@@ -223,10 +224,10 @@ def _advanced_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "read",
-            options=["auto"],
+            options=["auto", "exact", "fast", "direct"],
             default="auto",
-            tooltip="How attention reads the memory. This version has one way, auto: a few heads at a time, in 32 bits, through "
-            "a workspace of fixed size.",
+            tooltip="How attention reads the memory. exact: through a workspace of fixed size. fast: the same in 8 bits, a "
+            "little less exact. direct: the codes themselves, no workspace. auto: exact, or direct for few queries on a GPU.",
             **advanced,
         ),
     ]

@@ -89,8 +89,14 @@ def _source(case: Any) -> Any:
     signature = {name: case.types.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in case.constants.items()}
     # What a launch would find out about tensors from torch. Without it no load is wide and all counts mean nothing.
-    aligned = [i for i, name in enumerate(names) if name in case.multiples or case.types.get(name, "").startswith("*")]
-    return ASTSource(case.kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    aligned = []
+    for i, name in enumerate(names):
+        kind = case.types.get(name, "")
+        if name in case.multiples and isinstance(kind, tuple):
+            aligned += [(i, part) for part in range(len(kind))]
+        elif name in case.multiples or str(kind).startswith("*"):
+            aligned.append((i,))
+    return ASTSource(case.kernel, signature, constants, {place: [["tt.divisibility", 16]] for place in aligned})
 
 
 def _tool(name: str) -> str:
@@ -256,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         Pair(op, case, target)
         for op, case in all_cases()
         for target in targets
-        if options.only in f"{op}/{case.name}" and (options.all or case.default)
+        if options.only in f"{op}/{case.name}" and (options.all or case.default) and target not in case.without
     ]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # a warm cache would hide a compiler that fails
