@@ -95,3 +95,10 @@ def thresholds(bits: int) -> tuple[float, ...]:
 def table() -> Tensor:
     """Levels of 0, 1, ... MAX_BITS bits behind one another, float32: code c of b bits is at 2**b - 1 + c. Zero bits mean 0."""
     return torch.tensor([0.0, *(level for bits in range(1, MAX_BITS + 1) for level in levels(bits))])
+
+
+@cache
+def border_table() -> Tensor:
+    """Borders laid out as `table` is: border i of b bits is at 2**b - 1 + i; the last place of each width is empty (infinity)."""
+    inf = float("inf")
+    return torch.tensor([inf, *(border for bits in range(1, MAX_BITS + 1) for border in (*thresholds(bits), inf))])

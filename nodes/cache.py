@@ -73,6 +73,7 @@ class QVGKVCache(io.ComfyNode):
             **({"span_frames": span_frames} if span_frames else {}),
             seed=seed,
             backend=backend,
+            read=read,
         )
         return io.NodeOutput(with_cache(model, config))
 
@@ -218,15 +219,15 @@ def _advanced_inputs() -> list[Any]:
             "backend",
             options=["auto", "torch", "triton"],
             default="auto",
-            tooltip="What computes. This version has torch alone, which auto takes; triton says that it is not there yet.",
+            tooltip="What computes. auto: Triton on a GPU where it works, else torch; a forced triton runs or says why not.",
             **advanced,
         ),
         io.Combo.Input(
             "read",
-            options=["auto"],
+            options=["auto", "exact", "fast", "direct"],
             default="auto",
-            tooltip="How attention reads the memory. This version has one way, auto: a few heads at a time, in 32 bits, through "
-            "a workspace of fixed size.",
+            tooltip="How attention reads the memory. exact: through a workspace of fixed size. fast: the same in 8 bits, a "
+            "little less exact. direct: the codes themselves, no workspace. auto: exact, or direct for few queries on a GPU.",
             **advanced,
         ),
     ]

@@ -29,6 +29,7 @@ class RunRecord:
     components: CacheBytes
     workspace_bytes: int
     given_frames: int
+    read: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -68,6 +69,7 @@ class RunRecord:
             f"all frames at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
             f"ratio {self.ratio:.2f}x over all {self.frames} frames, exact frames included",
             f"holds, in MB: {parts}; attention's workspace beside it {self.workspace_bytes / 1e6:.2f}",
+            *(f"read: {line}" for line in self.read),
             f"{self.seconds_per_frame:.3f} s per generated frame",
         ]
         if self.config.codec != "none" and not self.components.codes:

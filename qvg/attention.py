@@ -1,39 +1,46 @@
 """Attention over [sink | spans | tail | current block] that never holds the history in full.
 
-A group of heads and a stretch of keys at a time is decoded into a reused workspace, rotated, and folded into a running softmax
-(online softmax, arXiv 1805.02867, the recurrence of FlashAttention). Softmax does not care in which order keys come, so the
-result equals one softmax over everything. Arithmetic is float32 whatever q is: logits in 16 bits lose more than SDPA does. Memory
-beside the cache is bounded by `workspace_mb`, however long the history is.
+Three ways to read, one result within what each states:
+
+exact   a group of heads and a stretch of keys at a time is decoded into a reused workspace, turned, and handed to the best
+        attention kernel there is; results of several stretches are merged by their logarithmic mass. While one stretch is used,
+        the next is decoded on a side stream. Float32 on a CPU, q's own 16 bits on a GPU.
+fast    the same with an eight-bit workspace and eight-bit attention (`attention_fast.py`).
+direct  the codes themselves are read, for few queries or where no workspace is wanted (`attention_direct.py`).
+
+Softmax does not care in which order keys come, so the result equals one softmax over everything. Memory beside the cache is
+bounded by `workspace_mb`, however long the history is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..kernels.attention import merge_attention, nothing_seen
+from ..kernels.attention.library import AttentionOp, choose_attention, eight_bit_package
+from ..kernels.dispatch import triton_refusal
+from ..kernels.launch import processors
+from .ahead import in_turn, slots
+from .attention_direct import attend_direct
+from .attention_fast import attend_fast
 from .errors import ConfigError
-from .rope import Rotation, rotate
-from .span import Span
+from .history import Decode, History, Pair
+from .read import Reading
 from .workspace import Workspace
 
-# decode(span, tokens, heads, out) -> out
-Decode = Callable[[Span, slice, slice, Tensor], Tensor]
+__all__ = ["Decode", "History", "Pair", "Tiling", "attend", "plan_tiling"]
 
-# A CPU is fastest when a tile stays in its second-level cache; more memory than this makes it slower, not faster.
-_CPU_TILE_BYTES = 12 << 20
+# Below this a CPU merges too often, above it tiles leave its cache: 151 frames of the demo world, one thread, took 16.1 ms of
+# processor time per layer with 6 MiB, 12.6 with 12, 11.1 with 24, 11.4 with 48 (exact cache, 2026-11-20).
+_CPU_TILE_BYTES = 24 << 20
 _SMALLEST_TILE_TOKENS = 16
-_SMALL_STRETCH_TOKENS = 256
-
-
-class Pair(NamedTuple):
-    """Keys and values of the same tokens."""
-
-    keys: Span
-    values: Span
+# Queries that one program of a flash attention kernel takes.
+_BLOCK_QUERIES = 128
+# What a GPU computes in the time it moves a byte, about the same on all of them (reference: kernels, section 5).
+_FLOP_PER_BYTE = 200
 
 
 @dataclass(frozen=True)
@@ -44,147 +51,126 @@ class Tiling:
     tokens: int
 
 
-def plan_tiling(q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1) -> Tiling:
-    """The largest tile that fits. q [B, H, Sq, D]. Raises ConfigError if not even 16 keys of one head fit."""
-    batch, heads, queries, channels = q.shape
-    limit = min(workspace_bytes, _CPU_TILE_BYTES) if q.device.type == "cpu" else workspace_bytes
-    group = heads
+def attend(q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str = "auto") -> Tensor:
+    """Softmax attention of q [B, H, Sq, D] (already rotated) over everything in `history`. -> [B, H, Sq, D] in q's dtype.
+
+    `reading` says how; what ran is noted in it. Raises ConfigError where the workspace does not hold one tile.
+    """
+    if reading.mode == "direct":
+        return attend_direct(q, history, reading, backend)
+    if reading.mode == "fast":
+        op = eight_bit_package(q) if backend == "auto" else None
+        if op is not None:
+            return attend_exact(q, history, workspace, reading, backend, op)
+        return attend_fast(q, history, workspace, reading, backend)
+    return attend_exact(q, history, workspace, reading, backend)
+
+
+def attend_exact(
+    q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str, op: AttentionOp | None = None
+) -> Tensor:
+    """See the module docstring. `op` is used instead of the best one."""
+    dtype = q.dtype if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
+    work = q.to(dtype)
+    # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
+    work = work if work.stride(-1) == 1 else work.contiguous()
+    forced, op = op, op or choose_attention(work, True, backend)
+    tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op)
+    tiles = list(history.tiles(tiling.tokens))
+    groups = [slice(first, min(first + tiling.heads, q.shape[1])) for first in range(0, q.shape[1], tiling.heads)]
+    if len(tiles) == 1 and forced is None:
+        op = choose_attention(work, False, backend)
+    reading.note(op.name, f"{tiling.heads} heads x {tiling.tokens} keys at a time")
+
+    def make(index: int, slot: int) -> tuple[Tensor, Tensor]:
+        group, (start, stop) = groups[index // len(tiles)], tiles[index % len(tiles)]
+        made = []
+        for which, name in enumerate(("keys", "values")):
+            tile = history.as_it_is(which, start, stop, group, dtype)
+            if tile is None:
+                shape = (q.shape[0], group.stop - group.start, stop - start, q.shape[3])
+                tile = workspace.take(f"{name} {slot}", shape, dtype, q.device)
+                history.fill(which, start, stop, group, tile)
+            made.append(tile)
+        return made[0], made[1]
+
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    made = in_turn(make, len(groups) * len(tiles), q.device)
+    for group in groups:
+        if len(tiles) == 1:
+            out[:, group] = op.call(work[:, group], *next(made))[0]
+            continue
+        total = nothing_seen(work[:, group])
+        for _ in tiles:
+            part, lse = op.call(work[:, group], *next(made))
+            assert lse is not None
+            merge_attention(part[None], lse[None], total, backend)
+        out[:, group] = total.out
+    made.close()
+    return out
+
+
+def plan_tiling(
+    q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1, op: AttentionOp | None = None
+) -> Tiling:
+    """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. Raises ConfigError if not even 16 keys
+    of one head fit."""
+    scores = 0 if op is None else op.score_copies
+    if q.device.type == "cuda":
+        tiling = _fullest_machine(q, key_tokens, workspace_bytes, scores)
+    else:
+        limit = min(workspace_bytes, _CPU_TILE_BYTES) if q.device.type == "cpu" else workspace_bytes
+        tiling = _largest_tile(q, key_tokens, limit, workspace_bytes, scores)
+    if tiling.tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
+        raise ConfigError(
+            f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "
+            f"{q.shape[2]} queries of one head; raise workspace_mb"
+        )
+    tokens = tiling.tokens
+    if tokens_per_frame < tokens < key_tokens:
+        tokens -= tokens % tokens_per_frame
+    return Tiling(tiling.heads, max(1, min(tokens, key_tokens)))
+
+
+def _largest_tile(q: Tensor, key_tokens: int, limit: int, workspace_bytes: int, scores: int) -> Tiling:
+    """As many heads as leave room for a thousand keys."""
+    group = q.shape[1]
     while True:
-        tokens = _tile_tokens(batch * group, queries, channels, limit)
+        tokens = _tile_tokens(q, group, limit, scores)
         if tokens >= min(key_tokens, 1024) or group == 1:
             break
         group = -(-group // 2)
     if tokens < _SMALLEST_TILE_TOKENS:
-        tokens = _tile_tokens(batch, queries, channels, workspace_bytes)
-    if tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
-        raise ConfigError(
-            f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "
-            f"{queries} queries of one head; raise workspace_mb"
-        )
-    if tokens > tokens_per_frame:
-        tokens -= tokens % tokens_per_frame
-    return Tiling(group, max(1, min(tokens, key_tokens)))
+        tokens = _tile_tokens(q, 1, workspace_bytes, scores)
+    return Tiling(group, tokens)
 
 
-def _tile_tokens(heads: int, queries: int, channels: int, limit: int) -> int:
-    """Keys whose tile, scores and temporaries (all float32) stay below `limit` bytes for so many (batch x) heads."""
-    fixed = heads * queries * (4 * 3 * channels + 32)  # scaled queries, weighted values and one product of them
-    per_token = heads * (4 * 6 * channels + 4 * queries) + 4 * 4 * channels  # tile, rotated tile, decoder; scores; rotation
-    return max(0, (limit - fixed) // per_token)
+def _fullest_machine(q: Tensor, key_tokens: int, limit: int, scores: int) -> Tiling:
+    """A few heads over all keys, or all heads over a stretch of them, whichever keeps the multiprocessors busier.
 
-
-def attend(
-    q: Tensor,
-    current: tuple[Tensor, Tensor],
-    history: Sequence[Pair],
-    decode: Decode,
-    rotation: Callable[[int, int], Rotation] | None,
-    workspace: Workspace,
-    tokens_per_frame: int = 1,
-) -> Tensor:
-    """Softmax attention of q over history and the current block.
-
-    q [B, H, Sq, D] and current keys, values [B, H, Sc, D] are already rotated; `rotation(start, stop)` gives the angles of
-    history tokens start:stop, None means that keys are used as they are. -> [B, H, Sq, D] in q's dtype.
+    Counted in waves of programs times keys. Several stretches cost a merge each: partial results are read and written.
     """
-    total = sum(pair.keys.num_tokens for pair in history) + current[0].shape[2]
-    tiling = plan_tiling(q, total, workspace.limit_bytes, tokens_per_frame)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for first in range(0, q.shape[1], tiling.heads):
-        heads = slice(first, min(first + tiling.heads, q.shape[1]))
-        softmax = _RunningSoftmax(q[:, heads], workspace)
-        for start, stop in _tiles(history, tiling.tokens):
-            turn = None if rotation is None else rotation(start, stop)
-            softmax.add_scores(_tile(history, 0, start, stop, heads, decode, turn, q, workspace))
-            softmax.add_values(_tile(history, 1, start, stop, heads, decode, None, q, workspace))
-        for keys, values in zip(*(part[:, heads].split(tiling.tokens, 2) for part in current), strict=True):
-            softmax.add_scores(keys.float())
-            softmax.add_values(values.float())
-        softmax.result(out[:, heads])
-    return out
+    batch, heads, queries, channels = q.shape
+    sizes, at_once = [_tile_tokens(q, group, limit, scores) for group in range(heads + 1)], processors(q.device)
+    blocks = batch * -(-queries // _BLOCK_QUERIES)
+
+    def cost(group: int) -> float:
+        waves = heads // group * -(-blocks * group // at_once) + -(-blocks * (heads % group) // at_once)
+        stretches = -(-key_tokens // max(1, sizes[group]))
+        merge_bytes = 0 if stretches == 1 else stretches * batch * heads * queries * channels * 14
+        return waves * key_tokens + merge_bytes * _FLOP_PER_BYTE / (4 * _BLOCK_QUERIES * channels * at_once)
+
+    fitting = [group for group in range(1, heads + 1) if sizes[group] >= min(_SMALLEST_TILE_TOKENS, key_tokens)] or [1]
+    best = min(fitting, key=lambda group: (cost(group), -group))
+    return Tiling(best, sizes[best])
 
 
-def _tiles(history: Sequence[Pair], most: int) -> Iterator[tuple[int, int]]:
-    """Cut the history's tokens into tiles of at most `most`. A stretch of some size gets tiles of its own, decoded straight into
-    contiguous memory; small neighbours (sink and tail) share one."""
-    start = stop = 0
-    for pair in history:
-        end = stop + pair.keys.num_tokens
-        if stop > start and (end - start > most or pair.keys.num_tokens > _SMALL_STRETCH_TOKENS):
-            yield start, stop
-            start = stop
-        while end - start > most:
-            yield start, start + most
-            start += most
-        stop = end
-        if stop - start > _SMALL_STRETCH_TOKENS:
-            yield start, stop
-            start = stop
-    if stop > start:
-        yield start, stop
-
-
-def _tile(
-    history: Sequence[Pair],
-    which: int,
-    start: int,
-    stop: int,
-    heads: slice,
-    decode: Decode,
-    rotation: Rotation | None,
-    q: Tensor,
-    workspace: Workspace,
-) -> Tensor:
-    """Keys (which = 0) or values (1) of history tokens start:stop, decoded and rotated in the workspace."""
-    shape = (q.shape[0], heads.stop - heads.start, stop - start, q.shape[3])
-    tile = workspace.take("decoded", shape, torch.float32, q.device)
-    for span, tokens, at in _overlaps(history, which, start, stop):
-        decode(span, tokens, heads, tile[:, :, at : at + tokens.stop - tokens.start])
-    if rotation is None:
-        return tile
-    return rotate(tile, rotation, workspace.take("rotated", shape, torch.float32, q.device))
-
-
-def _overlaps(history: Sequence[Pair], which: int, start: int, stop: int) -> Iterator[tuple[Span, slice, int]]:
-    """Spans that hold tokens start:stop, the span's own tokens to take, and where they go in the tile."""
-    base = 0
-    for pair in history:
-        count = pair.keys.num_tokens
-        low, high = max(start, base), min(stop, base + count)
-        if low < high:
-            yield pair[which], slice(low - base, high - base), low - start
-        base += count
-
-
-class _RunningSoftmax:
-    """Attention of fixed queries over keys that come in pieces: the maximum logit so far, and the mass and the weighted sum of
-    values relative to it."""
-
-    def __init__(self, q: Tensor, workspace: Workspace):
-        self.q = q.float() * q.shape[-1] ** -0.5
-        self.workspace = workspace
-        rows = q.shape[:3]
-        self.maximum = torch.full((*rows, 1), -torch.inf, dtype=torch.float32, device=q.device)
-        self.mass = torch.zeros((*rows, 1), dtype=torch.float32, device=q.device)
-        self.weighted = torch.zeros((*rows, q.shape[3]), dtype=torch.float32, device=q.device)
-        self.weights: Tensor
-
-    def add_scores(self, keys: Tensor) -> None:
-        """Weights of the queries on keys [B, h, T, D]; what came before is rescaled to the new maximum."""
-        shape = (*self.q.shape[:3], keys.shape[2])
-        scores = self.workspace.take("scores", shape, torch.float32, self.q.device)
-        scores = torch.matmul(self.q, keys.transpose(2, 3), out=scores)
-        maximum = torch.maximum(self.maximum, scores.amax(-1, keepdim=True))
-        rescale = torch.exp(self.maximum - maximum)
-        self.maximum = maximum
-        self.weights = scores.sub_(maximum).exp_()
-        self.mass.mul_(rescale).add_(self.weights.sum(-1, keepdim=True))
-        self.weighted.mul_(rescale)
-
-    def add_values(self, values: Tensor) -> None:
-        """Fold in the values of the keys that `add_scores` has just seen."""
-        self.weighted += torch.matmul(self.weights, values)
-
-    def result(self, out: Tensor) -> None:
-        """Normalised output, written into `out`."""
-        out.copy_(self.weighted.div_(self.mass))
+def _tile_tokens(q: Tensor, heads: int, limit: int, scores: int) -> int:
+    """Keys whose tiles and temporaries stay below `limit` bytes for so many heads."""
+    batch, _, queries, channels = q.shape
+    rows, size = batch * heads, q.element_size()
+    fixed = rows * queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
+    # torch decodes into float32 temporaries; turning takes half a tile of them. Triton decodes into the tile.
+    decoder = 0 if triton_refusal("reconstruct", q.device) is None else 4 * 4 * channels
+    per_token = rows * (2 * size * channels * slots(q.device) + decoder + scores * 4 * queries) + 4 * 4 * channels  # the angles
+    return max(0, (limit - fixed) // per_token)

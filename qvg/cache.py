@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ..kernels import require_backend
-from .attention import Pair, attend
+from .attention import History, Pair, attend
 from .codec import ExactCodec, make_codecs
-from .codec.base import EncodeHint
+from .codec.base import EncodeHint, TurningCodec
 from .config import QVGConfig
 from .errors import CacheError, ConfigError, NonFiniteError
 from .policy import Layout, Step
-from .rope import GridRope, Rotation, rotate
+from .read import Readings
+from .rope import GridRope, Rotation, rotate, turn_
 from .span import AnyCodebook, ExactSpan, Span, TransformSpan, storage_bytes
 from .spec import CacheBytes, CacheSpec
 from .workspace import Workspace
@@ -150,6 +151,7 @@ class KVCache:
             )
         self.layers = [LayerCache(spec, self.config, layer) for layer in range(spec.layers)]
         self.workspace = Workspace(self.config.workspace_mb << 20)
+        self.readings = Readings(self.config)
         self._begin()
 
     def _begin(self) -> None:
@@ -189,11 +191,22 @@ class KVCache:
                 rotation = self._rotation
         exact, codec = self.layers[layer].exact, self.layers[layer].codecs.keys
 
-        def decode(span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
-            return (exact if isinstance(span, ExactSpan) else codec).decode(span, tokens, heads, out)
+        def decode(span: Span, tokens: slice, heads: slice, out: Tensor, turn: Rotation | None) -> None:
+            method = exact if isinstance(span, ExactSpan) else codec
+            if turn is not None and out.device.type == "cuda" and isinstance(method, TurningCodec):
+                method.decode(span, tokens, heads, out, turn)
+                return
+            method.decode(span, tokens, heads, out)
+            if turn is not None:
+                turn_(out, turn)
 
-        history = self.layers[layer].state.history
-        return attend(q, (k, v), history, decode, rotation, self.workspace, self.spec.tokens_per_frame)
+        pairs = self.layers[layer].state.history
+        history = History(pairs, (k, v), decode, rotation, self.spec.tokens_per_frame)
+        return attend(q, history, self.workspace, self.readings.choose(q), self.config.backend)
+
+    def explain(self) -> list[str]:
+        """How this cache was read so far, and why so: a line for every kind of queries that came up."""
+        return [reading.text() for reading in self.readings.all()]
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -12,6 +12,7 @@ from ..kernels.packing import BITS
 from .errors import ConfigError
 
 CODECS = ("none", "qvg", "klt", "rtn", "kivi", "quarot")
+READS = ("auto", "exact", "fast", "direct")
 KEY_STORAGE = ("before_rope", "after_rope")
 TRANSFORMS = ("klt", "hadamard")
 GROUP_SIZES = (16, 32, 64, 128)
@@ -48,7 +49,9 @@ class QVGConfig:
     window_frames       frames attention may see, the current ones included; None: all of them
     seed                of k-means' first centroids; the global generators are never touched
     backend             "auto", "torch" or "triton"; forced means forced
-    workspace_mb        upper bound of the memory that attention takes beside the cache, in MiB
+    read                how attention reads the cache: "exact" decodes into a workspace, "fast" does so in 8 bits, "direct" reads
+                        the codes; "auto" takes exact, or direct for few queries on a GPU
+    workspace_mb        upper bound of the memory that attention takes beside the cache, in MiB; 0: none, read directly
     """
 
     codec: str = "qvg"
@@ -69,11 +72,13 @@ class QVGConfig:
     window_frames: int | None = None
     seed: int = 0
     backend: str = "auto"
+    read: str = "auto"
     workspace_mb: int = 512
 
     def __post_init__(self) -> None:
         _require_choice("codec", self.codec, CODECS)
         _require_choice("backend", self.backend, BACKENDS)
+        _require_choice("read", self.read, READS)
         for name, bits in (("bits", self.bits), ("bits_v", self.bits if self.bits_v is None else self.bits_v)):
             require_bits(name, bits, self.codec)
         _require_choice("keys", self.keys, KEY_STORAGE)
@@ -94,7 +99,11 @@ class QVGConfig:
             ("spans_per_codebook", 1),
         ):
             _require_between(name, getattr(self, name), low, 1 << 20)
-        _require_between("workspace_mb", self.workspace_mb, 1, 1 << 20)
+        _require_between("workspace_mb", self.workspace_mb, 0, 1 << 20)
+        if self.workspace_mb == 0 and self.read in ("exact", "fast"):
+            raise ConfigError(
+                f"workspace_mb is 0, but read {self.read!r} decodes into a workspace; use read 'direct', or at least 1"
+            )
         _require_between("seed", self.seed, 0, (1 << 63) - 1)
         if self.window_frames is not None:
             _require_between("window_frames", self.window_frames, 1, 1 << 30)

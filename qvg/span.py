@@ -64,6 +64,10 @@ class Basis:
             return Rows8(self.rows, self.scales).dequantize()
         return hadamard(self.scales.shape[-1]).to(self.scales.device) * self.scales.float()[..., None, :]
 
+    def heads(self, heads: slice) -> Basis:
+        """A view of some heads."""
+        return Basis(None if self.rows is None else self.rows[:, heads], self.scales[:, heads], self.planes)
+
     def analysis(self) -> Tensor:
         """The way there: residual @ analysis = coefficients of about unit variance. float32 [B, H, D, D]."""
         if self.rows is not None:

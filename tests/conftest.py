@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -27,6 +29,12 @@ sys.modules["comfyui_qvg"] = _package
 
 # Two threads find races that one cannot, and more do not make tensors of test size any faster.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+
+# torch imports Triton when it feels like it. What Triton defines on import runs in its interpreter only if that is on by then.
+if importlib.util.find_spec("triton") and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+    os.environ["TRITON_INTERPRET"] = "1"
+    importlib.import_module("triton.language")
+    del os.environ["TRITON_INTERPRET"]
 
 # Started in the background by a script, a process inherits "ignore SIGINT", and so would every child that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -41,6 +41,8 @@ RANKS = {
 PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.demo", "qvg.plots", "qvg.server")
 LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
 PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm", "websocket"}
+# Attention kernels that a user may have installed: looked for by one module, when attention first runs.
+INSTALLED_MAY_IMPORT = {"kernels.attention.library": {"flash_attn_interface", "sageattention"}}
 COMFYUI_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
 
 
@@ -112,7 +114,7 @@ def complaint(name: str, target: str, ours: bool) -> str | None:
         return None if in_nodes else "qvg/ and kernels/ know nothing of ComfyUI"
     if top in COMFYUI_INTERNALS:
         return None if name.startswith("nodes.comfy") else "only nodes/comfy/ touches ComfyUI's internals"
-    may = PROGRAMS_MAY_IMPORT if name.startswith(PROGRAMS) else LIBRARY_MAY_IMPORT
+    may = PROGRAMS_MAY_IMPORT if name.startswith(PROGRAMS) else LIBRARY_MAY_IMPORT | INSTALLED_MAY_IMPORT.get(name, set())
     return None if top in may else f"{top} is not among {', '.join(sorted(may))}"
 
 

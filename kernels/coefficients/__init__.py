@@ -8,8 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..bitplanes import check_planes, packed_width
-from ..dispatch import implementation
+from ..dispatch import implementation, shape_refusal
 from ..lloyd_max import MAX_BITS
+from ..rotary import check_rotation
 
 
 class Coefficients(NamedTuple):
@@ -30,7 +31,8 @@ def quantize_coefficients(y: Tensor, weights: Tensor, planes: Sequence[int], bac
     alone, which comes back as something finite; caches refuse them before they get here.
     """
     check_planes(planes, y.shape[-1], MAX_BITS)
-    return Coefficients(*implementation("coefficients", y, backend).quantize_coefficients(y, weights, tuple(planes)))
+    module = implementation("coefficients", y, backend, shape_refusal(y.shape[-1]))
+    return Coefficients(*module.quantize_coefficients(y, weights, tuple(planes)))
 
 
 def reconstruct_coefficients(
@@ -42,11 +44,12 @@ def reconstruct_coefficients(
     planes: Sequence[int],
     out: Tensor,
     backend: str = "auto",
+    rotation: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Decode into `out` [B, H, S, D] (any float dtype, any strides), which is returned: words[id] + gain * (levels @ matrix).
 
     codes [B, H, S, P], gains and ids [B, H, S] uint8; words [B, H, C, D] and matrix [B, H, D, D] float32. Views that cut tokens
-    or heads out of a span are fine.
+    or heads out of a span are fine. rotation: as in `reconstruct`.
     """
     tokens = out.shape[:3]
     if codes.shape != (*tokens, packed_width(planes)) or gains.shape != tokens or ids.shape != tokens:
@@ -54,5 +57,7 @@ def reconstruct_coefficients(
             f"codes {tuple(codes.shape)}, gains {tuple(gains.shape)} and ids {tuple(ids.shape)} must hold the tokens of out "
             f"{tuple(out.shape)} in planes {tuple(planes)}"
         )
-    module = implementation("coefficients", out, backend)
-    return module.reconstruct_coefficients(codes, gains, ids, words, matrix, tuple(planes), out)  # type: ignore[no-any-return]
+    check_rotation(rotation, out)
+    module = implementation("coefficients", out, backend, shape_refusal(out.shape[3]))
+    parts = (codes, gains, ids, words, matrix)
+    return module.reconstruct_coefficients(*parts, tuple(planes), out, rotation)  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import bitplanes, e4m3, lloyd_max
+from ..rotary import rotate_in_place
 
 # Tokens decoded at once: temporaries stay in a processor's cache.
 _STEP_TOKENS = 1024
@@ -45,7 +46,14 @@ def _nearest(y: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def reconstruct_coefficients(
-    codes: Tensor, gains: Tensor, ids: Tensor, words: Tensor, matrix: Tensor, planes: tuple[int, ...], out: Tensor
+    codes: Tensor,
+    gains: Tensor,
+    ids: Tensor,
+    words: Tensor,
+    matrix: Tensor,
+    planes: tuple[int, ...],
+    out: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """See `kernels.reconstruct_coefficients`."""
     batch, heads, tokens, channels = out.shape
@@ -65,4 +73,6 @@ def reconstruct_coefficients(
         levels = table.index_select(0, index.flatten()).view(count, -1, live)
         levels *= e4m3.decode(gains[:, :, part]).view(count, -1, 1)
         values[:, part].baddbmm_(levels, rows)
+    if rotation is not None:
+        rotate_in_place(exact, rotation)
     return exact if exact is out else out.copy_(exact)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import Tensor
 
-from ..dispatch import implementation
+from ..dispatch import implementation, shape_refusal
 
 MAX_CLUSTERS = 256  # ids are uint8
 
@@ -12,7 +14,7 @@ MAX_CLUSTERS = 256  # ids are uint8
 def assign_clusters(x: Tensor, centroids: Tensor, backend: str = "auto") -> Tensor:
     """Nearest centroid of every token, the lower id on a tie. x [B, H, S, D], centroids [B, H, C, D] -> ids [B, H, S] uint8."""
     _check(x, centroids)
-    return implementation("kmeans", x, backend).assign_clusters(x, centroids)  # type: ignore[no-any-return]
+    return _module(x, backend).assign_clusters(x, centroids)  # type: ignore[no-any-return]
 
 
 def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor, backend: str = "auto") -> Tensor:
@@ -23,13 +25,17 @@ def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor, backend: str = "
     _check(x, centroids)
     if ids.shape != x.shape[:-1]:
         raise ValueError(f"ids {tuple(ids.shape)} must be one per token of x {tuple(x.shape)}")
-    return implementation("kmeans", x, backend).update_centroids(x, ids, centroids)  # type: ignore[no-any-return]
+    return _module(x, backend).update_centroids(x, ids, centroids)  # type: ignore[no-any-return]
 
 
 def subtract_centroids(x: Tensor, ids: Tensor, centroids: Tensor, backend: str = "auto") -> Tensor:
     """x minus each token's centroid. x, ids, centroids as above -> [B, H, S, D] float32."""
     _check(x, centroids)
-    return implementation("kmeans", x, backend).subtract_centroids(x, ids, centroids)  # type: ignore[no-any-return]
+    return _module(x, backend).subtract_centroids(x, ids, centroids)  # type: ignore[no-any-return]
+
+
+def _module(x: Tensor, backend: str) -> ModuleType:
+    return implementation("kmeans", x, backend, shape_refusal(x.shape[3]))
 
 
 def _check(x: Tensor, centroids: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import e4m3, packing
+from ..rotary import rotate_in_place
 
 
 def reconstruct(
@@ -21,6 +22,7 @@ def reconstruct(
     bits: int,
     group_size: int,
     out: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """See `kernels.reconstruct`."""
     exact = out if out.dtype == torch.float32 else torch.empty(out.shape, device=out.device)
@@ -40,6 +42,8 @@ def reconstruct(
             target.addcmul_(values[..., start - first : stop - first], steps[:, :, group, :, None])
             if lows is not None:
                 target += lows[:, :, group, :, None]
+    if rotation is not None:
+        rotate_in_place(exact, rotation)
     return exact if exact is out else out.copy_(exact)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..dispatch import implementation
+from ..dispatch import implementation, shape_refusal
 from ..packing import BITS
 
 
@@ -41,5 +41,5 @@ def quantize_groups(
         raise ValueError(f"bits {bits} must be one of {BITS}")
     if channels % group_size or channels % 8:
         raise ValueError(f"head_dim {channels} must be a multiple of group_size {group_size} and of 8")
-    module = implementation("residual", x, backend)
+    module = implementation("residual", x, backend, shape_refusal(channels, group_size))
     return QuantizedGroups(*module.quantize_groups(x, ids, centroids, bits, group_size, symmetric))

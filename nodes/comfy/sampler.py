@@ -200,6 +200,7 @@ def _record(
         components=cache.nbytes(),
         workspace_bytes=cache.workspace.nbytes,
         given_frames=given * spec.chunk_frames,
+        read=tuple(cache.explain()),
     )
 
 

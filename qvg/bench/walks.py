@@ -155,8 +155,9 @@ def source_digest() -> str:
     files = [
         path for name in ("kernels", "qvg/codec", "qvg/models", "qvg/sampling") for path in sorted((root / name).rglob("*.py"))
     ]
-    files += [root / "qvg" / f"{name}.py" for name in ("attention", "cache", "camera", "config", "demo", "metrics")]
-    files += [root / "qvg" / f"{name}.py" for name in ("policy", "rope", "span", "spec", "workspace")]
+    read_path = ("ahead", "attention", "attention_direct", "attention_fast", "history", "read")
+    files += [root / "qvg" / f"{name}.py" for name in (*read_path, "cache", "camera", "config", "demo", "metrics", "policy")]
+    files += [root / "qvg" / f"{name}.py" for name in ("rope", "span", "spec", "workspace")]
     digest = hashlib.sha256()
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..rope import Rotation
 from ..span import AnyCodebook, Span
 
 
@@ -53,3 +54,13 @@ class Codec(Protocol):
 
     def predicted_codebook_bytes(self, rows: tuple[int, int, int], tokens: Sequence[int]) -> dict[str, int]:
         """Bytes by component of a codebook for [B, H, D] after it has encoded spans of so many tokens, in their order."""
+
+
+@runtime_checkable
+class TurningCodec(Protocol):
+    """A codec whose kernels turn keys on their way out. On a CPU turning a tile afterwards is as fast and takes less memory."""
+
+    turns: bool
+
+    def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """As `Codec.decode`; `rotation` holds the angles of these tokens."""

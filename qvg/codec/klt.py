@@ -31,6 +31,7 @@ from ...kernels.lloyd_max import DISTORTION, MAX_BITS
 from ...kernels.rows8 import Rows8, quantize_rows
 from ..config import QVGConfig
 from ..errors import ConfigError
+from ..rope import Rotation
 from ..span import Basis, Dictionary, Span, TransformSpan
 from .base import EncodeHint, refuse_non_finite
 
@@ -51,6 +52,7 @@ class KLTCodec:
     """See the module docstring."""
 
     name = "klt"
+    turns = True
 
     def __init__(self, config: QVGConfig):
         self.config = config
@@ -74,16 +76,17 @@ class KLTCodec:
         codes, gains = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
         return TransformSpan(codes, gains, ids, Dictionary(words, basis))
 
-    def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
+    def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:
         """See `Codec`."""
         assert isinstance(span, TransformSpan)
         book = span.codebook
         codes, gains, ids = (part[:, heads, tokens] for part in (span.codes, span.gains, span.ids))
-        words, matrix = book.words.dequantize()[:, heads], book.basis.synthesis()[:, heads]
+        words = Rows8(*(part[:, heads] for part in book.words)).dequantize()
+        matrix = book.basis.heads(heads).synthesis()
         for row, planes in enumerate(book.basis.planes):
             one = slice(row, row + 1)
             reconstruct_coefficients(
-                codes[one], gains[one], ids[one], words[one], matrix[one], planes, out[one], self.config.backend
+                codes[one], gains[one], ids[one], words[one], matrix[one], planes, out[one], self.config.backend, rotation
             )
         return out
 

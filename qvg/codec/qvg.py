@@ -22,6 +22,7 @@ from ...kernels import assign_clusters, quantize_groups, reconstruct, subtract_c
 from ...kernels.kmeans import MAX_CLUSTERS
 from ...kernels.packing import packed_width
 from ..config import AUTO_CENTROID_BITS, QVGConfig
+from ..rope import Rotation
 from ..span import AnyCodebook, Codebook, QuantizedSpan, Span
 from .base import EncodeHint, refuse_non_finite
 
@@ -32,6 +33,7 @@ class QVGCodec:
     """See the module docstring."""
 
     name = "qvg"
+    turns = True
 
     def __init__(self, config: QVGConfig):
         self.config = config
@@ -53,7 +55,7 @@ class QVGCodec:
         groups = quantize_groups(x, ids, codebook.centroids, self.bits, config.group_size, config.symmetric, config.backend)
         return QuantizedSpan(*groups, ids, codebook, self.bits, config.group_size)
 
-    def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
+    def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:
         """See `Codec`."""
         assert isinstance(span, QuantizedSpan)
         zero_points = None if span.zero_points is None else span.zero_points[:, heads, :, tokens]
@@ -67,6 +69,7 @@ class QVGCodec:
             span.group_size,
             out,
             self.config.backend,
+            rotation,
         )
 
     def predicted_bytes(self, shape: tuple[int, int, int, int]) -> dict[str, int]:

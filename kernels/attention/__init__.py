@@ -1,0 +1,58 @@
+"""Softmax attention that also says how much mass it saw, so that parts of a long history can be put together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dispatch import implementation, shape_refusal
+
+
+class Attended(NamedTuple):
+    """out [B, H, Sq, D] and lse [B, H, Sq] float32: the natural logarithm of the sum of exp(logit), -inf without keys."""
+
+    out: Tensor
+    lse: Tensor
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Attended:
+    """softmax(q k^T / sqrt(D)) v. q [B, H, Sq, D], k and v [B, H, S, D], any float dtypes and strides. -> out in q's dtype.
+
+    S may be 0: then out is 0 and lse -inf, which `merge_attention` takes for "nothing seen". Triton rounds k, v and the weights
+    to q's dtype (float32 to float16) for its products and sums in float32; torch computes in float32.
+    """
+    check_attention(q, k, v)
+    return Attended(*implementation("attention", q, backend, shape_refusal(q.shape[-1])).attention(q, k, v))
+
+
+def merge_attention(outs: Tensor, lses: Tensor, into: Attended, backend: str = "auto") -> Attended:
+    """Fold P results over other keys into one, in place. outs [P, B, H, Sq, D], lses [P, B, H, Sq]; `into` is float32.
+
+    Start with `nothing_seen`. The result does not depend on the order, up to rounding.
+    """
+    if outs.shape[1:] != into.out.shape or lses.shape != outs.shape[:-1] or into.lse.shape != into.out.shape[:-1]:
+        raise ValueError(
+            f"outs {tuple(outs.shape)} and lses {tuple(lses.shape)} must be parts of out {tuple(into.out.shape)} "
+            f"and lse {tuple(into.lse.shape)}"
+        )
+    if any(part.dtype != torch.float32 or not part.is_contiguous() for part in into):
+        raise ValueError("results are gathered in contiguous float32")
+    implementation("attention", outs, backend, shape_refusal(outs.shape[-1])).merge_attention(outs, lses, *into)
+    return into
+
+
+def nothing_seen(q: Tensor) -> Attended:
+    """The start of `merge_attention`: attention of q [B, H, Sq, D] over no keys."""
+    out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    return Attended(out, torch.full(q.shape[:-1], -torch.inf, dtype=torch.float32, device=q.device))
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """ValueError unless the shapes belong together."""
+    rows = (*q.shape[:2], q.shape[-1])
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or (*k.shape[:2], k.shape[-1]) != rows:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must be [B, H, Sq, D] and twice [B, H, S, D]"
+        )

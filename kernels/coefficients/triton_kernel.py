@@ -1,0 +1,246 @@
+"""Transform coefficients in Triton. Plane sizes are data, so that a codebook with other planes compiles nothing anew.
+
+Encoding adds up in another order than the reference: a gain may land on the other side of an E4M3 border (measured in the tests),
+and codes then follow the gain. Decoding multiplies in float16, whose rounding leaves 4e-4 of the residual's size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import lloyd_max
+from ..bitplanes import packed_width
+from ..compile_case import CompileCase
+from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
+
+_WARPS = 4
+_BLOCK_D = 64  # channels whose levels are multiplied at a time
+
+
+@triton.jit
+def _nearest(y, BORDERS, widths, start, PLANES: tl.constexpr):
+    """int32 codes of y [S, D]: binary search among the borders of each channel's width; start = 2^width - 1."""
+    codes = tl.zeros(y.shape, tl.int32)
+    for index in tl.static_range(PLANES):
+        half = 1 << (PLANES - 1 - index)
+        wide = (widths > PLANES - 1 - index)[None, :] & (codes >= 0)
+        border = tl.load(BORDERS + start[None, :] + codes + (half - 1), mask=wide, other=float("inf"))
+        codes = tl.where(y > border, codes + half, codes)
+    return codes
+
+
+@triton.jit
+def _quantize(
+    Y, WEIGHTS, SIZES, BORDERS, LEVELS, CODES, GAINS, heads, tokens, bytes, y_b, y_h, y_s, y_d, w_b, w_h, w_d,
+    PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Y [B, H, S, D], WEIGHTS [B, H, D] in any strides; SIZES [6] int32 -> CODES [BH, S, bytes], GAINS [BH, S]."""
+    row = tl.program_id(1).to(tl.int64)
+    batch, head = row // heads, row % heads
+    token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    channel = tl.arange(0, CHANNELS)
+    count = tl.load(SIZES)
+    live = token < tokens
+    widths = tl.zeros((CHANNELS,), tl.int32)
+    for plane in tl.static_range(PLANES):
+        widths += (channel < tl.load(SIZES + plane)).to(tl.int32)
+    start = (1 << widths) - 1
+    y = Y + batch * y_b + head * y_h + token[:, None] * y_s + channel[None, :] * y_d
+    y = tl.load(y, mask=live[:, None] & (channel < count)[None, :], other=0.0).to(tl.float32)
+    weights = tl.load(WEIGHTS + batch * w_b + head * w_h + channel * w_d, mask=channel < count, other=0.0).to(tl.float32)
+    spread = tl.sqrt_rn(tl.div_rn(tl.sum(y * y, 1), tl.zeros((BLOCK_S,), tl.float32) + count))
+    levels = tl.load(LEVELS + start[None, :] + _nearest(_scaled(y, spread), BORDERS, widths, start, PLANES))
+    weighted = weights[None, :] * y
+    energy, product = tl.sum(weighted * y, 1), tl.sum(weighted * levels, 1)
+    gain = tl.where(product > 0, tl.div_rn(energy, tl.maximum(product, 1e-30)), 0.0)
+    gains = encode_scale_e4m3(gain, False)
+    codes = _nearest(_scaled(y, decode_e4m3(gains)), BORDERS, widths, start, PLANES)
+    tl.store(GAINS + row * tokens + token, gains, mask=live)
+    eight, place = tl.arange(0, 8), tl.arange(0, CHANNELS // 8)
+    out = CODES + (row * tokens + token[:, None]) * bytes + place[None, :]
+    for plane in tl.static_range(PLANES):
+        size = tl.load(SIZES + plane)
+        bits = tl.reshape((codes >> plane) & 1, (BLOCK_S, CHANNELS // 8, 8))
+        packed = tl.sum(bits << eight[None, None, :], 2)
+        tl.store(out, packed.to(tl.uint8), mask=live[:, None] & (place * 8 < size)[None, :])
+        out += size // 8
+
+
+@triton.jit
+def _scaled(y, scale):
+    """y [S, D] over scale [S], correctly rounded; a scale of zero gives zero."""
+    return tl.div_rn(y, tl.broadcast_to(tl.where(scale > 0, scale, float("inf"))[:, None], y.shape))
+
+
+@triton.jit
+def _levels(
+    CODES, SIZES, LEVELS, rows, live, first,
+    PLANES: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """float16 levels [BLOCK_S, BLOCK_D] of the channels from `first` on; 0 where a channel has no bits."""
+    channel = first + tl.arange(0, BLOCK_D)
+    byte, eight = first // 8 + tl.arange(0, BLOCK_D // 8), tl.arange(0, 8)
+    codes = tl.zeros((BLOCK_S, BLOCK_D), tl.int32)
+    widths = tl.zeros((BLOCK_D,), tl.int32)
+    place = CODES + rows[:, None] + byte[None, :]
+    for plane in tl.static_range(PLANES):
+        size = tl.load(SIZES + plane)
+        packed = tl.load(place, mask=live[:, None] & (byte * 8 < size)[None, :], other=0).to(tl.int32)
+        bits = (packed[:, :, None] >> eight[None, None, :]) & 1
+        codes |= tl.reshape(bits, (BLOCK_S, BLOCK_D)) << plane
+        widths += (channel < size).to(tl.int32)
+        place += size // 8
+    return tl.load(LEVELS + ((1 << widths) - 1)[None, :] + codes).to(tl.float16)
+
+
+@triton.jit
+def _reconstruct(
+    CODES, GAINS, IDS, WORDS, MATRIX, UNITS, SIZES, LEVELS, COS, SIN, OUT, heads, tokens,
+    k_b, k_h, k_s, g_b, g_h, i_b, i_h, c_b, c_h, c_c, r_s, o_b, o_h, o_s, o_d,
+    PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """OUT [B, H, S, D] in any strides = WORDS[IDS] + GAINS * (levels @ MATRIX * UNITS); MATRIX [BH, D, D] float16, UNITS [BH].
+
+    The two halves of a head are multiplied apart, so that a rotation (COS not None) finds its partners in the same place.
+    """
+    HALF: tl.constexpr = CHANNELS // 2
+    row = tl.program_id(1).to(tl.int64)
+    batch, head = row // heads, row % heads
+    token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    column = tl.arange(0, HALF)
+    live = token < tokens
+    rows = batch * k_b + head * k_h + token * k_s
+    low, high = tl.zeros((BLOCK_S, HALF), tl.float32), tl.zeros((BLOCK_S, HALF), tl.float32)
+    count = tl.load(SIZES)
+    for first in range(0, count, BLOCK_D):
+        levels = _levels(CODES, SIZES, LEVELS, rows, live, first, PLANES, BLOCK_D, BLOCK_S)
+        channel = first + tl.arange(0, BLOCK_D)
+        part = MATRIX + (row * CHANNELS + channel[:, None]) * CHANNELS + column[None, :]
+        used = (channel < count)[:, None]
+        low = tl.dot(levels, tl.load(part, mask=used, other=0.0), low)
+        high = tl.dot(levels, tl.load(part + HALF, mask=used, other=0.0), high)
+    gains = decode_e4m3(tl.load(GAINS + batch * g_b + head * g_h + token, mask=live, other=0)) * tl.load(UNITS + row)
+    ids = tl.load(IDS + batch * i_b + head * i_h + token, mask=live, other=0).to(tl.int64)
+    words = WORDS + batch * c_b + head * c_h + ids[:, None] * c_c + column[None, :]
+    low = low * gains[:, None] + tl.load(words, mask=live[:, None], other=0.0).to(tl.float32)
+    high = high * gains[:, None] + tl.load(words + HALF, mask=live[:, None], other=0.0).to(tl.float32)
+    if COS is not None:
+        angle = token[:, None] * r_s + column[None, :]
+        cos = tl.load(COS + angle, mask=live[:, None], other=0.0)
+        sin = tl.load(SIN + angle, mask=live[:, None], other=0.0)
+        low, high = low * cos - high * sin, high * cos + low * sin
+    target = OUT + batch * o_b + head * o_h + token[:, None] * o_s + column[None, :].to(tl.int64) * o_d
+    tl.store(target, low.to(OUT.dtype.element_ty), mask=live[:, None])
+    tl.store(target + HALF * o_d, high.to(OUT.dtype.element_ty), mask=live[:, None])
+
+
+@lru_cache(maxsize=256)
+def _sizes(planes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Plane sizes where a kernel can read them: int32 [6], the missing ones 0."""
+    return torch.tensor([*planes, *[0] * (lloyd_max.MAX_BITS - len(planes))], dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=16)
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Levels and borders of every width (`lloyd_max.py`) on a device."""
+    return lloyd_max.table().to(device), lloyd_max.border_table().to(device)
+
+
+def _block(channels: int) -> int:
+    """Tokens of one encoding program: 32 values for each of its threads."""
+    return 4096 // channels
+
+
+def _decoding_block(channels: int) -> int:
+    """Tokens of one decoding program: both halves' sums stay in registers."""
+    return min(64, 4096 // channels * 2)
+
+
+def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """See `kernels.quantize_coefficients`."""
+    batch, heads, tokens, channels = y.shape
+    width = packed_width(planes)
+    codes = torch.empty(batch, heads, tokens, width, dtype=torch.uint8, device=y.device)
+    gains = torch.empty(batch, heads, tokens, dtype=torch.uint8, device=y.device)
+    levels, borders = _tables(y.device)
+    if gains.numel():
+        with torch.cuda.device_of(y):
+            _quantize[(triton.cdiv(tokens, _block(channels)), batch * heads)](
+                y, weights, _sizes(planes, y.device), borders, levels, codes, gains, heads, tokens, width,
+                *y.stride(), *weights.stride(),
+                PLANES=len(planes), CHANNELS=channels, BLOCK_S=_block(channels), num_warps=_WARPS,
+            )  # fmt: skip
+    return codes, gains
+
+
+def reconstruct_coefficients(
+    codes: Tensor,
+    gains: Tensor,
+    ids: Tensor,
+    words: Tensor,
+    matrix: Tensor,
+    planes: tuple[int, ...],
+    out: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """See `kernels.reconstruct_coefficients`."""
+    batch, heads, tokens, channels = out.shape
+    if not out.numel():
+        return out
+    codes, gains, ids, words = (_rows(part) for part in (codes, gains, ids, words))
+    cos, sin = (None, None) if rotation is None else (_rows(part) for part in rotation)
+    if cos is not None and cos.stride() != sin.stride():
+        cos, sin = cos.contiguous(), sin.contiguous()
+    halves, units = _normalized(matrix)
+    with torch.cuda.device_of(out):
+        _reconstruct[(triton.cdiv(tokens, _decoding_block(channels)), batch * heads)](
+            codes, gains, ids, words, halves, units, _sizes(planes, out.device), _tables(out.device)[0], cos, sin, out,
+            heads, tokens, *codes.stride()[:3], *gains.stride()[:2], *ids.stride()[:2], *words.stride()[:3],
+            0 if cos is None else cos.stride(0), *out.stride(),
+            PLANES=len(planes), CHANNELS=channels, BLOCK_D=_BLOCK_D, BLOCK_S=_decoding_block(channels),
+            num_warps=_WARPS, num_stages=1,
+        )  # fmt: skip
+    return out
+
+
+def _normalized(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """float16 matrices [BH, D, D] below 1 and the powers of two [BH] float32 that they are to be multiplied by."""
+    flat = matrix.float().flatten(0, 1)
+    exponents = torch.frexp(flat.abs().amax((1, 2))).exponent
+    units = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents)
+    return (flat / units[:, None, None]).half().contiguous(), units
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with a last stride of 1: as a rule x itself."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    cases = []
+    tables = {"SIZES": "*i32", "LEVELS": "*fp32"}
+    for channels in (128, 64, 256):
+        for planes in (3, 4, 6) if channels == 128 else (4,):
+            name = f"p{planes}_d{channels}"
+            types = {"Y": "*fp32", "WEIGHTS": "*fp32", "BORDERS": "*fp32", "CODES": "*u8", "GAINS": "*u8", **tables}
+            types |= dict.fromkeys(("heads", "tokens", "bytes", "y_b", "y_h", "y_s", "w_b", "w_h"), "i32")
+            constants = {"y_d": 1, "w_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
+            multiples, default = ("y_b", "y_h", "y_s", "w_b", "w_h"), (channels, planes) == (128, 4)
+            cases.append(CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _WARPS, default=default))
+            for rotated in (False, True):
+                types = {"CODES": "*u8", "GAINS": "*u8", "IDS": "*u8", "WORDS": "*fp32", "MATRIX": "*fp16", "UNITS": "*fp32"}
+                types |= tables | {"OUT": "*bf16"} | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
+                multiples = ("k_b", "k_h", "c_b", "c_h", "c_c", "r_s", "o_b", "o_h", "o_s")
+                types |= dict.fromkeys(("heads", "tokens", "k_s", "g_b", "g_h", "i_b", "i_h", *multiples), "i32")
+                constants = {"o_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_D": _BLOCK_D}
+                constants["BLOCK_S"] = _decoding_block(channels)
+                constants |= {} if rotated else {"COS": None, "SIN": None}
+                full = f"reconstruct_{name}{'_rotated' if rotated else ''}"
+                cases.append(CompileCase(full, _reconstruct, types, constants, multiples, _WARPS, 1, True, default))
+    return cases

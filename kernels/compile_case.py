@@ -1,0 +1,34 @@
+"""What the compile gate (`tools/compile_gate.py`) is told about a kernel. Imports no Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class CompileCase(NamedTuple):
+    """One configuration of one kernel, as a launch would specialise it. A Triton module lists its own in `compile_cases()`.
+
+    name        unique within the op
+    kernel      the `@triton.jit` function
+    types       every run-time argument: "*u8", "*bf16", "i32", "i64", "fp32", or a tuple of these; pointers count as
+                aligned to 16 bytes
+    constants   every compile-time argument, and run-time ones that a launch folds in (a stride of 1)
+    multiples   integer arguments that are multiples of 16, which lets loads be wide
+    warps       per program
+    stages      of the software pipeline
+    tensor_cores  whether the compiled code must hold matrix instructions
+    default     whether CI compiles it; the others are for `make compile-all`
+    without     targets that it is never launched on
+    """
+
+    name: str
+    kernel: Any
+    types: Mapping[str, str | tuple[str, ...]]
+    constants: Mapping[str, Any]
+    multiples: tuple[str, ...] = ()
+    warps: int = 4
+    stages: int = 3
+    tensor_cores: bool = False
+    default: bool = True
+    without: tuple[str, ...] = ()

@@ -1,0 +1,240 @@
+"""Attention on codes for few queries: codes of both are read once per block of queries, expanded in registers, and nothing is
+written but the result. Keys are split over programs, because few queries alone would leave most of a machine idle.
+
+A tile is decoded as two halves of its channels: that is what a rotation pairs up, and two dots of half the depth need no shuffle.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..attention.triton_kernel import softmax_step, store_result
+from ..compile_case import CompileCase
+from ..launch import LOG2_E, Launch, dense_rows, flat_rows, key_splits, query_block, row_stride
+from ..tiles.triton_kernel import decode_e4m3
+
+if TYPE_CHECKING:
+    from . import Stored, Turn
+
+
+@triton.jit
+def decode_channels(
+    CODES, SCALES, ZEROS, IDS, WORDS, row, tokens, live, strides, clusters,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    STAGES: tl.constexpr, ASYMMETRIC: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Channels FIRST to FIRST + WIDTH of some tokens of one (b, h). -> float32 [BLOCK_N, WIDTH]; BITS 16: stored as they are."""
+    channels = FIRST + tl.arange(0, WIDTH)
+    mask = live[:, None]
+    wide = tokens.to(tl.int64)
+    base = CODES + row * strides[0] + wide[:, None] * strides[1]
+    if BITS == 16:
+        return tl.load(base + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+    if BITS == 3:
+        low = tl.load(base + (channels % (DIM // 4))[None, :], mask=mask, other=0).to(tl.int32)
+        high = tl.load(base + (DIM // 4 + channels % (DIM // 8))[None, :], mask=mask, other=0).to(tl.int32)
+        code = (low >> (channels // (DIM // 4) * 2)[None, :]) & 3
+        code |= ((high >> (channels // (DIM // 8))[None, :]) & 1) << 2
+    else:
+        packed = tl.load(base + (channels % (DIM * BITS // 8))[None, :], mask=mask, other=0).to(tl.int32)
+        code = (packed >> (channels // (DIM * BITS // 8) * BITS)[None, :]) & ((1 << BITS) - 1)
+    values = code.to(tl.float32)
+    if not ASYMMETRIC:
+        values -= (1 << (BITS - 1)) - 1
+    # One scale for all of these channels, or one for each of several groups.
+    groups: tl.constexpr = 1 if WIDTH <= GROUP else WIDTH // GROUP
+    group = FIRST // GROUP + tl.arange(0, groups)
+    scale = decode_e4m3(tl.load(SCALES + row * strides[2] + group[None, :] * strides[3] + wide[:, None], mask=mask, other=0))
+    shared: tl.constexpr = WIDTH // groups
+    values *= tl.reshape(tl.broadcast_to(scale[:, :, None], (BLOCK_N, groups, shared)), (BLOCK_N, WIDTH))
+    if ASYMMETRIC:
+        zero = decode_e4m3(tl.load(ZEROS + row * strides[4] + group[None, :] * strides[5] + wide[:, None], mask=mask, other=0))
+        values += tl.reshape(tl.broadcast_to(zero[:, :, None], (BLOCK_N, groups, shared)), (BLOCK_N, WIDTH))
+    for stage in tl.static_range(STAGES):
+        name = tl.load(IDS + row * strides[6] + stage * strides[7] + wide, mask=live, other=0).to(tl.int32)
+        word = WORDS + row * strides[8] + (stage * clusters + name[:, None]) * DIM + channels[None, :]
+        values += tl.load(word, mask=mask, other=0.0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def turn_halves(low, high, COS, SIN, tokens, live, HALF: tl.constexpr):
+    """Both halves of the channels turned by their tokens' angles."""
+    at = tokens.to(tl.int64)[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    cos = tl.load(COS + at, mask=live[:, None], other=0.0)
+    sin = tl.load(SIN + at, mask=live[:, None], other=0.0)
+    return low * cos - high * sin, high * cos + low * sin
+
+
+@triton.jit
+def half_float(x, FENCE: tl.constexpr):
+    """float16 that saturates.
+
+    FENCE keeps the compiler from moving the change of layout for the matrix units above the arithmetic: without it each of eight
+    warps would do the work of all (sm_86, stored keys: 3,874 instructions in the loop and spills; with it 979 and none).
+    """
+    half = tl.minimum(tl.maximum(x, -65504.0), 65504.0).to(tl.float16)
+    if FENCE:
+        half = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [half], dtype=tl.float16, is_pure=False, pack=2)
+    return half
+
+
+@triton.jit
+def attend_codes_kernel(
+    Q, K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, V, V_SCALES, V_ZEROS, V_IDS, V_WORDS, COS, SIN, OUT, LSE,
+    q_row, q_token, k_strides, v_strides, k_clusters, v_clusters,
+    query_count, key_count, split_keys, scale,
+    K_BITS: tl.constexpr, K_GROUP: tl.constexpr, K_STAGES: tl.constexpr, K_ASYMMETRIC: tl.constexpr,
+    V_BITS: tl.constexpr, V_GROUP: tl.constexpr, V_STAGES: tl.constexpr, V_ASYMMETRIC: tl.constexpr,
+    TURN: tl.constexpr, FENCE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32."""
+    half: tl.constexpr = DIM // 2
+    row, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    live_q = queries < query_count
+    q_at = Q + row * q_row + queries.to(tl.int64)[:, None] * q_token + tl.arange(0, half)[None, :]
+    # Scaled before they are rounded to 16 bits: large queries then stay within range.
+    q_low = half_float(tl.load(q_at, mask=live_q[:, None], other=0.0).to(tl.float32) * scale, False)
+    q_high = half_float(tl.load(q_at + half, mask=live_q[:, None], other=0.0).to(tl.float32) * scale, False)
+    best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    mass = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, DIM), tl.float32)
+    for start in range(split * split_keys, tl.minimum((split + 1) * split_keys, key_count), BLOCK_N):
+        tokens = start + tl.arange(0, BLOCK_N)
+        live = tokens < key_count
+        low = decode_channels(
+            K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, row, tokens, live, k_strides, k_clusters,
+            0, half, DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, BLOCK_N,
+        )  # fmt: skip
+        high = decode_channels(
+            K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, row, tokens, live, k_strides, k_clusters,
+            half, half, DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, BLOCK_N,
+        )  # fmt: skip
+        if TURN:
+            low, high = turn_halves(low, high, COS, SIN, tokens, live, half)
+        scores = tl.dot(q_low, tl.trans(half_float(low, FENCE)))
+        scores = tl.dot(q_high, tl.trans(half_float(high, FENCE)), scores)
+        scores = tl.where(live[None, :], scores, -float("inf"))
+        weights, rescale, best, mass = softmax_step(scores, best, mass)
+        values = decode_channels(
+            V, V_SCALES, V_ZEROS, V_IDS, V_WORDS, row, tokens, live, v_strides, v_clusters,
+            0, DIM, DIM, V_BITS, V_GROUP, V_STAGES, V_ASYMMETRIC, BLOCK_N,
+        )  # fmt: skip
+        total = tl.dot(weights.to(tl.float16), half_float(values, FENCE), total * rescale[:, None])
+    result = split.to(tl.int64) * tl.num_programs(1) + row
+    store_result(OUT, LSE, result, queries.to(tl.int64), query_count, live_q, total, best, mass, DIM)
+
+
+@cache
+def needs_fence(device: torch.device) -> bool:
+    """Cards whose matrix units are fed from registers (`mma.sync`). Triton before 3.7 dies of packed inline assembly."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return version >= (3, 7) and torch.cuda.get_device_capability(device)[0] in (8, 12)
+
+
+class Operand:
+    """One tensor of keys or values as the kernels take it: pointers, strides and what is known at compile time."""
+
+    def __init__(self, stored: Stored):
+        if isinstance(stored, Tensor):
+            rows = flat_rows(stored)
+            anything = rows.tensor
+            self.pointers = (rows.tensor, anything, anything, anything, anything)
+            self.strides = (rows.row, rows.token, *(0,) * 7)
+            self.clusters, self.options = 0, {"BITS": 16, "GROUP": 1, "STAGES": 0, "ASYMMETRIC": False}
+            return
+        codes, scales, ids = flat_rows(stored.codes), dense_rows(stored.scales), dense_rows(stored.ids)
+        zeros = scales if stored.zero_points is None else dense_rows(stored.zero_points)
+        words = stored.centroids if stored.centroids[0, 0].is_contiguous() else stored.centroids.contiguous()
+        words = dense_rows(words)
+        self.pointers = (codes.tensor, scales, zeros, ids, words)
+        scale_strides = (row_stride(scales), scales.stride(2), row_stride(zeros), zeros.stride(2))
+        self.strides = (codes.row, codes.token, *scale_strides, row_stride(ids), ids.stride(2), row_stride(words))
+        self.clusters = words.shape[3]
+        self.options = {
+            "BITS": stored.bits,
+            "GROUP": stored.group_size,
+            "STAGES": ids.shape[2],
+            "ASYMMETRIC": stored.zero_points is not None,
+        }
+
+    def named(self, prefix: str) -> dict[str, int | bool]:
+        """Compile-time options under a kernel's names."""
+        return {prefix + name: value for name, value in self.options.items()}
+
+
+def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: Turn | None) -> tuple[Tensor, Tensor]:
+    """See `kernels.direct.attend_codes`: a part per split, [P, B, H, Sq, D] and [P, B, H, Sq], both float32."""
+    batch, heads, queries, channels = q.shape
+    tokens = keys.shape[2] if isinstance(keys, Tensor) else keys.num_tokens
+    block = query_block(queries, channels)
+    tile = Launch.for_attention(block.rows, channels)
+    blocks = triton.cdiv(queries, block.rows)
+    splits = key_splits(q.device, blocks * batch * heads, tokens)
+    split_keys = triton.cdiv(triton.cdiv(tokens, splits), tile.keys) * tile.keys
+    out = torch.empty((splits, *q.shape), dtype=torch.float32, device=q.device)
+    lse = torch.empty((splits, *q.shape[:-1]), dtype=torch.float32, device=q.device)
+    if not q.numel():
+        return out, lse
+    rows, k, v = flat_rows(q), Operand(keys), Operand(values)
+    cos, sin = (rows.tensor, rows.tensor) if rotation is None else (part.contiguous() for part in rotation)
+    with torch.cuda.device_of(out):
+        attend_codes_kernel[(blocks, batch * heads, splits)](
+            rows.tensor, *k.pointers, *v.pointers, cos, sin, out, lse,
+            rows.row, rows.token, k.strides, v.strides, k.clusters, v.clusters,
+            queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
+            **k.named("K_"), **v.named("V_"), TURN=rotation is not None, FENCE=needs_fence(q.device),
+            BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=1,
+        )  # fmt: skip
+    return out, lse
+
+
+def operand_types(prefix: str) -> dict[str, str]:
+    """Pointers of one operand, for `tools/compile_gate.py`."""
+    bytes_ = dict.fromkeys((prefix, f"{prefix}_SCALES", f"{prefix}_ZEROS", f"{prefix}_IDS"), "*u8")
+    return {**bytes_, f"{prefix}_WORDS": "*fp16"}
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    pointers = {"Q": "*bf16", **operand_types("K"), **operand_types("V"), **dict.fromkeys(("COS", "SIN", "OUT", "LSE"), "*fp32")}
+    strides = ("i32",) * 9
+    integers = dict.fromkeys(("q_row", "q_token", "k_clusters", "v_clusters", "query_count", "key_count", "split_keys"), "i32")
+    types = {**pointers, **integers, "k_strides": strides, "v_strides": strides, "scale": "fp32"}
+    cases = []
+    hopper, others = ("sm_90", "sm_100", "gfx942", "gfx1100", "gfx1201"), ("sm_80", "sm_86", "sm_89", "sm_120")
+    for bits, group, stages, asymmetric, turn, queries, channels in (
+        (2, 64, 1, False, True, 128, 128),
+        (2, 64, 1, False, True, 16, 128),
+        (2, 64, 1, False, False, 128, 128),
+        (2, 16, 4, False, True, 128, 128),
+        (4, 64, 1, True, True, 128, 128),
+        (3, 64, 1, False, True, 128, 128),
+        (2, 64, 1, False, True, 128, 64),
+        (2, 64, 1, False, True, 128, 256),
+        (16, 1, 0, False, True, 128, 128),
+    ):
+        block = query_block(queries, channels)
+        tile = Launch.for_attention(block.rows, channels)
+        options = {"BITS": bits, "GROUP": group, "STAGES": stages, "ASYMMETRIC": asymmetric}
+        both = {f"{side}_{name}": value for side in "KV" for name, value in options.items()}
+        constants = {**both, "TURN": turn, "BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels}
+        name = f"b{bits}_g{group}_n{stages}_d{channels}_m{block.rows}{'_turn' * turn}"
+        kind = types | ({"K": "*bf16", "V": "*bf16"} if bits == 16 else {})
+        default = channels == 128 and (bits, group) in ((2, 64), (16, 1))
+        multiples = ("q_row", "q_token", "k_strides", "v_strides")
+        for fence, without in ((False, others), (True, hopper)):
+            case, chosen = f"{name}{'_fence' * fence}", {**constants, "FENCE": fence}
+            cases.append(CompileCase(case, attend_codes_kernel, kind, chosen, multiples, tile.warps, 1, True, default, without))
+    return cases

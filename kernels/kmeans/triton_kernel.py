@@ -1,0 +1,209 @@
+"""k-means in Triton. Signatures are those of `reference.py`.
+
+Tensor cores multiply bfloat16, so each float32 operand goes in as two of them, x = high + low, and a product is high * high +
+high * low + low * high: what is left out is at most 3 * 2^-16 of |x| |c|. A bfloat16 input is its own high part and saves a
+third. So an id may differ from the reference's where two centroids are equally far to that much; a cluster's mean is off by at
+most 2^-16 of its largest value.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..compile_case import CompileCase
+
+# Tokens that one program of the update adds up; partial sums are then added in a fixed order, so that two runs agree.
+_SPLIT_TOKENS = 4096
+_SUBTRACT_TOKENS = 64
+
+
+@triton.jit
+def _split(x):
+    """float32 tile -> two bfloat16 ones that add up to it to 2^-16."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _assign(
+    X, HIGH, LOW, HALF_NORMS, IDS, heads, tokens, clusters, x_b, x_h, x_s, x_d,
+    EXACT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """X [B, H, S, D]; HIGH, LOW [BH, C, D] bfloat16 and HALF_NORMS [BH, C] contiguous -> IDS [BH, S]. EXACT: X is bfloat16."""
+    row = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    channel = tl.arange(0, CHANNELS)
+    live = token < tokens
+    place = (row // heads) * x_b + (row % heads) * x_h + token[:, None] * x_s + channel[None, :] * x_d
+    x = tl.load(X + place, mask=live[:, None], other=0.0)
+    if EXACT:
+        x_high = x
+    else:
+        x_high, x_low = _split(x.to(tl.float32))
+    best = tl.full((BLOCK_S,), float("inf"), tl.float32)
+    winner = tl.zeros((BLOCK_S,), tl.int32)
+    for first in range(0, clusters, BLOCK_C):
+        cluster = first + tl.arange(0, BLOCK_C)
+        known = cluster < clusters
+        words = (row * clusters + cluster)[None, :] * CHANNELS + channel[:, None]
+        high = tl.load(HIGH + words, mask=known[None, :], other=0.0)
+        low = tl.load(LOW + words, mask=known[None, :], other=0.0)
+        product = tl.dot(x_high, low)
+        if not EXACT:
+            product = tl.dot(x_low, high, product)
+        product = tl.dot(x_high, high, product)
+        half = tl.load(HALF_NORMS + row * clusters + cluster, mask=known, other=float("inf"))
+        least, index = tl.min(half[None, :] - product, 1, return_indices=True, return_indices_tie_break_left=True)
+        # Strictly less: on a tie the lower id, found earlier, stays.
+        nearer = least < best
+        winner = tl.where(nearer, first + index, winner)
+        best = tl.where(nearer, least, best)
+    tl.store(IDS + row * tokens + token, winner.to(tl.uint8), mask=live)
+
+
+@triton.jit
+def _sum_clusters(
+    X, IDS, SUMS, COUNTS, heads, tokens, clusters, splits, x_b, x_h, x_s, x_d,
+    EXACT: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """X [B, H, S, D], IDS [BH, S] -> SUMS [BH, splits, C, D], COUNTS [BH, splits, C]: a product with one-hot rows, no atomics."""
+    row, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    cluster = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.arange(0, CHANNELS)
+    base = (row // heads) * x_b + (row % heads) * x_h
+    sums = tl.zeros((BLOCK_C, CHANNELS), tl.float32)
+    counts = tl.zeros((BLOCK_C,), tl.int32)
+    for first in range(part * SPLIT, tl.minimum(tokens, (part + 1) * SPLIT), BLOCK_S):
+        token = (first + tl.arange(0, BLOCK_S)).to(tl.int64)
+        live = token < tokens
+        x = tl.load(X + base + token[:, None] * x_s + channel[None, :] * x_d, mask=live[:, None], other=0.0)
+        ids = tl.load(IDS + row * tokens + token, mask=live, other=0).to(tl.int32)
+        member = (ids[None, :] == cluster[:, None]) & live[None, :]
+        counts += tl.sum(member.to(tl.int32), 1)
+        if EXACT:
+            sums = tl.dot(member.to(tl.bfloat16), x, sums)
+        else:
+            high, low = _split(x.to(tl.float32))
+            sums = tl.dot(member.to(tl.bfloat16), low, sums)
+            sums = tl.dot(member.to(tl.bfloat16), high, sums)
+    known = cluster < clusters
+    place = (row * splits + part) * clusters + cluster
+    tl.store(SUMS + place[:, None] * CHANNELS + channel[None, :], sums, mask=known[:, None])
+    tl.store(COUNTS + place, counts, mask=known)
+
+
+@triton.jit
+def _subtract(
+    X, IDS, CENTROIDS, OUT, heads, tokens, x_b, x_h, x_s, x_d, i_b, i_h, i_s, c_b, c_h, c_c, c_d,
+    CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """OUT [BH, S, D] float32 contiguous = X - CENTROIDS[IDS]; all inputs in any strides."""
+    row = tl.program_id(1).to(tl.int64)
+    batch, head = row // heads, row % heads
+    token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    channel = tl.arange(0, CHANNELS)
+    live = token < tokens
+    ids = tl.load(IDS + batch * i_b + head * i_h + token * i_s, mask=live, other=0).to(tl.int64)
+    x = tl.load(X + batch * x_b + head * x_h + token[:, None] * x_s + channel[None, :] * x_d, mask=live[:, None], other=0.0)
+    words = batch * c_b + head * c_h + ids[:, None] * c_c + channel[None, :] * c_d
+    word = tl.load(CENTROIDS + words, mask=live[:, None], other=0.0)
+    out = (row * tokens + token[:, None]) * CHANNELS + channel[None, :]
+    tl.store(OUT + out, x.to(tl.float32) - word.to(tl.float32), mask=live[:, None])
+
+
+def assign_clusters(x: Tensor, centroids: Tensor) -> Tensor:
+    """See `kernels.assign_clusters`."""
+    batch, heads, tokens, channels = x.shape
+    flat = centroids.float().reshape(batch * heads, -1, channels)
+    half_norms = flat.square().sum(-1) / 2
+    high = flat.bfloat16()
+    low = (flat - high).bfloat16()
+    ids = torch.empty(batch, heads, tokens, dtype=torch.uint8, device=x.device)
+    config = _assign_tiles(x.dtype == torch.bfloat16, channels)
+    grid = (triton.cdiv(tokens, config["BLOCK_S"]), batch * heads)
+    if ids.numel():
+        with torch.cuda.device_of(x):
+            _assign[grid](x, high, low, half_norms, ids, heads, tokens, flat.shape[1], *x.stride(), **config)
+    return ids
+
+
+def _assign_tiles(exact: bool, channels: int) -> dict[str, int | bool]:
+    """Tokens stay in shared memory while clusters pass by: as many as leave room for those on cards with 99 KiB."""
+    wide = 2 if exact else 1
+    block_s = min(128, 64 * 128 * wide // channels)
+    block_c = min(64, 64 * 128 // channels)
+    return {"EXACT": exact, "CHANNELS": channels, "BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": 4, "num_stages": 2}
+
+
+def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
+    """See `kernels.update_centroids`."""
+    batch, heads, tokens, channels = x.shape
+    clusters, rows, splits = centroids.shape[2], batch * heads, max(1, triton.cdiv(tokens, _SPLIT_TOKENS))
+    config = _sum_tiles(x.dtype == torch.bfloat16, channels)
+    sums = torch.empty(rows, splits, clusters, channels, device=x.device)
+    counts = torch.empty(rows, splits, clusters, dtype=torch.int32, device=x.device)
+    grid = (triton.cdiv(clusters, config["BLOCK_C"]), rows, splits)
+    if rows:
+        with torch.cuda.device_of(x):
+            _sum_clusters[grid](
+                x, ids.contiguous(), sums, counts, heads, tokens, clusters, splits, *x.stride(), SPLIT=_SPLIT_TOKENS, **config
+            )
+    means = sums.sum(1).view(centroids.shape)
+    members = counts.sum(1).view(*centroids.shape[:3], 1)
+    return torch.where(members > 0, means / members.clamp(min=1), centroids.float())
+
+
+def _sum_tiles(exact: bool, channels: int) -> dict[str, int | bool]:
+    """The sums of one block of clusters stay in registers, so wider heads get fewer clusters."""
+    block_c = min(128, (128 if exact else 64) * 128 // channels)
+    return {
+        "EXACT": exact,
+        "CHANNELS": channels,
+        "BLOCK_S": 64 if exact else 32,
+        "BLOCK_C": block_c,
+        "num_warps": 8,
+        "num_stages": 2,
+    }
+
+
+def subtract_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
+    """See `kernels.subtract_centroids`."""
+    batch, heads, tokens, channels = x.shape
+    out = torch.empty(x.shape, device=x.device)
+    grid = (triton.cdiv(tokens, _SUBTRACT_TOKENS), batch * heads)
+    if out.numel():
+        with torch.cuda.device_of(x):
+            _subtract[grid](
+                x, ids, centroids, out, heads, tokens, *x.stride(), *ids.stride(), *centroids.stride(),
+                CHANNELS=channels, BLOCK_S=_SUBTRACT_TOKENS,
+            )  # fmt: skip
+    return out
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    cases = []
+    for channels in (128, 64, 256):
+        for dtype in ("bf16", "fp32"):
+            name, exact = f"{dtype}_d{channels}", dtype == "bf16"
+            x = {"X": f"*{dtype}", **dict.fromkeys(("heads", "tokens", "clusters", "x_b", "x_h", "x_s"), "i32")}
+            wide = ("clusters", "x_b", "x_h", "x_s")
+            tiles = _assign_tiles(exact, channels)
+            warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
+            types = {**x, "HIGH": "*bf16", "LOW": "*bf16", "HALF_NORMS": "*fp32", "IDS": "*u8"}
+            cases.append(
+                CompileCase(f"assign_{name}", _assign, types, {**tiles, "x_d": 1}, wide, warps, stages, True, channels == 128)
+            )
+            tiles = _sum_tiles(exact, channels)
+            warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
+            types = {**x, "IDS": "*u8", "SUMS": "*fp32", "COUNTS": "*i32", "splits": "i32"}
+            constants = {**tiles, "SPLIT": _SPLIT_TOKENS, "x_d": 1}
+            cases.append(CompileCase(f"sum_{name}", _sum_clusters, types, constants, wide, warps, stages, True, channels == 128))
+    strides = ("heads", "tokens", "x_b", "x_h", "x_s", "i_b", "i_h", "c_b", "c_h", "c_c")
+    types = {"X": "*bf16", "IDS": "*u8", "CENTROIDS": "*fp32", "OUT": "*fp32", **dict.fromkeys(strides, "i32")}
+    constants = {"x_d": 1, "i_s": 1, "c_d": 1, "CHANNELS": 128, "BLOCK_S": _SUBTRACT_TOKENS}
+    cases.append(CompileCase("subtract", _subtract, types, constants, ("x_b", "x_h", "x_s", "c_b", "c_h", "c_c")))
+    return cases

@@ -1,0 +1,60 @@
+"""The benchmark programs run: dry, with tiny shapes, on this machine. Their numbers are not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from .helpers import ROOT
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    command = [sys.executable, str(ROOT / "benchmarks" / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_codec_rows_name_their_conditions() -> None:
+    done = _run("codec.py", "--tiny")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {row["what"] for row in rows} == {"copy", "decode", "decode and rotate", "assign", "update", "encode"}
+    for row in rows:
+        assert row["ms"] > 0
+        assert {"date", "device", "torch", "triton", "shape", "tokens", "repetitions"} <= set(row)
+    assert {row["codec"].split()[0] for row in rows if row["what"] == "encode"} == {"qvg", "klt"}
+    assert all(row["error"] <= 6e-3 for row in rows if row["what"] == "decode")
+
+
+def test_attention_rows_name_the_way_that_ran_and_a_rehearsal_is_not_kept() -> None:
+    kept = ROOT / "benchmarks" / "results" / "attention.jsonl"
+    before = kept.read_bytes() if kept.exists() else None
+    done = _run("attention.py", "--tiny")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    by_shape: dict[str, set[str]] = {}
+    for row in rows:
+        by_shape.setdefault(row["shape"]["name"], set()).add(row["way"])
+        assert row["ms"] > 0 and row["attention"] and row["rehearsal"]
+        assert {"date", "device", "versions", "bits_per_value", "cache_bytes"} <= set(row)
+        assert row["way"] == "bf16" or row["relative_error"] <= (4e-2 if row["way"] == "fast" else 1e-2)
+    assert set(map(frozenset, by_shape.values())) == {frozenset({"bf16", "exact", "fast", "direct", "official"})}
+    assert (kept.read_bytes() if kept.exists() else None) == before
+
+
+@pytest.mark.parametrize("program", ["codec.py", "attention.py"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [((), "there is no GPU here; --tiny is a dry run"), (("--tiny", "--save"), "--save keeps measurements of a GPU")],
+    ids=["full_size", "save"],
+)
+def test_a_machine_without_a_gpu_measures_nothing(program: str, arguments: tuple[str, ...], says: str) -> None:
+    done = _run(program, *arguments)
+    assert done.returncode == 2 and says in done.stderr
+    assert not done.stdout
