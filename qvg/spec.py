@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from .codec import Codec, ExactCodec, make_codecs
+from .codec import ExactCodec, make_codecs
 from .config import GROUP_SIZES, QVGConfig
 from .errors import ConfigError
 from .policy import CachePolicy, Layout
@@ -93,33 +93,35 @@ class CacheSpec:
 
     def predict(self, config: QVGConfig, frames: int) -> CacheBytes:
         """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short)."""
-        policy, layout, evicted = self.check(config), Layout(), 0
+        policy, layout = self.check(config), Layout()
+        books: list[list[int]] = []  # of each span in memory: frames of the spans that its codebook has grown with
+        encoded = 0
         for start in range(0, frames, self.chunk_frames):
-            step = policy.commit(layout, min(self.chunk_frames, frames - start))
-            layout, evicted = step.layout, evicted + step.evict_spans
-        return self._bytes(config, layout, evicted)
+            chunk = min(self.chunk_frames, frames - start)
+            step = policy.commit(layout, chunk)
+            if step.encode_chunks:
+                span_frames = sum((*layout.tail, chunk)[: step.encode_chunks])
+                # As `LayerCache` does: a codebook goes on from the newest span in memory; where there is none, a new one begins.
+                book = books[-1] if books and encoded % config.spans_per_codebook else []
+                book.append(span_frames)
+                books.append(book)
+                encoded += 1
+            del books[: step.evict_spans]
+            layout = step.layout
+        return self._bytes(config, layout, list({id(book): book for book in books}.values()))
 
-    def _bytes(self, config: QVGConfig, layout: Layout, evicted_spans: int) -> CacheBytes:
+    def _bytes(self, config: QVGConfig, layout: Layout, books: Sequence[Sequence[int]]) -> CacheBytes:
         exact = ExactCodec(self.dtype)
+        rows = (self.batch, self.heads, self.head_dim)
         sizes: Counter[str] = Counter()
         for frames in (*layout.sink, *layout.tail):
             sizes.update(self._each(exact.predicted_bytes, frames, 2))
         for codec in make_codecs(config, self.dtype):
             for frames in layout.spans:
                 sizes.update(self._each(codec.predicted_bytes, frames, 1))
-            sizes.update(self._codebooks(codec, config.spans_per_codebook, layout.spans, evicted_spans))
+            for book in books:
+                sizes.update(codec.predicted_codebook_bytes(rows, [count * self.tokens_per_frame for count in book]))
         return CacheBytes(**{name: self.layers * size for name, size in sizes.items()})
-
-    def _codebooks(self, codec: Codec, shared: int, spans: Sequence[int], evicted: int) -> Counter[str]:
-        """Codebooks that some span in memory uses. One that evicted spans have trained stays as long as one of its spans does."""
-        sizes: Counter[str] = Counter()
-        for group in range(evicted // shared, -(-(evicted + len(spans)) // shared)):
-            members = range(group * shared, min((group + 1) * shared, evicted + len(spans)))
-            # Only the last span of a video may be short, so spans that have left were as long as the first that is here.
-            frames = [spans[max(0, index - evicted)] for index in members]
-            rows = (self.batch, self.heads, self.head_dim)
-            sizes.update(codec.predicted_codebook_bytes(rows, [count * self.tokens_per_frame for count in frames]))
-        return sizes
 
     def _each(self, predict: Callable[[tuple[int, int, int, int]], dict[str, int]], frames: int, times: int) -> dict[str, int]:
         sizes = predict((self.batch, self.heads, frames * self.tokens_per_frame, self.head_dim))
