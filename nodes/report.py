@@ -46,14 +46,14 @@ class QVGCacheReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any]) -> io.NodeOutput:
-        from .comfy.attach import require_cache, settings_of
+        from .comfy.attach import counted_model, settings_of
         from .comfy.progress import say
 
-        name = require_cache(model.model).qvg_name
+        name = counted_model(model)
         record = RECORDS.find(latent["samples"], name, settings_of(model.model_options).config)
         if record is None:
             raise ConfigError(
-                "this LATENT was not sampled with this MODEL by QVG Sampler since ComfyUI started; connect the MODEL that goes "
+                f"this LATENT was not sampled with this MODEL ({name}) since ComfyUI started; connect the MODEL that goes "
                 "into the guider and the LATENT as it comes out of SamplerCustomAdvanced"
             )
         curves = [

@@ -133,6 +133,15 @@ class LayerCache:
         return EncodeHint(seed, reuse=book if shares else None, warm=book, checked=True)
 
 
+@dataclass
+class _Commit:
+    """A commit under way: what it does, the block's frames, and how many layers have done it."""
+
+    step: Step
+    frames: int
+    layers: int = 0
+
+
 class KVCache:
     """Keys and values of all layers. Use it in a `with`: memory is freed when a run ends, fails or is interrupted.
 
@@ -162,6 +171,7 @@ class KVCache:
         self._current_origins: list[Origin] = []
         self._current_rotation: Rotation | None = None
         self._device = torch.device("cpu")
+        self._commit: _Commit | None = None
         self._broken = False
 
     def place(self, origins: Sequence[Sequence[float]] | Tensor) -> None:
@@ -173,7 +183,7 @@ class KVCache:
     @torch.no_grad()
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the current block over history and itself. All [B, H, S, D], before RoPE; k and v replace the block's."""
-        self.check_usable()
+        self.check_usable(layer)
         if q.ndim != 4 or (*q.shape[:2], q.shape[3]) != (self.spec.batch, self.spec.heads, self.spec.head_dim):
             raise CacheError(
                 f"layer {layer} got queries {tuple(q.shape)}, but this cache serves [B, H, S, D] = "
@@ -220,24 +230,55 @@ class KVCache:
         if len(tokens) > 1:
             raise CacheError(f"layers hold blocks of {sorted(tokens)} tokens; every layer must see the same block before commit")
         frames = tokens.pop() // self.spec.tokens_per_frame
-        if self.rope is not None and len(self._current_origins) != frames:
-            raise CacheError(
-                f"{len(self._current_origins)} frames were placed, but the block has {frames}; call place() for every block"
-            )
-        self._check_finite()
-        step = self.policy.commit(self.layout, frames)
-        self._broken = True
-        for layer in self.layers:
-            layer.commit(step)
-        self._forget_origins(step, frames)
-        self.layout = step.layout
-        self.frames_committed += frames
-        self.spans_due += step.encode_chunks > 0
-        self._broken = False
+        self._check_placed(frames)
+        self._check_finite(self.layers)
+        self._commit = _Commit(self.policy.commit(self.layout, frames), frames)
+        for layer in range(self.spec.layers):
+            self._commit_one(layer)
 
-    def check_usable(self) -> None:
-        """Raise CacheError if a commit was cut off half-way."""
-        if self._broken:
+    @torch.no_grad()
+    def commit_layer(self, layer: int) -> None:
+        """`commit` for one layer as soon as it has attended to the finished block, so that one layer's block at a time is there
+        before it is encoded. Call it for every layer, in order; the last one ends the commit. Raises NonFiniteError as `commit`
+        does, but earlier layers have committed by then: the run is over."""
+        self.check_usable(layer)
+        current = self.layers[layer].state.current
+        expected = 0 if self._commit is None else self._commit.layers
+        if current is None or layer != expected:
+            raise CacheError(
+                f"layer {layer} came up for commit, but layer {expected} is next and must have attended; go in order"
+            )
+        frames = current[0].shape[2] // self.spec.tokens_per_frame
+        self._check_placed(frames)
+        self._check_finite(self.layers[layer : layer + 1])
+        if self._commit is None:
+            self._commit = _Commit(self.policy.commit(self.layout, frames), frames)
+        elif frames != self._commit.frames:
+            raise CacheError(f"layer {layer} holds {frames} frames, but layers before it committed {self._commit.frames}")
+        self._commit_one(layer)
+
+    def release(self, layer: int) -> None:
+        """The layer's block will be attended again before it is committed: forget it meanwhile."""
+        self.layers[layer].state.current = None
+
+    def _commit_one(self, layer: int) -> None:
+        assert self._commit is not None
+        self._broken = True
+        self.layers[layer].commit(self._commit.step)
+        self._broken = False
+        self._commit.layers += 1
+        if self._commit.layers == self.spec.layers:
+            step, frames, self._commit = self._commit.step, self._commit.frames, None
+            self._forget_origins(step, frames)
+            self.layout = step.layout
+            self.frames_committed += frames
+            self.spans_due += step.encode_chunks > 0
+
+    def check_usable(self, layer: int | None = None) -> None:
+        """Raise CacheError if a commit was cut off half-way; while layers commit one by one, those that have not yet are
+        usable."""
+        under_way = self._commit is not None and (layer is None or layer < self._commit.layers)
+        if self._broken or under_way:
             raise CacheError(
                 "an earlier commit failed half-way, so layers disagree about history; call reset() and start the run again"
             )
@@ -286,12 +327,18 @@ class KVCache:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reset()
 
-    def _check_finite(self) -> None:
+    def _check_placed(self, frames: int) -> None:
+        if self.rope is not None and len(self._current_origins) != frames:
+            raise CacheError(
+                f"{len(self._current_origins)} frames were placed, but the block has {frames}; call place() for every block"
+            )
+
+    def _check_finite(self, layers: Sequence[LayerCache]) -> None:
         """One number per layer and tensor, one synchronisation for all of them."""
-        sums = torch.stack([x.sum(dtype=torch.float32) for layer in self.layers for x in layer.state.current or ()])
+        sums = torch.stack([x.sum(dtype=torch.float32) for layer in layers for x in layer.state.current or ()])
         if bool(sums.isfinite().all()):
             return
-        for layer in self.layers:
+        for layer in layers:
             for name, x in zip(("keys", "values"), layer.state.current or (), strict=True):
                 finite = x.isfinite().unflatten(2, (-1, self.spec.tokens_per_frame)).all(-1).all(-1).all(0).all(0)
                 if not bool(finite.all()):

@@ -122,7 +122,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "codecs",
         help="every compression method on the demo world and on synthetic tensors",
         description="Walk through worlds with every method and with the exact cache, and compare the videos; probe attention on "
-        "synthetic keys and values. Writes codecs.csv and codecs.html. A run that was broken off goes on where it stopped.",
+        "synthetic keys and values. Writes codecs.csv, codecs.html, settings.md. A run that was broken off goes on there.",
     )
     codecs.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
     codecs.add_argument("--quick", action="store_true", help="a few methods on two short walks: minutes on two cores")

@@ -92,3 +92,22 @@ def geometric_frequencies(count: int, shortest_wavelength: float, longest_wavele
         return ()
     ratio = longest_wavelength / shortest_wavelength
     return tuple(2 * torch.pi / (shortest_wavelength * ratio ** (i / max(1, count - 1))) for i in range(count))
+
+
+def wan_rope(grid_rows: int, grid_cols: int, head_dim: int = 128, theta: float = 10000.0) -> GridRope:
+    """Positions of Wan 2.1: of a head's channels a third each (rounded down to pairs) turn with row and column, what is left (44
+    of 128) with time; the i-th pair of n turns by theta ** (-i / n) radians per token. For keys put through `pairs_apart`."""
+    space = head_dim // 6
+    counts = (head_dim // 2 - 2 * space, space, space)
+    time, rows, cols = (tuple(theta ** (-i / count) for i in range(count)) for count in counts)
+    return GridRope(grid_rows, grid_cols, (time, rows, cols))
+
+
+def pairs_apart(x: Tensor) -> Tensor:
+    """Channels of a model that turns neighbours, (2i, 2i + 1), in the order that `rotate` turns, (i, i + D/2). [..., D] -> [...,
+    D]
+
+    Scores do not change where queries and keys both go through it, so nothing has to be put back.
+    """
+    pairs: Tensor = x.unflatten(-1, (-1, 2))
+    return pairs.transpose(-1, -2).flatten(-2)

@@ -1,7 +1,8 @@
 """Which MODELs have a KV cache, and how its settings travel with a MODEL.
 
-A model of ours is a `BaseModel` that has `qvg_name`, `qvg_cache_spec(batch)`, `qvg_rope()` and `qvg_check_latent(x)`. Settings
-live in a clone's transformer_options, so bypassing the cache node leaves the loader's own settings: the exact cache.
+A model of ours is a `BaseModel` that has `qvg_name`, `qvg_cache_spec(batch)`, `qvg_rope()` and `qvg_check_latent(x)`. ComfyUI's
+own causal Wan model is taken as it is, see `causal_wan`. Settings live in a clone's transformer_options, so bypassing the cache
+node leaves the loader's own settings, the exact cache, or ComfyUI's own.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...qvg import PRESETS, QVGConfig, UnsupportedModelError
+from ...qvg import PRESETS, ConfigError, QVGConfig, UnsupportedModelError
 
 SETTINGS_KEY = "qvg_settings"
 # The `Run` in progress; the sampler puts it there, the model attends through it.
 RUN_KEY = "qvg_run"
+# What ComfyUI's own causal Wan is called in reports.
+CORE_NAME = "causal Wan"
 
 
 @dataclass(frozen=True)
@@ -23,24 +26,59 @@ class CacheSettings:
     config: QVGConfig = PRESETS["exact"]
 
 
+def has_cache_of_core(base_model: Any) -> bool:
+    """Whether this is ComfyUI's own causal Wan model (0.21 on), whose cache `causal_wan` takes over."""
+    return hasattr(getattr(base_model, "diffusion_model", None), "init_kv_caches")
+
+
 def require_cache(base_model: Any) -> Any:
-    """`base_model` if it has a KV cache of ours; otherwise UnsupportedModelError says which models have."""
+    """`base_model` if it is a model of ours; otherwise UnsupportedModelError says which node to use instead, or which models
+    work."""
     if hasattr(base_model, "qvg_cache_spec"):
         return base_model
     name = type(base_model).__name__
-    if hasattr(getattr(base_model, "diffusion_model", None), "init_kv_caches"):
-        # ComfyUI's own autoregressive models, from 0.21 on.
-        reason = "has a KV cache of ComfyUI's own, which this version of QVG does not manage yet"
-    else:
-        reason = "has no KV cache: it denoises all frames at once and remembers nothing between them"
-    raise UnsupportedModelError(f"{name} {reason}. Models that work: the demo world (node 'Load Demo World').")
+    if has_cache_of_core(base_model):
+        raise UnsupportedModelError(
+            f"{name} is sampled by ComfyUI's own 'Sampler AR Video'; connect that in place of QVG Sampler"
+        )
+    hint = ""
+    if name == "WAN21":
+        hint = (
+            " If the file is a Self-Forcing or Causal-Forcing checkpoint: ComfyUI (0.21 or newer) takes it for an ordinary Wan "
+            'unless the safetensors metadata says config = {"transformer": {"causal_ar": true}}.'
+        )
+    raise UnsupportedModelError(
+        f"{name} has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "
+        "causal Wan (Self-Forcing, Causal-Forcing) as ComfyUI 0.21 or newer loads it, and the demo world (node 'Load "
+        f"Demo World').{hint}"
+    )
+
+
+def counted_model(model: Any) -> str:
+    """Name of a MODEL whose cache we keep; otherwise UnsupportedModelError or ConfigError says why nothing is known of it."""
+    if not has_cache_of_core(model.model):
+        return str(require_cache(model.model).qvg_name)
+    if SETTINGS_KEY not in model.model_options.get("transformer_options", {}):
+        raise ConfigError(
+            "this MODEL's cache is ComfyUI's own, of which nothing is counted; connect the MODEL as it comes from QVG KV Cache "
+            "(mode exact keeps what ComfyUI keeps), and sample with it"
+        )
+    return CORE_NAME
 
 
 def with_cache(model: Any, config: QVGConfig) -> Any:
     """A clone of MODEL that keeps its cache as `config` says. Raises ConfigError where that does not fit the model."""
-    require_cache(model.model).qvg_cache_spec(1).check(config)
+    core = has_cache_of_core(model.model)
+    if core:
+        from . import causal_wan  # needs a ComfyUI that has such models
+
+        causal_wan.check_config(model.model, config)
+    else:
+        require_cache(model.model).qvg_cache_spec(1).check(config)
     clone = model.clone()
     put_settings(clone, CacheSettings(config))
+    if core:
+        causal_wan.attach(clone)
     return clone
 
 

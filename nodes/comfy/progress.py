@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.utils
 import latent_preview
 import torch
 from torch import Tensor
 
+from ...qvg import KVCache
 from ...qvg.sampling import Block
 
 logger = logging.getLogger(__name__)
@@ -50,3 +52,10 @@ def say(text: str) -> None:
         return
     if context is not None:
         send(text, context.node_id)
+
+
+def say_how_it_ended(error: BaseException, cache: KVCache, finished: int, total: int) -> None:
+    """A line in the log about a run that did not end well; the cache is free by now."""
+    held = cache.nbytes().total + cache.workspace.nbytes
+    how = "interrupted" if isinstance(error, mm.InterruptProcessingException) else f"ended by {type(error).__name__}"
+    logger.info("QVG: %s after block %d of %d; the cache holds %d bytes now", how, finished, total, held)

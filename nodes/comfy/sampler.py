@@ -22,7 +22,7 @@ from ..records import RECORDS, RunRecord
 from .attach import RUN_KEY, CacheSettings, require_cache, settings_of
 from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
-from .progress import Progress, say
+from .progress import Progress, say, say_how_it_ended
 from .run import Run, ignored_patches, refuse_step_caches
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def sample_blocks(
                 denoiser._progress.finished(block)
             record = _record(base_model, spec, settings, cache, finished, len(given), x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
-        _say_how_it_ended(error, cache, len(finished), len(blocks))
+        say_how_it_ended(error, cache, len(finished), len(blocks))
         if keep_finished and len(finished) > len(given):
             keep_frames([block.latent for block in finished], base_model)
         raise
@@ -202,10 +202,3 @@ def _record(
         given_frames=given * spec.chunk_frames,
         read=tuple(cache.explain()),
     )
-
-
-def _say_how_it_ended(error: BaseException, cache: KVCache, finished: int, total: int) -> None:
-    """The cache is free by now."""
-    held = cache.nbytes().total + cache.workspace.nbytes
-    how = "interrupted" if isinstance(error, mm.InterruptProcessingException) else f"ended by {type(error).__name__}"
-    logger.info("QVG: %s after block %d of %d; the cache holds %d bytes now", how, finished, total, held)

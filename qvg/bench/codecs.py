@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import sys
@@ -39,6 +40,7 @@ def bench_codecs(out: Path, quick: bool = False, worlds: int | None = None, name
     walks = cases(
         worlds or (QUICK_WORLDS if quick else FULL_WORLDS), 1 if quick else len(PATHS), QUICK_FRAMES if quick else FULL_FRAMES
     )
+    _require_matplotlib()
     _make_folder(out)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
@@ -58,6 +60,11 @@ def bench_codecs(out: Path, quick: bool = False, worlds: int | None = None, name
     for name in ("codecs.csv", "codecs.html", "settings.md"):
         print(f"wrote {out / name}")
     return 0
+
+
+def _require_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MediaError("matplotlib is not installed, and the page has pictures; pip install matplotlib, or the extra [bench]")
 
 
 def _make_folder(out: Path) -> None:

@@ -51,8 +51,8 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
         "bits_k": config.bits,
         "bits_v": config.bits if config.bits_v is None else config.bits_v,
         "stages": config.num_stages if config.codec == "qvg" else int(config.codec == "klt"),
-        "clusters": config.clusters if config.codec in ("qvg", "klt") else 0,
-        "group_size": 128 if config.codec == "klt" else config.group_size,
+        "clusters": _centroids(config),
+        "group_size": 0 if config.codec == "klt" else config.group_size,
         "bits_per_value": _round(bits_per_value(walks)),
         "bits_per_value_amortised": _round(amortised_bits(config, walks[0])),
         "cache_bytes": round(sum(sizes.values())),
@@ -88,6 +88,16 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
         },
         "seconds_per_frame": _round(float(np.mean([walk.seconds_per_frame for walk in walks]))),
     }
+
+
+def _centroids(config: QVGConfig) -> int:
+    """Centroids that a codebook begins with, "auto" resolved for the demo's spans; 0 for methods without."""
+    shape = DemoWorldConfig()
+    tokens = shape.cache_spec().check(config).span_frames * shape.tokens_per_frame
+    codec = make_codecs(config).keys
+    sizes = codec.predicted_codebook_bytes((1, 1, shape.head_dim), [tokens])
+    per_centroid = shape.head_dim + 2 if config.codec == "klt" else 2 * shape.head_dim * config.num_stages
+    return sizes.get("centroids", 0) // per_centroid
 
 
 def windows(frames: int) -> list[tuple[int, int]]:

@@ -28,26 +28,33 @@ def with_model(kind: str) -> tuple[Prompt, str]:
     return {**workflow(frames=8), "foreign": {"class_type": "TestingForeignModel", "inputs": {"kind": kind}}}, "foreign"
 
 
-@pytest.mark.parametrize(
-    ("kind", "sentence"),
-    [
-        ("image", "BaseModel has no KV cache: it denoises all frames at once and remembers nothing between them."),
-        ("causal", "WAN21_CausalAR has a KV cache of ComfyUI's own, which this version of QVG does not manage yet."),
-    ],
-)
-def test_foreign_models_on_the_cache_node_and_on_the_sampler(client: Client, kind: str, sentence: str) -> None:
-    way_out = " Models that work: the demo world (node 'Load Demo World')."
-    prompt, foreign = with_model(kind)
-    prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = [foreign, 0]
-    assert client.run(prompt).error.strip() == sentence + way_out
+def on_the_sampler(kind: str, latent: tuple[str, dict[str, int]]) -> Prompt:
+    """With a foreign model where the demo world is sampled."""
     prompt, foreign = with_model(kind)
     for name in ("BasicGuider", "BasicScheduler"):
         prompt[node(prompt, name)]["inputs"]["model"] = [foreign, 0]
-    size = {"width": 64, "height": 64, "batch_size": 1}
-    latent = {"image": ("EmptyLatentImage", size), "causal": ("EmptyARVideoLatent", {**size, "length": 29})}[kind]
     prompt["latent"] = {"class_type": latent[0], "inputs": latent[1]}
     prompt[node(prompt, "SamplerCustomAdvanced")]["inputs"]["latent_image"] = ["latent", 0]
-    assert client.run(prompt).error.strip() == sentence + way_out
+    return prompt
+
+
+def test_models_without_a_cache_on_the_cache_node_and_on_the_sampler(client: Client) -> None:
+    sentence = (
+        "BaseModel has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "
+        "causal Wan (Self-Forcing, Causal-Forcing) as ComfyUI 0.21 or newer loads it, and the demo world (node 'Load Demo "
+        "World')."
+    )
+    prompt, foreign = with_model("image")
+    prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = [foreign, 0]
+    assert client.run(prompt).error.strip() == sentence
+    size = {"width": 64, "height": 64, "batch_size": 1}
+    assert client.run(on_the_sampler("image", ("EmptyLatentImage", size))).error.strip() == sentence
+
+
+def test_the_causal_model_of_comfyui_on_our_sampler(client: Client) -> None:
+    size = {"width": 64, "height": 64, "batch_size": 1, "length": 29}
+    sentence = "WAN21_CausalAR is sampled by ComfyUI's own 'Sampler AR Video'; connect that in place of QVG Sampler"
+    assert client.run(on_the_sampler("causal", ("EmptyARVideoLatent", size))).error.strip() == sentence
 
 
 @pytest.mark.parametrize("kind", LATENTS)

@@ -289,3 +289,54 @@ def test_out_of_order_use_gets_a_sentence() -> None:
         cache.commit()
     with pytest.raises(CacheError, match=r"this cache holds \[B, H, S, D\] = \[1, 2, whole frames of 6, 64\]"):
         cache.attend(0, *torch.zeros(3, 1, 2, 7, 64))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_committing_layer_by_layer_equals_committing_at_once(name: str) -> None:
+    at_once, one_by_one = KVCache(SPEC, CODECS[name]), KVCache(SPEC, CODECS[name])
+    for frame in range(9):
+        blocks = [_block(frame * 10 + layer) for layer in range(SPEC.layers)]
+        expected = [at_once.attend(layer, *block) for layer, block in enumerate(blocks)]
+        for layer, block in enumerate(blocks):  # a denoise step, of which nothing is to stay
+            one_by_one.attend(layer, *(2 * x for x in block))
+            one_by_one.release(layer)
+        assert all(layer.state.current is None for layer in one_by_one.layers)
+        for layer, block in enumerate(blocks):
+            assert torch.equal(one_by_one.attend(layer, *block), expected[layer])
+            one_by_one.commit_layer(layer)
+        at_once.commit()
+        assert one_by_one.layout == at_once.layout and one_by_one.nbytes() == at_once.nbytes()
+    assert one_by_one.frames_committed == 9
+    if name != "exact":
+        one_by_one.verify_encoded()
+    assert one_by_one.nbytes() == SPEC.predict(CODECS[name], 9)
+
+
+def test_layers_commit_in_order_and_a_commit_cut_off_is_noticed() -> None:
+    spec = CacheSpec(layers=2, heads=1, head_dim=32, tokens_per_frame=8)
+    cache, block = KVCache(spec, QVGConfig(codec="none")), [torch.randn(1, 1, 8, 32) for _ in range(3)]
+    with pytest.raises(CacheError, match="layer 0 came up for commit, but layer 0 is next and must have attended"):
+        cache.commit_layer(0)
+    cache.attend(0, *block)
+    cache.attend(1, *block)
+    with pytest.raises(CacheError, match="layer 1 came up for commit, but layer 0 is next"):
+        cache.commit_layer(1)
+    cache.commit_layer(0)
+    cache.attend(1, *block)
+    for use in (cache.commit, lambda: cache.attend(0, *block), lambda: cache.commit_layer(0), cache.check_usable):
+        with pytest.raises(CacheError, match="layers disagree about history; call reset"):
+            use()
+    cache.commit_layer(1)
+    cache.check_usable()
+    assert cache.frames_committed == 1
+    poisoned = [block[0], block[1], torch.full_like(block[2], float("nan"))]
+    cache.attend(0, *block)
+    cache.commit_layer(0)
+    cache.attend(1, *poisoned)
+    with pytest.raises(NonFiniteError, match="layer 1"):
+        cache.commit_layer(1)
+    with pytest.raises(CacheError, match="layers disagree"):
+        cache.commit()
+    cache.reset()
+    cache.attend(0, *block)
+    cache.commit_layer(0)

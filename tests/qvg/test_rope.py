@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheError, CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
-from comfyui_qvg.qvg.rope import geometric_frequencies, rotate
+from comfyui_qvg.qvg.rope import geometric_frequencies, pairs_apart, rotate, wan_rope
 
 ROPE = GridRope(2, 3, (geometric_frequencies(4, 3, 30), geometric_frequencies(6, 3, 30), geometric_frequencies(6, 3, 30)))
 
@@ -43,3 +43,23 @@ def test_cache_and_rope_must_fit() -> None:
     cache = KVCache(CacheSpec(1, 1, 32, 6), QVGConfig(codec="none"), ROPE)
     with pytest.raises(CacheError, match=r"0 frames were placed, but the block has 6 tokens .* call place\(\)"):
         cache.attend(0, *torch.zeros(3, 1, 1, 6, 32))
+
+
+@pytest.mark.parametrize(("head_dim", "thirds"), [(128, (22, 21, 21)), (24, (4, 4, 4)), (64, (12, 10, 10))])
+def test_wan_turns_neighbouring_channels_as_complex_numbers(head_dim: int, thirds: tuple[int, int, int]) -> None:
+    """Against the definition, in complex128: channels (2i, 2i + 1) of a token at (t, r, c) are a number that turns by position
+    times 10000 ** (-i / n), counted anew for time, row and column."""
+    rows, cols, first_frame, frames = 3, 2, 7, 2
+    rope = wan_rope(rows, cols, head_dim)
+    assert tuple(map(len, rope.axis_frequencies)) == thirds
+    x = torch.randn(1, 2, frames * rows * cols, head_dim, generator=torch.Generator().manual_seed(0))
+    positions = torch.cartesian_prod(torch.arange(frames) + first_frame, torch.arange(rows), torch.arange(cols)).double()
+    speeds = [10000.0 ** (-torch.arange(n, dtype=torch.float64) / n) for n in thirds]
+    angles = torch.cat([positions[:, axis, None] * speeds[axis] for axis in range(3)], 1)
+    turned = torch.view_as_complex(x.double().unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angles), angles)
+    expected = torch.view_as_real(turned).flatten(-2)
+    origins = torch.tensor([[float(first_frame + frame), 0.0, 0.0] for frame in range(frames)])
+    ours = rotate(pairs_apart(x), rope.rotation(origins))
+    assert torch.allclose(ours.double(), pairs_apart(expected), atol=1e-5)
+    scores = pairs_apart(x) @ pairs_apart(x).transpose(2, 3)
+    assert torch.allclose(scores, x @ x.transpose(2, 3), atol=1e-4)

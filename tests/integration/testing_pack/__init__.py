@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import logging
+import types
 from typing import Any
 
 import comfy.model_base
@@ -70,10 +72,18 @@ def _causal_model() -> Any:
     return comfy.supported_models.WAN21_CausalAR_T2V({"image_model": "wan2.1", **shape}).get_model({})
 
 
-@_node(("MODEL",), kind=(["image", "causal"],))
+def _forked_model() -> Any:
+    """As a ComfyUI may be whose causal Wan has other functions than the one that we know."""
+    model = _causal_model()
+    known = type(model.diffusion_model)
+    model.diffusion_model.__class__ = type("Forked", (known,), {"init_kv_caches": lambda self, batch_size, frames: []})
+    return model
+
+
+@_node(("MODEL",), kind=(["image", "causal", "forked"],))
 class TestingForeignModel:
     def run(self, kind: str) -> Any:
-        return (_patcher({"image": _image_model, "causal": _causal_model}[kind]()),)
+        return (_patcher({"image": _image_model, "causal": _causal_model, "forked": _forked_model}[kind]()),)
 
 
 def _must_not_run(*args: Any, **kwargs: Any) -> Any:
@@ -197,6 +207,96 @@ class _Noise:
 class TestingNoise:
     def run(self, seeds: str) -> Any:
         return (_Noise([int(seed) for seed in seeds.split(",")]),)
+
+
+@_node(("CONDITIONING",), seed=("INT", {"default": 1}), prompts=("INT", {"default": 1}), tokens=("INT", {"default": 12}))
+class TestingPrompt:
+    """What a text encoder of Wan gives, of random numbers; more prompts than one are run one after the other, as they differ in
+    length."""
+
+    def run(self, seed: int, prompts: int, tokens: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return ([[torch.randn(1, tokens + 1 + extra, 4096, generator=generator), {}] for extra in range(prompts)],)
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingMemoryAsked:
+    """Notes what ComfyUI is asked for: shapes that activations are estimated of, and bytes of which others make room."""
+
+    def run(self, model: Any) -> Any:
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            network = executor.class_obj.model_patcher.model
+            estimate, give_way = network.memory_required, mm.free_memory
+            SAID.update(shapes=[], asked=[])
+
+            def noted(shape: Any, *more: Any, **keywords: Any) -> Any:
+                SAID["shapes"].append(list(shape))
+                return estimate(shape, *more, **keywords)
+
+            def spied(memory_required: float, *more: Any, **keywords: Any) -> Any:
+                SAID["asked"].append(memory_required - mm.minimum_inference_memory())
+                return give_way(memory_required, *more, **keywords)
+
+            network.memory_required, mm.free_memory = noted, spied
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                del network.memory_required
+                mm.free_memory = give_way
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "testing", wrapper)
+        return (clone,)
+
+
+class _Pictures:
+    """Stands in for Wan's VAE: eight pixels of a start image become one of the latent's, each channel of one colour."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        latent = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return latent.repeat(1, 6, 1, 1)[:, :16, None] * 2 - 1
+
+
+@_node(("VAE",))
+class TestingVAE:
+    def run(self) -> Any:
+        return (_Pictures(),)
+
+
+@_node(("IMAGE",), samples=("LATENT",))
+class TestingPictures:
+    """Three channels of a Wan latent as pictures, one per latent frame."""
+
+    def run(self, samples: Any) -> Any:
+        return ((samples["samples"][0, :3].permute(1, 2, 3, 0) * 0.2 + 0.5).clamp(0, 1),)
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingOtherAttention:
+    """As packs do that replace self-attention of ComfyUI's own models: an object patch that knows core's cache alone."""
+
+    def run(self, model: Any) -> Any:
+        clone = model.clone()
+        attention = clone.model.diffusion_model.blocks[0].self_attn
+        clone.add_object_patch("diffusion_model.blocks.0.self_attn.forward", types.MethodType(type(attention).forward, attention))
+        return (clone,)
+
+
+@_node((), report=("QVG_REPORT",))
+class TestingRecord:
+    """A run's record in numbers, and what is alive of its cache now that it is over."""
+
+    OUTPUT_NODE = True
+
+    def run(self, report: Any) -> Any:
+        gc.collect()
+        alive = [type(each).__name__ for each in gc.get_objects()]
+        left = {
+            name: alive.count(name)
+            for name in ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan")
+        }
+        said = {**dataclasses.asdict(report), "config": report.config.codec, "ratio": report.ratio, "left": left}
+        return {"ui": {"text": (json.dumps(said),)}}
 
 
 @_node((), samples=("LATENT",))
