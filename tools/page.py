@@ -29,6 +29,7 @@ THUMBNAIL_PIXELS = 520
 
 
 def main() -> None:
+    """Take the picture that was asked for."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("what", choices=("screenshot", "thumbnail"))
     options.add_argument("server", help="address of a running ComfyUI, such as http://127.0.0.1:8188")

@@ -56,6 +56,7 @@ def _without(texts: Texts, unknown: set[str], prefix: str = "") -> Texts:
 
 
 def main() -> None:
+    """Write English, prune the others, list what they lack."""
     truth = english()
     for folder in sorted((ROOT / "locales").iterdir()):
         file = folder / "nodeDefs.json"

@@ -189,9 +189,10 @@ def _covariance(x: Tensor) -> Tensor:
 def _missing_energy(residual: Tensor, x: Tensor) -> Tensor:
     """What to add to the covariance where a span repeats itself so much that its centroids leave nothing over of most tokens: the
     spans that come after share the basis, will be news to it, and must fit. Zero for spans as videos have them."""
-    centred = _covariance(x.float() - x.float().mean(2, keepdim=True))
+    x = x.float()
+    centred = _covariance(x - x.mean(2, keepdim=True))
     energy = centred.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    moment = x.float().square().mean((2, 3))[..., None, None]
+    moment = x.square().mean((2, 3))[..., None, None]
     scale = torch.where(energy > 1e-4 * moment, energy, torch.where(moment > 0, _LEAST_MOMENT * moment, 1.0))
     known = residual.square().mean(-1, keepdim=True) < 4e-3 * scale
     dull = known.float().mean(2, keepdim=True) > 0.5
