@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...qvg import PRESETS, ConfigError, QVGConfig, UnsupportedModelError
+from ...qvg.models.variants import CausalVariant
 
 SETTINGS_KEY = "qvg_settings"
 # The `Run` in progress; the sampler puts it there, the model attends through it.
 RUN_KEY = "qvg_run"
+# How a causal Wan file was trained to be run, a `CausalVariant`; our loader puts it there.
+VARIANT_KEY = "qvg_variant"
 # What ComfyUI's own causal Wan is called in reports.
 CORE_NAME = "causal Wan"
 
@@ -85,6 +88,12 @@ def with_cache(model: Any, config: QVGConfig) -> Any:
 def put_settings(model: Any, settings: CacheSettings) -> None:
     """Write settings into a MODEL that nobody else has yet."""
     model.model_options.setdefault("transformer_options", {})[SETTINGS_KEY] = settings
+
+
+def variant_of(model_options: dict[str, Any]) -> CausalVariant | None:
+    """How this model was trained to be run; None where a loader of ComfyUI's own loaded it."""
+    variant: CausalVariant | None = model_options.get("transformer_options", {}).get(VARIANT_KEY)
+    return variant
 
 
 def settings_of(model_options: dict[str, Any]) -> CacheSettings:

@@ -1,0 +1,42 @@
+"""How each member of the causal Wan family was trained to be run: block size, noise levels, which weights of its file.
+
+All share one network, Wan 2.1's text-to-video, and differ in the numbers below. They come from the inference configurations of
+Self-Forcing (arXiv 2506.08009), Causal-Forcing (2602.02214) and ++ (2605.15141), CausVid (2412.07772) and LongLive (2509.22622).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Steps 1000, 750, 500, 250 bent by a shift of 5: 5 s / (1 + 4 s).
+_FOUR_STEPS = (1.0, 0.9375, 5 / 6, 0.625, 0.0)
+
+
+@dataclass(frozen=True)
+class CausalVariant:
+    """`sigmas` fall from 1 to 0; `first_block_sigmas` replaces them for the first block that is generated. `window_frames` and
+    `sink_frames` are what the model was trained to see, None for everything. Frames are latent frames."""
+
+    name: str
+    frames_per_block: int
+    weights_key: str
+    sigmas: tuple[float, ...] = _FOUR_STEPS
+    first_block_sigmas: tuple[float, ...] | None = None
+    shift: float = 5.0
+    context_noise: float = 0.0
+    window_frames: int | None = None
+    sink_frames: int = 0
+    trained_frames: int = 21
+
+
+_ALL = (
+    CausalVariant("self-forcing", 3, "generator_ema"),
+    CausalVariant("causal-forcing-chunkwise", 3, "generator"),
+    CausalVariant("causal-forcing-framewise", 1, "generator_ema"),
+    CausalVariant("causal-forcing++-2step", 1, "generator_ema", (1.0, 5 / 6, 0.0), _FOUR_STEPS),
+    CausalVariant("causal-forcing++-1step", 1, "generator_ema", (1.0, 0.0), _FOUR_STEPS),
+    CausalVariant("causvid", 3, "generator", (1.0, 0.757, 0.522, 0.0), shift=8.0),
+    CausalVariant("longlive", 3, "generator", window_frames=12, sink_frames=3),
+)
+
+VARIANTS = {variant.name: variant for variant in _ALL}
