@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import bootstrap_package  # noqa: E402, F401 (makes the repository importable as comfyui_qvg)
-from comfyui_qvg.tests.golden_wan import CASES, FILE, LATENT_COLS, LATENT_ROWS, TEXT_TOKENS, TOKENS, Case, fingerprint  # noqa: E402
-from comfyui_qvg.tests.integration import tiny_wan  # noqa: E402
+import bootstrap_package  # noqa: F401 (makes the repository importable as comfyui_qvg)
+from comfyui_qvg.tests.golden_wan import CASES, FILE, LATENT_COLS, LATENT_ROWS, TEXT_TOKENS, TOKENS, Case, fingerprint
+from comfyui_qvg.tests.integration import tiny_wan
 
 
 def main() -> None:

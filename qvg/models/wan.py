@@ -54,7 +54,9 @@ class WanConfig:
         """Shape of a checkpoint, whose names have lost their prefixes. UnsupportedModelError: it is of something else."""
         image = next((name for name in state if name.startswith("img_emb.") or ".k_img." in name), None)
         if image is not None:
-            raise UnsupportedModelError(f"the checkpoint holds {image!r}, so it is an image-to-video Wan; use a text-to-video one")
+            raise UnsupportedModelError(
+                f"the checkpoint holds {image!r}, so it is an image-to-video Wan; use a text-to-video one"
+            )
         try:
             layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
             width, text_channels = state["text_embedding.0.weight"].shape
@@ -153,6 +155,7 @@ class CausalWan(nn.Module):
         embedded = self.text_embedding(text.to(self.patch_embedding.weight.dtype))
         layers = []
         for block in self.blocks:
+            assert isinstance(block, _Block)
             k, v = block.cross_attn.keys_values(embedded)
             layers.append((prompts.merge_equal_rows(k, v) if merge else None) or (k, v))
         return Prompt(layers)
@@ -208,7 +211,8 @@ class _Block(nn.Module):
         tokens = tokens + _gated(self.self_attn.out(attention), gate_a)
         attention = prompt.attend(layer, self.cross_attn.queries(self.norm3(tokens)))
         tokens = tokens + self.cross_attn.out(attention)
-        return tokens + _gated(self.ffn(_modulated(self.norm2(tokens), shift_m, scale_m)), gate_m)
+        update: Tensor = self.ffn(_modulated(self.norm2(tokens), shift_m, scale_m))
+        return tokens + _gated(update, gate_m)
 
 
 class _Head(nn.Module):
@@ -237,7 +241,8 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _gated(x: Tensor, gate: Tensor) -> Tensor:
-    return (x.unflatten(1, (gate.shape[1], -1)) * gate).flatten(1, 2)
+    gated: Tensor = x.unflatten(1, (gate.shape[1], -1)) * gate
+    return gated.flatten(1, 2)
 
 
 def _sines(t: Tensor) -> Tensor:
@@ -291,7 +296,7 @@ class WanDenoiser:
                 "merge, or use another codec"
             )
         levels = torch.full(x.shape[:2], noise_level * TIME_SCALE, device=x.device)
-        velocity = self.model(x.to(self.dtype), levels, self.prompt, attend)
+        velocity: Tensor = self.model(x.to(self.dtype), levels, self.prompt, attend)
         return x - noise_level * velocity.to(x.dtype)
 
 
@@ -305,6 +310,6 @@ def load_wan(
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"the checkpoint does not fit Wan 2.1 text to video ({str(error).splitlines()[1].strip()}); use a whole, unconverted file"
+            f"the checkpoint does not fit Wan 2.1 text to video ({str(error).splitlines()[1].strip()}); use a whole file"
         ) from error
     return model.eval().requires_grad_(False)

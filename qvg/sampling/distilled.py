@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ _MOST_STEPS = 64
 
 @dataclass(frozen=True)
 class DistilledSchedule:
-    """After every step but the last the predicted clean block gets fresh noise of the next level (Self-Forcing, arXiv 2506.08009).
+    """After every step but the last the predicted clean block gets fresh noise of the next level (arXiv 2506.08009).
 
     sigmas              noise levels from 1 down to 0
     first_block_sigmas  the same for block 0, if it was trained for more steps (Causal-Forcing++); None: as the others
@@ -26,10 +27,10 @@ class DistilledSchedule:
 
     def __post_init__(self) -> None:
         for levels in (self.sigmas, self.first_block_sigmas or self.sigmas):
-            falls = all(high > low for high, low in zip(levels, levels[1:], strict=False))
+            falls = all(high > low for high, low in itertools.pairwise(levels))
             if not 2 <= len(levels) <= _MOST_STEPS or levels[-1] != 0 or not levels[0] <= 1 or not falls:
                 raise ConfigError(
-                    f"the noise levels are {list(levels)}, but must fall from at most 1 to 0, in at most {_MOST_STEPS - 1} steps; "
+                    f"the noise levels are {list(levels)}, but must fall from at most 1 to 0 in 1 to {_MOST_STEPS - 1} steps; "
                     "Self-Forcing's are 1, 0.9375, 0.8333, 0.625, 0"
                 )
 
