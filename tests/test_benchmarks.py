@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from comfyui_qvg.qvg import PRESETS
 
 from .helpers import ROOT
 
@@ -47,7 +50,30 @@ def test_attention_rows_name_the_way_that_ran_and_a_rehearsal_is_not_kept() -> N
     assert (kept.read_bytes() if kept.exists() else None) == before
 
 
-@pytest.mark.parametrize("program", ["codec.py", "attention.py"])
+def test_wan_rows_compare_every_preset_with_exact() -> None:
+    done = _run("wan.py", "--tiny")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    runs = {row["preset"]: row for row in rows if row["what"] == "run"}
+    assert set(runs) == set(PRESETS) and all("failed" not in row for row in runs.values())
+    for name, row in runs.items():
+        assert set(row["seconds_per_block"]) == set(row["overhead_percent"]) == {"1", "20"}
+        assert row["rehearsal"] and {"date", "device", "versions", "peak_bytes"} <= set(row)
+        assert (row["spans"] > 0 and row["encode_ms"] > 0 and row["ratio_to_16_bits"] > 2) or name == "exact"
+    (prompt,) = (row for row in rows if row["what"] == "prompt")
+    assert (prompt["padded_rows"], prompt["merged_rows"]) == (512, 8) and prompt["relative_error"] < 1e-4
+
+
+def test_wan_quality_is_written_as_a_table(tmp_path: Path) -> None:
+    table = tmp_path / "wan.csv"
+    done = _run("wan.py", "--quality", "--frames", "36", "--seeds", "1", "--presets", "exact", "balanced", "--table", str(table))
+    assert done.returncode == 0, done.stderr
+    exact, sixteen, balanced = csv.DictReader(table.read_text().splitlines())
+    assert exact["psnr_db"] == "" and (sixteen["preset"], balanced["preset"]) == ("exact, 16 bits", "balanced")
+    assert 30 < float(balanced["psnr_db"]) < float(sixteen["psnr_db"]) - 3
+
+
+@pytest.mark.parametrize("program", ["codec.py", "attention.py", "wan.py"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
 @pytest.mark.parametrize(
     ("arguments", "says"),

@@ -1,5 +1,15 @@
 """Autoregressive sampling loops."""
 
-from .autoregressive import Block, Denoiser, SamplerSettings, Schedule, generate
+from .autoregressive import Block, CommitsByLayer, Denoiser, Renoising, SamplerSettings, Schedule, generate
+from .distilled import DistilledSchedule
 
-__all__ = ["Block", "Denoiser", "SamplerSettings", "Schedule", "generate"]
+__all__ = [
+    "Block",
+    "CommitsByLayer",
+    "Denoiser",
+    "DistilledSchedule",
+    "Renoising",
+    "SamplerSettings",
+    "Schedule",
+    "generate",
+]

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,7 +29,16 @@ class Denoiser(Protocol):
         """Shape of a block of so many latent frames, batch first."""
 
     def predict_clean(self, x: Tensor, noise_level: float, cache: KVCache) -> Tensor:
-        """Clean block from a noisy one; leaves the block's keys and values in the cache as its current block."""
+        """Clean block from a noisy one; at noise level 0 it leaves the block's keys and values in the cache as its current
+        block."""
+
+
+@runtime_checkable
+class CommitsByLayer(Protocol):
+    """A denoiser of many layers, which are not all to keep their blocks until the last one is through."""
+
+    def commit_clean(self, x: Tensor, cache: KVCache) -> None:
+        """`predict_clean` at noise level 0 and `KVCache.commit_layer` for each layer as soon as it has attended."""
 
 
 class Schedule(Protocol):
@@ -40,6 +49,20 @@ class Schedule(Protocol):
 
     def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
         """Where block `index` begins."""
+
+
+@runtime_checkable
+class Renoising(Protocol):
+    """A schedule that noises every prediction afresh instead of going on along a straight path."""
+
+    def noise_levels(self, index: int) -> list[float]:
+        """Of block `index`, from its first step's level down to 0."""
+
+    def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """Where block `index` begins."""
+
+    def fresh_noise(self, index: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """What step `step` of block `index` begins from, with the prediction of the step before; 1 is the second step."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +102,7 @@ def generate(
     model: Denoiser,
     cache: KVCache,
     blocks: Sequence[Sequence[Sequence[float]]],
-    settings: Schedule,
+    settings: Schedule | Renoising,
     given: Sequence[Tensor] = (),
     interrupt: Callable[[], None] | None = None,
     verify: bool = True,
@@ -100,8 +123,7 @@ def generate(
         latent = given[index] if index < len(given) else _denoise(model, cache, len(origins), index, settings, interrupt)
         if interrupt is not None:
             interrupt()
-        model.predict_clean(latent, 0.0, cache)
-        cache.commit()
+        _commit(model, latent, cache)
         yield Block(index, first_frame, latent, time.perf_counter() - started, cache.nbytes())
         first_frame += len(origins)
     if verify and cache.config.codec != "none":
@@ -109,13 +131,30 @@ def generate(
 
 
 def _denoise(
-    model: Denoiser, cache: KVCache, frames: int, index: int, settings: Schedule, interrupt: Callable[[], None] | None
+    model: Denoiser,
+    cache: KVCache,
+    frames: int,
+    index: int,
+    settings: Schedule | Renoising,
+    interrupt: Callable[[], None] | None,
 ) -> Tensor:
-    x = settings.noise(index, model.block_shape(frames)).to(model.device)
-    levels = settings.noise_levels()
-    for level, following in itertools.pairwise(levels):
+    shape = model.block_shape(frames)
+    x = settings.noise(index, shape).to(model.device)
+    levels = settings.noise_levels(index) if isinstance(settings, Renoising) else settings.noise_levels()
+    for step, (level, following) in enumerate(itertools.pairwise(levels), 1):
         if interrupt is not None:
             interrupt()
         clean = model.predict_clean(x, level, cache)
-        x = clean + (x - clean) * (following / level)
+        if following > 0 and isinstance(settings, Renoising):
+            x = (1 - following) * clean + following * settings.fresh_noise(index, step, shape).to(clean)
+        else:
+            x = clean + (x - clean) * (following / level)
     return x
+
+
+def _commit(model: Denoiser, latent: Tensor, cache: KVCache) -> None:
+    if isinstance(model, CommitsByLayer):
+        model.commit_clean(latent, cache)
+    else:
+        model.predict_clean(latent, 0.0, cache)
+        cache.commit()

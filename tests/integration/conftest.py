@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
 
 
-def _comfyui() -> tuple[Path, Path]:
+def comfyui() -> tuple[Path, Path]:
     """The checkout and its Python; skips without them."""
     home = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
     if not (home / "main.py").is_file():
@@ -45,7 +45,7 @@ def _free_port() -> int:
 @contextmanager
 def started(base: Path) -> Iterator[Client]:
     """A server whose folders are in `base`, with the packs in base/custom_nodes. Ended with the `with`."""
-    home, python = _comfyui()
+    home, python = comfyui()
     port = _free_port()
     for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir(exist_ok=True)
