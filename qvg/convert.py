@@ -48,7 +48,11 @@ def _result(plan: Conversion, out: Path, lora: Path | None, seconds: float) -> d
 
 
 def _sentence(result: dict[str, Any]) -> str:
-    parts = [f"{result['tensors']} tensors", f"{result['bytes'] / 1e9:.2f} GB", f"in {result['dtype']}"]
+    parts = [
+        f"{result['tensors']} tensors",
+        f"{result['bytes'] / 1e9:.2f} GB",
+        f"in {result['dtype']}" if result["dtype"] else "as they were",
+    ]
     parts += [f"from {result['weights']}"] if result["weights"] else []
     parts += [f"with {result['lora']} merged"] if result["lora"] else []
     what = result["variant"] or "a causal Wan of unknown variant"

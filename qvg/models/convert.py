@@ -26,13 +26,13 @@ _KEPT = "patch_embedding."
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is about to be written, or was: the model read, the file's bytes, what its weights are stored as."""
+    """What is about to be written, or was: the model read, the file's bytes, what its weights are stored as; None: as they were."""
 
     source: CausalCheckpoint
     tensors: dict[str, LateTensor]
     metadata: dict[str, str]
     nbytes: int
-    dtype_name: str
+    dtype_name: str | None
 
 
 def plan_conversion(
@@ -60,7 +60,7 @@ def plan_conversion(
     metadata = dict(checkpoint.metadata)
     metadata |= {METADATA_KEY: checkpoint.variant.name} if checkpoint.variant else {}
     metadata |= {LORA_KEY: lora.name} if lora else {}
-    stored = "as they were" if to is None else dtype or DEFAULT_DTYPE
+    stored = None if to is None else dtype or DEFAULT_DTYPE
     return Conversion(checkpoint, tensors, metadata, safetensors_bytes(tensors, metadata), stored)
 
 
