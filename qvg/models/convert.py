@@ -26,7 +26,7 @@ _KEPT = "patch_embedding."
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is about to be written, or was: the model read, the file's bytes, what its weights are stored as; None: as they were."""
+    """What is to be written, or was: the model read, the file's bytes, what its weights are stored as (None: as they were)."""
 
     source: CausalCheckpoint
     tensors: dict[str, LateTensor]

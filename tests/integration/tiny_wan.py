@@ -80,6 +80,6 @@ def lora(seed: int = 3, rank: int = 4) -> dict[str, Tensor]:
     for name, weight in state_dict().items():
         if name.startswith("blocks.") and weight.ndim == 2:
             layer = f"base_model.model.{name.removesuffix('.weight')}"
-            tensors[f"{layer}.lora_A.weight"] = torch.randn(rank, weight.shape[1], generator=generator) * 0.05
-            tensors[f"{layer}.lora_B.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * 0.05
+            tensors[f"{layer}.lora_A.weight"] = torch.randn(rank, weight.shape[1], generator=generator) * 0.1
+            tensors[f"{layer}.lora_B.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
     return tensors

@@ -140,6 +140,17 @@ class TestingFailing:
         return (clone,)
 
 
+@_node(("MODEL",), model=("MODEL",))
+class TestingLoadedAgain:
+    """As ComfyUI has a loader make its model once more, for hooks and for other cards, and hands over what was patched."""
+
+    def run(self, model: Any) -> Any:
+        factory, arguments = model.cached_patcher_init
+        again = factory(*arguments, disable_dynamic=True)
+        assert again.model is not model.model
+        return (model.clone(model_override=(again.model, ({}, {}, {}, set()))),)
+
+
 @_node(
     ("MODEL",),
     model=("MODEL",),
