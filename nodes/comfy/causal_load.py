@@ -61,9 +61,11 @@ def load_causal_wan(file: str, variant: str, weights: str, dtype: str, lora: str
         model.cached_patcher_init = (_load_again, (path, variant, weights, options))
     _put_variant(model, checkpoint)
     _put_lora(model, layers)
-    text = f"{text}\ncomputes in {_short(model.model.get_dtype_inference())}"
+    text = f"{text}, computed in {_short(model.model.get_dtype_inference())}"
     logger.info("QVG: %s", text.replace("\n", "; "))
-    return Loaded(model, text)
+    for remark in checkpoint.remarks:
+        logger.warning("QVG: %s: %s", path.name, remark)
+    return Loaded(model, "\n".join([text, *(f"note: {remark}" for remark in checkpoint.remarks)]))
 
 
 def _require_native() -> None:
@@ -143,7 +145,7 @@ def _text(checkpoint: CausalCheckpoint, lora: str | None) -> str:
     of = f"{checkpoint.weights}, " if checkpoint.weights else ""
     stored = f"{_short(checkpoint.stored_dtype)}{' with scales' if checkpoint.quantized else ''}"
     lines += [f"weights {of}stored in {stored}{f', with {lora}' if lora else ''}"]
-    return "\n".join([*lines, *(f"note: {remark}" for remark in checkpoint.remarks)])
+    return "\n".join(lines)
 
 
 def _short(dtype: torch.dtype) -> str:
