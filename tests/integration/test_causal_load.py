@@ -212,6 +212,16 @@ def test_a_plain_wan_by_choice_and_sigmas_of_an_unknown_model(client: Client) ->
     assert "nothing is known of how this MODEL was trained" in client.run(unknown).error
 
 
+def test_a_comfyui_that_is_too_old(client: Client) -> None:
+    """Its version is named before a file of gigabytes is opened."""
+    prompt = {"loader": ours("self_forcing_dmd.pt")["loader"]}
+    add(prompt, "old", "TestingOldComfyUI", file="self_forcing_dmd.pt", model=["loader", 0])
+    result = client.run(prompt)
+    assert result.status == "success", result.messages
+    sentence = "this ComfyUI has no causal Wan model; ComfyUI 0.21 or newer has: update it"
+    assert result.outputs["old"]["text"] == [sentence, sentence]
+
+
 def test_a_file_that_is_gone(client: Client, files: Path) -> None:
     shutil.copy(files / "self_forcing_dmd.pt", files / "self_forcing_gone.pt")
     client.latent(ours("self_forcing_gone.pt"))
