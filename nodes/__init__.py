@@ -8,6 +8,7 @@ from __future__ import annotations
 from .api import ComfyExtension, io
 from .cache import QVGKVCache
 from .camera import QVGCameraPath
+from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .loaders import QVGLoadDemoWorld
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
@@ -20,6 +21,8 @@ NODES: list[type[io.ComfyNode]] = [
     QVGSampler,
     QVGCacheReport,
     QVGCompare,
+    QVGLoadCausalWan,
+    QVGTrainedSigmas,
 ]
 
 

@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
+    _add_convert(commands)
     _add_bench(commands)
     return parser
 
@@ -113,6 +114,42 @@ def _run(options: argparse.Namespace) -> int:
     # Whoever ends this program does not want the run on the server either.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
         return run_workflow(options.workflow, options.server, options.settings, options.out, options.timeout, options.json)
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from .models.checkpoint import WEIGHTS
+    from .models.convert import DTYPE_NAMES
+    from .models.variants import VARIANTS
+    from .models.which_variant import AUTO
+
+    command = commands.add_parser(
+        "convert",
+        help="make a file that ComfyUI's own loader knows to be a causal Wan",
+        description="Read a checkpoint of the causal Wan family (Self-Forcing, Causal-Forcing, CausVid, LongLive) and write it "
+        "as a .safetensors file with the mark by which ComfyUI's Load Diffusion Model knows a causal Wan. Memory holds one "
+        "tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
+    )
+    command.add_argument("source", type=Path, metavar="IN", help=".pt, .pth or .safetensors")
+    command.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+    command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join(VARIANTS)}")
+    command.add_argument(
+        "--weights", default=AUTO, metavar="NAME", help=f"weights of the file to take: {AUTO} (as released), {', '.join(WEIGHTS)}"
+    )
+    command.add_argument("--dtype", metavar="NAME", help=f"what to store: {', '.join(DTYPE_NAMES)}; default bf16")
+    command.add_argument("--lora", type=Path, metavar="FILE", help="a LoRA to merge, as LongLive's lora.pt into longlive_base.pt")
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    command.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .convert import convert
+    from .server.interrupt import interrupted_by
+
+    # However it is ended, half a file is not left.
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return convert(
+            options.source, options.out, options.variant, options.weights, options.dtype, options.lora, as_json=options.json
+        )
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -32,13 +32,14 @@ RANKS = {
     "qvg": 7,  # the package itself: public names for those outside
     "qvg.bench": 9,
     "qvg.cli": 10,
+    "qvg.convert": 8,
     "qvg.demo": 8,
     "qvg.plots": 8,
     "qvg.server": 8,  # `qvg run`: knows a ComfyUI by its HTTP interface only
     "nodes": 11,
     "": 12,  # the root's __init__
 }
-PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.demo", "qvg.plots", "qvg.server")
+PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.convert", "qvg.demo", "qvg.plots", "qvg.server")
 LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
 PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm", "websocket"}
 # Attention kernels that a user may have installed: looked for by one module, when attention first runs.

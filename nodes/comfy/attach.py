@@ -47,8 +47,8 @@ def require_cache(base_model: Any) -> Any:
     hint = ""
     if name == "WAN21":
         hint = (
-            " If the file is a Self-Forcing or Causal-Forcing checkpoint: ComfyUI (0.21 or newer) takes it for an ordinary Wan "
-            'unless the safetensors metadata says config = {"transformer": {"causal_ar": true}}.'
+            " If the file is a Self-Forcing or Causal-Forcing checkpoint: ComfyUI's own loader takes it for an ordinary Wan; "
+            "load it with 'Load Causal Wan', or convert it once with `qvg convert`."
         )
     raise UnsupportedModelError(
         f"{name} has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...qvg import CacheSpec, ConfigError, GridRope
 from ...qvg.rope import wan_rope
-from .attach import CacheSettings, settings_of
+from .attach import CacheSettings, settings_of, variant_of
 from .run import ignored_patches, refuse_step_caches
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     base_model = guider.model_patcher.model
     given = options.get("transformer_options", {}).get("ar_config", {}).get("initial_latent")
     _check_latents(noise, given, base_model.latent_format.latent_channels)
+    _warn_of_other_blocks(frames_per_block, options)
     names = ignored_patches(options, guider.model_patcher)
     if names:
         logger.warning("QVG: this model attends through its own cache; without effect on it: %s", ", ".join(names))
@@ -83,6 +84,19 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     )
     spec.check(settings.config)
     return CausalPlan(settings, spec, grid, noise.shape[2], given_frames, frames_per_block)
+
+
+def _warn_of_other_blocks(frames_per_block: int, options: dict[str, Any]) -> None:
+    variant = variant_of(options)
+    if variant is not None and variant.frames_per_block != frames_per_block:
+        logger.warning(
+            "QVG: Sampler AR Video makes blocks of %d latent frame(s), but %s was trained with blocks of %d; set "
+            "num_frame_per_block to %d",
+            frames_per_block,
+            variant.name,
+            variant.frames_per_block,
+            variant.frames_per_block,
+        )
 
 
 def _stored_dtype(compute: torch.dtype, codec: str) -> torch.dtype:

@@ -15,7 +15,8 @@ _FOUR_STEPS = (1.0, 0.9375, 5 / 6, 0.625, 0.0)
 @dataclass(frozen=True)
 class CausalVariant:
     """`sigmas` fall from 1 to 0; `first_block_sigmas` replaces them for the first block that is generated. `window_frames` and
-    `sink_frames` are what the model was trained to see, None for everything. Frames are latent frames."""
+    `sink_frames` are what the model was trained to see, None for everything. Frames are latent frames. `needs_lora`: released
+    as a base and a LoRA."""
 
     name: str
     frames_per_block: int
@@ -27,6 +28,7 @@ class CausalVariant:
     window_frames: int | None = None
     sink_frames: int = 0
     trained_frames: int = 21
+    needs_lora: bool = False
 
 
 _ALL = (
@@ -36,7 +38,7 @@ _ALL = (
     CausalVariant("causal-forcing++-2step", 1, "generator_ema", (1.0, 5 / 6, 0.0), _FOUR_STEPS),
     CausalVariant("causal-forcing++-1step", 1, "generator_ema", (1.0, 0.0), _FOUR_STEPS),
     CausalVariant("causvid", 3, "generator", (1.0, 0.757, 0.522, 0.0), shift=8.0),
-    CausalVariant("longlive", 3, "generator", window_frames=12, sink_frames=3),
+    CausalVariant("longlive", 3, "generator", window_frames=12, sink_frames=3, needs_lora=True),
 )
 
 VARIANTS = {variant.name: variant for variant in _ALL}

@@ -58,3 +58,28 @@ def write(path: Path, seed: int = 0, metadata: dict[str, str] | None = None, dty
     """A file for models/diffusion_models; by default one that ComfyUI knows to be causal."""
     tensors = {name: tensor.to(dtype) for name, tensor in state_dict(seed).items()}
     save_file(tensors, path, CAUSAL if metadata is None else metadata)
+
+
+def scaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices of the blocks in 8 bits with a scale each, by the names that Comfy-Org's fp8_scaled files have."""
+    packed: dict[str, Tensor] = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, tensor in tensors.items():
+        if name.startswith("blocks.") and tensor.ndim == 2:
+            scale = tensor.abs().max() / 448
+            packed[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            packed[name.removesuffix("weight") + "scale_weight"] = scale
+        else:
+            packed[name] = tensor
+    return packed
+
+
+def lora(seed: int = 3, rank: int = 4) -> dict[str, Tensor]:
+    """As LongLive's: PEFT's names, every linear layer of the blocks, alpha equal to the rank and not in the file."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, weight in state_dict().items():
+        if name.startswith("blocks.") and weight.ndim == 2:
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{layer}.lora_A.weight"] = torch.randn(rank, weight.shape[1], generator=generator) * 0.1
+            tensors[f"{layer}.lora_B.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
+    return tensors

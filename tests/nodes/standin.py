@@ -6,9 +6,15 @@ against the same golden file, so a stand-in that is wrong about ComfyUI is found
 
 from __future__ import annotations
 
+import copy
 import types
 from typing import Any
 
+# Inputs that list files, and what they list on a server that has none.
+FILE_LISTS: dict[tuple[str, str], list[str]] = {
+    ("QVGLoadCausalWan", "file"): [],
+    ("QVGLoadCausalWan", "lora"): ["none"],
+}
 COMPARED = (
     "input",
     "input_order",
@@ -111,6 +117,14 @@ class _PreviewImage:
         return {"images": [tuple(self.image.shape)], "animated": (False,)}
 
 
+class _PreviewText:
+    def __init__(self, value: str):
+        self.value = value
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"text": (self.value,)}
+
+
 def _inputs(inputs: list[Input]) -> dict[str, Any]:
     found: dict[str, Any] = {"required": {}}
     for each in inputs:
@@ -140,11 +154,22 @@ def object_info(node: Any) -> dict[str, Any]:
     }
 
 
+def without_files(name: str, info: dict[str, Any]) -> dict[str, Any]:
+    """What a server says of a node, as if there were no files."""
+    info = copy.deepcopy(info)
+    for inputs in info["input"].values():
+        for key, declared in inputs.items():
+            if (name, key) in FILE_LISTS:
+                options = declared[1]["options"]
+                declared[1]["options"] = [option for option in options if option in FILE_LISTS[name, key]]
+    return info
+
+
 def modules() -> dict[str, types.ModuleType]:
     """What to put into sys.modules."""
     api, latest = types.ModuleType("comfy_api"), types.ModuleType("comfy_api.latest")
     plain = {"Int": "INT", "Float": "FLOAT", "Boolean": "BOOLEAN"}
-    links = ("Model", "Vae", "Latent", "Image", "Video", "Conditioning", "Sampler")
+    links = ("Model", "Vae", "Latent", "Image", "Video", "Conditioning", "Sampler", "Sigmas")
     io = types.SimpleNamespace(
         Schema=Schema,
         ComfyNode=ComfyNode,
@@ -159,9 +184,11 @@ def modules() -> dict[str, types.ModuleType]:
     video = types.SimpleNamespace(VideoFromComponents=lambda components: components)
     latest.__dict__.update(
         io=io,
-        ui=types.SimpleNamespace(PreviewImage=_PreviewImage),
+        ui=types.SimpleNamespace(PreviewImage=_PreviewImage, PreviewText=_PreviewText),
         ComfyExtension=object,
         InputImpl=video,
         Types=types.SimpleNamespace(VideoComponents=types.SimpleNamespace),
     )
-    return {"comfy_api": api, "comfy_api.latest": latest}
+    folders = types.ModuleType("folder_paths")
+    folders.__dict__.update(get_filename_list=lambda folder: [])
+    return {"comfy_api": api, "comfy_api.latest": latest, "folder_paths": folders}

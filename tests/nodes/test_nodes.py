@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheBytes, CacheSpec, ConfigError, QVGConfig, UnsupportedModelError
 from comfyui_qvg.qvg.errors import CameraPathError
+from comfyui_qvg.qvg.models.variants import VARIANTS
 
 ADVANCED = {"sink_frames": 1, "recent_frames": 3, "window_frames": None, "span_frames": 24, "seed": 0, "backend": "auto"}
 
@@ -337,3 +338,22 @@ def test_videos_that_cannot_be_compared_say_what_differs(compare: Any) -> None:
         compare(torch.zeros(1, 16, 32, 4), torch.zeros(1, 16, 16, 3))
     with pytest.raises(ConfigError, match=r"^images_b has 1 colour channel\(s\), but must have 3, or 4 with alpha"):
         compare(torch.zeros(1, 16, 16, 3), torch.zeros(1, 16, 16, 1))
+
+
+def test_trained_sigmas_fall_from_one_to_zero(part: Any) -> None:
+    attach = part("comfy.attach")
+    for variant in VARIANTS.values():
+        model = Model(None, {"transformer_options": {attach.VARIANT_KEY: variant}})
+        (sigmas,) = part("causal_loaders").QVGTrainedSigmas.execute(model).args
+        assert sigmas.dtype == torch.float32 and sigmas[0] == 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+        assert variant.frames_per_block in (1, 3)
+        if variant.name != "causvid":  # whose steps are not bent by its shift
+            steps = torch.tensor([round((sigma / (5 - 4 * sigma)) * 1000) for sigma in variant.sigmas])
+            assert (steps % 250 == 0).all()
+
+
+def test_sigmas_of_a_model_of_which_nothing_is_known(part: Any) -> None:
+    with pytest.raises(
+        ConfigError, match="load it with Load Causal Wan and a variant, or connect BasicScheduler, simple, 4 steps"
+    ):
+        part("causal_loaders").QVGTrainedSigmas.execute(Model(None))

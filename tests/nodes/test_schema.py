@@ -73,7 +73,12 @@ def test_every_node_has_help(nodes: Any) -> None:
         assert (ROOT / "web" / "docs" / f"{node.__name__}.md").is_file()
 
 
-def test_importing_the_nodes_does_not_import_comfyui(nodes: Any) -> None:
+def test_importing_the_nodes_does_not_import_comfyui(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "comfy" not in sys.modules
+    for name in [name for name in sys.modules if name.startswith("comfyui_qvg.nodes")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "folder_paths")
+    __import__("comfyui_qvg.nodes")
     assert "comfy" not in sys.modules and "folder_paths" not in sys.modules
 
 

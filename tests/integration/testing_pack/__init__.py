@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.util
 import json
 import logging
+import sys
 import types
 from typing import Any
 
 import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
@@ -138,6 +141,41 @@ class TestingFailing:
 
         clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "testing", wrapper)
         return (clone,)
+
+
+@_node((), file=("STRING", {"default": ""}), model=("MODEL",))
+class TestingOldComfyUI:
+    """What our loader says in a ComfyUI whose function for loading knows nothing of metadata, and in one without causal Wan."""
+
+    OUTPUT_NODE = True
+
+    def run(self, file: str, model: Any) -> Any:
+        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.causal_load"))
+        said = []
+        for owner, name, older in (
+            (comfy.sd, "load_diffusion_model_state_dict", lambda sd, model_options: None),
+            (importlib.util, "find_spec", lambda name: None),
+        ):
+            before = getattr(owner, name)
+            setattr(owner, name, older)
+            try:
+                loader.load_causal_wan(file, "auto", "auto", "auto", None)
+            except ValueError as error:
+                said.append(str(error))
+            finally:
+                setattr(owner, name, before)
+        return {"ui": {"text": said}}
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingLoadedAgain:
+    """As ComfyUI has a loader make its model once more, for hooks and for other cards, and hands over what was patched."""
+
+    def run(self, model: Any) -> Any:
+        factory, arguments = model.cached_patcher_init
+        again = factory(*arguments, disable_dynamic=True)
+        assert again.model is not model.model
+        return (model.clone(model_override=(again.model, ({}, {}, {}, set()))),)
 
 
 @_node(

@@ -1,0 +1,109 @@
+"""A causal Wan of any kind into the one file that ComfyUI's own loader knows to be causal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, QVGError, UnsupportedModelError
+from ..files import written_whole
+from .checkpoint import LORA_KEY, CausalCheckpoint, read_causal_wan
+from .lora import LoraLayer, read_lora, require_fit
+from .safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
+from .which_variant import AUTO, METADATA_KEY
+
+DTYPE_NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DEFAULT_DTYPE = "bf16"  # what the family is trained and run in
+# ComfyUI keeps and computes this layer in float32, so a file that has it so loads to the same model as the original.
+_KEPT = "patch_embedding."
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is to be written, or was: the model read, the file's bytes, what its weights are stored as (None: as they were)."""
+
+    source: CausalCheckpoint
+    tensors: dict[str, LateTensor]
+    metadata: dict[str, str]
+    nbytes: int
+    dtype_name: str | None
+
+
+def plan_conversion(
+    source: Path, variant: str = AUTO, weights: str = AUTO, dtype: str | None = None, lora: Path | None = None
+) -> Conversion:
+    """Reads names and shapes, no weights. `dtype` None: bf16, or as they are where they come with scales.
+
+    Raises ConfigError and UnsupportedModelError for what cannot be converted.
+    """
+    checkpoint = read_causal_wan(source, variant, weights, has_lora=lora is not None)
+    if dtype is not None and dtype not in DTYPE_NAMES:
+        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPE_NAMES)}")
+    layers = read_lora(lora) if lora else {}
+    if checkpoint.quantized and (dtype or layers):
+        raise ConfigError(
+            f"the weights of {source.name} come with scales, in 8 bits or fewer, and are copied as they are: leave out "
+            f"{'--dtype' if dtype else '--lora'}, or start from the model that they were made of"
+        )
+    if lora:
+        require_fit(layers, checkpoint.tensors, lora.name)
+    to = None if checkpoint.quantized else DTYPE_NAMES[dtype or DEFAULT_DTYPE]
+    tensors = {
+        name: _late(name, tensor, to, layers.get(name.removesuffix(".weight"))) for name, tensor in checkpoint.tensors.items()
+    }
+    metadata = dict(checkpoint.metadata)
+    metadata |= {METADATA_KEY: checkpoint.variant.name} if checkpoint.variant else {}
+    metadata |= {LORA_KEY: lora.name} if lora else {}
+    stored = None if to is None else dtype or DEFAULT_DTYPE
+    return Conversion(checkpoint, tensors, metadata, safetensors_bytes(tensors, metadata), stored)
+
+
+def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object] = lambda size: None) -> None:
+    """Write all of `out` or nothing. `wrote` is told the bytes of each tensor. Memory holds one tensor at a time.
+
+    ConfigError: `out` is there already, or no .safetensors. QVGError: the disk is full, or takes no files.
+    """
+    check_out(out)
+    try:
+        free = shutil.disk_usage(out.parent).free
+        if free < plan.nbytes:
+            raise QVGError(
+                f"{out.parent} has {free / 1e9:.2f} GB free and {out.name} takes {plan.nbytes / 1e9:.2f} GB; make room"
+            )
+        with written_whole(out) as place:
+            write_safetensors(place, plan.tensors, plan.metadata, wrote)
+    except OSError as error:
+        raise QVGError(f"{out} cannot be written ({error.strerror}); give another place") from error
+
+
+def check_out(out: Path) -> None:
+    """Raise ConfigError unless a file can begin to be written at `out`."""
+    if out.suffix.lower() != ".safetensors":
+        raise ConfigError(f"{out.name} is to be a .safetensors file: ComfyUI tells the format by the name's end")
+    if out.exists():
+        raise ConfigError(f"{out} is there already and is not overwritten; give another name, or delete it first")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it first")
+
+
+def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | None) -> LateTensor:
+    if tensor.dtype not in DTYPES:
+        raise UnsupportedModelError(f"{name} is in {tensor.dtype}, which safetensors files do not have; take another copy")
+    if to is None or not tensor.is_floating_point():
+        return LateTensor(tensor.shape, tensor.dtype, lambda: tensor)
+    dtype = torch.float32 if name.startswith(_KEPT) else to
+    return LateTensor(tensor.shape, dtype, partial(_made, name, tensor, dtype, lora if name.endswith(".weight") else None))
+
+
+def _made(name: str, tensor: Tensor, dtype: torch.dtype, lora: LoraLayer | None) -> Tensor:
+    whole = tensor if lora is None else lora.added_to(tensor)
+    made = whole.to(dtype)
+    if not bool(made.isfinite().all()):
+        raise UnsupportedModelError(f"{name} holds values that {dtype} does not have (or is damaged); choose bf16 or fp32")
+    return made
