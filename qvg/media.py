@@ -47,8 +47,8 @@ class VideoWriter:
 
     H.264 (MPEG-4 part 2 where this FFmpeg has no libx264), yuv420p, BT.709. Odd sizes get a row or column more, a copy of the
     last. `crf`: H.264's quality, 1 best to 51; None: no visible loss. Raises `ConfigError` for a size below 1, a rate outside
-    0.01..1000 or a quality outside 1..51 and, on entering, `MediaError` where the file cannot be created. An exception inside the `with` closes the video first and then goes on its way; a video without frames
-    is removed.
+    0.01..1000 or a quality outside 1..51 and, on entering, `MediaError` where the file cannot be created. An exception inside
+    the `with` closes the video first and then goes on its way; a video without frames is removed.
     """
 
     def __init__(self, path: str | os.PathLike[str], width: int, height: int, fps: float | Fraction, *, crf: int | None = None):

@@ -50,6 +50,10 @@ class WholeVideo(VideoWriter):
         self.frames, self.metadata = frames, dict(metadata or {})
         super().__init__(self.final.with_name(self.final.name + ".unfinished"), width, height, fps, crf=crf)
 
+    def __enter__(self) -> WholeVideo:
+        super().__enter__()
+        return self
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             super().__exit__(kind, error, trace)
