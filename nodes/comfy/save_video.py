@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ _PREVIEW_PIXELS = 512
 
 @dataclass(frozen=True)
 class SavedVideo:
-    """A file, and what the page calls it."""
+    """A file in a folder of the output folder, and what is to be said of it."""
 
     path: Path
     subfolder: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def save_videos(
     texts = {} if args.disable_metadata else {**(extra or {}), **({} if prompt is None else {"prompt": prompt})}
     settings = _Settings(fps, crf, prefix, {name: json.dumps(value) for name, value in texts.items()})
     bar = _Bar(sum(video.shape[2] for video in videos))
-    return [_save(vae, video, settings, bar) for video in videos]
+    saved: list[SavedVideo] = []
+    for video in videos:
+        saved.append(_save(vae, video, settings, bar))
+        say("\n".join(each.text for each in saved))
+    return saved
 
 
 class _Bar:
@@ -117,8 +122,8 @@ def _write(vae: Any, video: Tensor, settings: _Settings, bar: _Bar, tile: int) -
         logger.info("QVG: interrupted after %d of %d pictures; nothing of %s is left", _count(file), total, place.path.name)
         raise
     size, seconds = place.path.stat().st_size, _count(file) / settings.fps
-    say(f"{_count(file)} pictures of {width} x {height}, {seconds:.1f} s, {size / 1e6:.1f} MB: {place.path.name}")
-    return place
+    text = f"{_count(file)} pictures of {width} x {height}, {seconds:.1f} s, {size / 1e6:.1f} MB: {place.path.name}"
+    return replace(place, text=text)
 
 
 def _place(vae: Any, video: Tensor, prefix: str) -> SavedVideo:

@@ -11,12 +11,11 @@ import av
 import numpy as np
 import pytest
 from comfyui_qvg.qvg.plan_decode import WAN_2_1, picture_bytes, working_bytes
+from PIL import Image
 
 from . import tiny_vae, tiny_wan
 from .client import Client, Prompt, Result
 from .test_causal_wan import BALANCED, native
-
-RUNS = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan")
 
 
 def graph(shape: str = "1,16,5,8,8", kind: str = "wan 2.1", seed: int = 1, **inputs: Any) -> Prompt:
@@ -76,10 +75,10 @@ def test_pictures_are_those_of_core_bit_for_bit(client: Client, kind: str, shape
         assert said["moves"] > 0.05  # one picture after the other differs: a seam would show
 
 
-@pytest.mark.parametrize(("kind", "channels"), [("wan 2.1", 16), ("wan 2.2", 48)])
-def test_tiles_are_blended_as_core_blends_them(client: Client, kind: str, channels: int) -> None:
+@pytest.mark.parametrize(("kind", "shape", "tile"), [("wan 2.1", "1,16,4,18,20", 64), ("wan 2.2", "1,48,3,10,12", 128)])
+def test_tiles_are_blended_as_core_blends_them(client: Client, kind: str, shape: str, tile: int) -> None:
     """Measured 0 for Wan 2.1 and 2.1e-6 for the full Wan 2.2."""
-    said = decoded(client, f"1,{channels},4,20,28", kind, tile=64)
+    said = decoded(client, shape, kind, tile)
     assert said["difference"] < 1e-5
 
 
@@ -117,8 +116,6 @@ def test_the_file_has_the_pictures_the_rate_and_the_workflow(client: Client) -> 
         assert video.streams.video[0].average_rate == 12.5 and video.streams.video[0].codec_context.pix_fmt == "yuv420p"
     shown = pictures(path)
     assert shown.shape == (17, 64, 64, 3)
-    from PIL import Image
-
     originals = sorted((client.base / "output").glob("decoded_*.png"))[-17:]
     exact = np.stack([np.asarray(Image.open(each)) for each in originals])
     # Colour at half the resolution takes what it takes of noise; a picture in another's place would be 10 times as far.
@@ -179,9 +176,8 @@ def test_an_interrupt_leaves_nothing(client: Client) -> None:
     assert files(client, client.run(graph(filename_prefix="QVG/after")))
 
 
-def test_a_full_disk_keeps_finished_videos_and_nothing_by_halves(client: Client) -> None:
-    """The first video is flat and small, the second does not fit."""
-    prompt = graph("2,16,40,8,8", filename_prefix="QVG/full")
+def test_a_full_disk_leaves_nothing(client: Client) -> None:
+    prompt = graph("1,16,40,8,8", filename_prefix="QVG/full")
     prompt["limit"] = {"class_type": "TestingFileLimit", "inputs": {"samples": ["latent", 0], "bytes": 120_000}}
     prompt["save"]["inputs"]["samples"] = ["limit", 0]
     try:
@@ -193,6 +189,16 @@ def test_a_full_disk_keeps_finished_videos_and_nothing_by_halves(client: Client)
         assert client.run(lift).status == "success"
     assert result.status == "error" and "the disk is full: the video" in result.error and "nothing is left of it" in result.error
     assert list((client.base / "output" / "QVG").glob("full*")) == []
+
+
+def test_a_finished_video_stays_when_the_next_one_of_the_batch_fails(client: Client) -> None:
+    prompt = graph("2,16,2,8,8", filename_prefix="QVG/batch")
+    prompt["small"] = {"class_type": "TestingSmallMemory", "inputs": {"vae": ["vae", 0], "latent_pixels": 4}}
+    prompt["save"]["inputs"]["vae"] = ["small", 0]
+    result = client.run(prompt)
+    assert result.status == "error" and "there is no memory left" in result.error
+    (path,) = (client.base / "output" / "QVG").glob("batch*")
+    assert path.name == "batch_00001_.mp4" and len(pictures(path)) == 5
 
 
 @pytest.mark.parametrize(
