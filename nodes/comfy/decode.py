@@ -111,11 +111,12 @@ def split_batch(vae: Any, samples: Tensor) -> list[Tensor]:
 
 
 def count_pictures(vae: Any, latent: Tensor) -> int:
-    """Pictures that a video's latent [1, C, F, h, w] becomes, at most."""
-    frames = latent.shape[2]
-    if _is_picture_by_picture(vae):
+    """Pictures that a video's latent [1, C, F, h, w] becomes; of VAEs that are not decoded in a stream, what ComfyUI says of
+    them."""
+    frames, ratio = latent.shape[2], vae.upscale_ratio
+    if _is_picture_by_picture(vae) or not isinstance(ratio, tuple):
         return frames
-    return frames * max(1, vae.temporal_compression_decode() or 1)
+    return max(1, round(ratio[0](frames) if callable(ratio[0]) else ratio[0] * frames))
 
 
 def tiles_to_try(vae: Any, latent: Tensor) -> list[int]:

@@ -112,7 +112,7 @@ def _write(vae: Any, video: Tensor, settings: _Settings, bar: _Bar, tile: int) -
                 pictures = _in_bytes(decoded)
                 if file is None:
                     height, width = pictures.shape[1:3]
-                    options: Any = {"frames": total, "crf": settings.crf, "metadata": settings.metadata}
+                    options: Any = {"frames": max(total, len(pictures)), "crf": settings.crf, "metadata": settings.metadata}
                     file = stack.enter_context(WholeVideo(place.path, width, height, settings.fps, **options))
                 for picture in pictures:
                     file.write(picture)
