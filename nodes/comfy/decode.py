@@ -116,7 +116,7 @@ def count_pictures(vae: Any, latent: Tensor) -> int:
     frames, ratio = latent.shape[2], vae.upscale_ratio
     if _is_picture_by_picture(vae) or not isinstance(ratio, tuple):
         return frames
-    return max(1, round(ratio[0](frames) if callable(ratio[0]) else ratio[0] * frames))
+    return max(1, int(ratio[0](frames) if callable(ratio[0]) else ratio[0] * frames))
 
 
 def tiles_to_try(vae: Any, latent: Tensor) -> list[int]:
