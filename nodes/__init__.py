@@ -9,6 +9,7 @@ from .api import ComfyExtension, io
 from .cache import QVGKVCache
 from .camera import QVGCameraPath
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
+from .decode import QVGSaveVideo
 from .loaders import QVGLoadDemoWorld
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
@@ -23,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     QVGCompare,
     QVGLoadCausalWan,
     QVGTrainedSigmas,
+    QVGSaveVideo,
 ]
 
 

@@ -31,7 +31,7 @@ Picture = NDArray[np.uint8]
 _CODECS = {"libx264": {"crf": "16", "preset": "medium", "rc-lookahead": "10"}, "mpeg4": {"qmin": "2", "qmax": "3"}}
 # Fragments while writing, an ordinary mp4 after closing: a file that was never closed still plays up to its last fragment.
 _CONTAINER_OPTIONS = {"movflags": "hybrid_fragmented"}
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BT709 = 1
 _LIMITED_RANGE = 1
 
@@ -46,16 +46,20 @@ class VideoWriter:
             video.write(picture)
 
     H.264 (MPEG-4 part 2 where this FFmpeg has no libx264), yuv420p, BT.709. Odd sizes get a row or column more, a copy of the
-    last. Raises `ConfigError` for a size below 1 or a rate outside 0.01..1000 and, on entering, `MediaError` where the file
-    cannot be created. An exception inside the `with` closes the video first and then goes on its way; a video without frames
-    is removed.
+    last. `crf`: H.264's quality, 1 best to 51; None: no visible loss. Raises `ConfigError` for a size below 1, a rate outside
+    0.01..1000 or a quality outside 1..51 and, on entering, `MediaError` where the file cannot be created. An exception inside
+    the `with` closes the video first and then goes on its way; a video without frames is removed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], width: int, height: int, fps: float | Fraction):
+    def __init__(self, path: str | os.PathLike[str], width: int, height: int, fps: float | Fraction, *, crf: int | None = None):
         if width < 1 or height < 1:
             raise ConfigError(f"a video of {width}x{height} pixels cannot be written; both sides must be 1 or more")
         if not 0.01 <= fps <= 1000:
             raise ConfigError(f"a video cannot have {fps} frames per second; use a number from 0.01 to 1000")
+        # 0 would be lossless, in a profile of H.264 that browsers do not play.
+        if crf is not None and not 1 <= crf <= 51:
+            raise ConfigError(f"crf is {crf}, but H.264's quality goes from 1, the best, to 51; 16 shows no loss")
+        self.crf = crf
         self.path = Path(path)
         self.width, self.height = width, height
         self.fps = Fraction(fps).limit_denominator(1001)
@@ -67,8 +71,10 @@ class VideoWriter:
             self._file = _TolerantFile(self.path)
         except OSError as error:
             raise self._refusal(error) from error
-        self._container = av.open(self._file, "w", format="mp4", options=_CONTAINER_OPTIONS)
-        self._stream = cast(av.VideoStream, self._container.add_stream(codec, rate=self.fps, options=_CODECS[codec]))
+        self._container = av.open(self._file, "w", format="mp4", options=self._container_options())
+        self._describe(self._container)
+        options = _CODECS[codec] | ({"crf": str(self.crf)} if self.crf is not None and "crf" in _CODECS[codec] else {})
+        self._stream = cast(av.VideoStream, self._container.add_stream(codec, rate=self.fps, options=options))
         self._stream.width, self._stream.height = self.width + self.width % 2, self.height + self.height % 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.gop_size = max(1, round(self.fps))  # a fragment, and so the most that a kill can cost, is a second
@@ -108,10 +114,16 @@ class VideoWriter:
         if self._file.error and error is None:
             raise self._refusal(self._file.error) from self._file.error
 
+    def _container_options(self) -> dict[str, str]:
+        return _CONTAINER_OPTIONS
+
+    def _describe(self, container: av.container.OutputContainer) -> None:
+        """Hook: what the file says of itself, before anything is written."""
+
     def _refusal(self, error: OSError) -> MediaError:
         kept = f"the first {self.frames_written} frames are kept there as far as they reached the disk"
         rest = kept if self.frames_written else "no frame was written"
-        if error.errno in _FULL_DISK:
+        if error.errno in FULL_DISK:
             return MediaError(f"the disk is full: the video {self.path} is cut short, {rest}; free space or choose another --out")
         reason = error.strerror or type(error).__name__
         return MediaError(f"cannot write the video {self.path} ({reason}), {rest}; choose another --out that can be written")

@@ -48,8 +48,8 @@ class Input:
 class Output:
     kind = ""
 
-    def __init__(self, display_name: str | None = None, tooltip: str | None = None):
-        self.display_name, self.tooltip = display_name or self.kind, tooltip
+    def __init__(self, display_name: str | None = None, tooltip: str | None = None, is_output_list: bool = False):
+        self.display_name, self.tooltip, self.is_output_list = display_name or self.kind, tooltip, is_output_list
 
 
 def _type(kind: str, base: type = Input) -> Any:
@@ -93,9 +93,11 @@ class Schema:
         description: str = "",
         search_aliases: list[str] | None = None,
         is_output_node: bool = False,
+        hidden: list[str] | None = None,
     ):
         self.node_id, self.display_name, self.category, self.description = node_id, display_name, category, description
         self.inputs, self.outputs, self.search_aliases, self.is_output_node = inputs, outputs, search_aliases, is_output_node
+        self.hidden = hidden or []
 
 
 class ComfyNode:
@@ -142,7 +144,7 @@ def object_info(node: Any) -> dict[str, Any]:
         "input": inputs,
         "input_order": {group: list(names) for group, names in inputs.items()},
         "output": [output.kind for output in schema.outputs],
-        "output_is_list": [False for _ in schema.outputs],
+        "output_is_list": [output.is_output_list for output in schema.outputs],
         "output_name": [output.display_name for output in schema.outputs],
         "output_tooltips": [output.tooltip for output in schema.outputs],
         "name": schema.node_id,
@@ -175,6 +177,7 @@ def modules() -> dict[str, types.ModuleType]:
         ComfyNode=ComfyNode,
         NodeOutput=NodeOutput,
         Custom=_type,
+        Hidden=types.SimpleNamespace(prompt="PROMPT", extra_pnginfo="EXTRA_PNGINFO"),
         Combo=_type("COMBO", _ComboInput),
         String=_type("STRING", _StringInput),
         DynamicCombo=types.SimpleNamespace(**vars(_type("COMFY_DYNAMICCOMBO_V3", _DynamicInput)), Option=_Option),

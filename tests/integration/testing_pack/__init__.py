@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import importlib.util
 import json
 import logging
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
+import comfy.ldm.wan.vae2_2
 import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -320,6 +323,158 @@ class TestingOtherAttention:
         return (clone,)
 
 
+TESTS = Path(__file__).resolve().parents[2]
+
+
+def _file(path: Path) -> Any:
+    """A module of the tests, which are no package here."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _of_the_pack(name: str) -> Any:
+    """A module of the pack under test, under the name that ComfyUI has given it."""
+    pack = next(name for name, module in sys.modules.items() if name.endswith("ComfyUI-QVG") and module)
+    return importlib.import_module(f"{pack}.{name}")
+
+
+def _randomised(vae: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in vae.first_stage_model.named_parameters():
+        scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        parameter.data = torch.randn(parameter.shape, generator=generator) * scale + name.endswith("gamma")
+    return vae
+
+
+def _wan_vae(width: int) -> Any:
+    return comfy.sd.VAE(sd=_file(TESTS / "integration" / "tiny_vae.py").state_dict(width=width))
+
+
+def _wan_2_2_vae() -> Any:
+    """Core's class in small. The file of the real one has a size that core does not let vary."""
+    vae = _wan_vae(8)
+    shape = {"z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]}
+    vae.first_stage_model = comfy.ldm.wan.vae2_2.WanVAE(dim=8, dec_dim=16, **shape).eval()
+    vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, vae.device, mm.vae_offload_device())
+    vae.latent_channels, vae.upscale_ratio, vae.upscale_index_formula = 48, (lambda a: max(0, a * 4 - 3), 16, 16), (4, 16, 16)
+    return _randomised(vae)
+
+
+VAES: dict[str, Any] = {
+    "wan 2.1": lambda: _wan_vae(8),
+    "wan 2.1 as wide as it is": lambda: _wan_vae(96),
+    "wan 2.2": _wan_2_2_vae,
+    "pictures": lambda: _randomised(comfy.sd.VAE(sd={"taesd_decoder.1.weight": torch.zeros(64, 4, 3, 3)})),
+    "all at once": lambda: _randomised(
+        comfy.sd.VAE(sd={"decoder.22.bias": torch.zeros(3), "decoder.1.weight": torch.zeros(256, 16, 3, 3)})
+    ),
+}
+
+
+@_node(("VAE",), kind=(list(VAES),))
+class TestingAnyVAE:
+    def run(self, kind: str) -> Any:
+        return (VAES[kind](),)
+
+
+@_node(("LATENT",), shape=("STRING", {"default": "1,16,5,8,8"}), seed=("INT", {"default": 1}))
+class TestingLatent:
+    def run(self, shape: str, seed: int) -> Any:
+        sizes = [int(size) for size in shape.split(",")]
+        return ({"samples": torch.randn(sizes, generator=torch.Generator().manual_seed(seed))},)
+
+
+@_node((), samples=("LATENT",), vae=("VAE",), tile=("INT", {"default": 0}), unload=("BOOLEAN", {"default": False}))
+class TestingDecode:
+    """The pack's pieces against core's decoder: how far they are apart, and how many bytes were alive at most. `unload`: after
+    the first piece all weights leave the device, as under --lowvram."""
+
+    OUTPUT_NODE = True
+
+    def run(self, samples: Any, vae: Any, tile: int, unload: bool) -> Any:
+        decode, live = _of_the_pack("nodes.comfy.decode"), _file(TESTS / "helpers.py").LiveBytes
+        (latent,) = decode.split_batch(vae, samples["samples"])
+        asked, honest = [], mm.load_models_gpu
+        mm.load_models_gpu = lambda *some, **more: (asked.append(more.get("memory_required")), honest(*some, **more))
+        pieces, pictures, cast = [], [], 0
+        try:
+            with live() as ours:
+                for frames, piece in decode.decode_pieces(vae, latent, tile):
+                    pieces.append((frames, len(piece)))
+                    pictures.append(piece.numpy().copy())  # out of torch's sight: where pictures go is not what is measured
+                    del piece
+                    if unload:
+                        vae.patcher.partially_unload(vae.patcher.offload_device, 1 << 40)
+                        unload, cast = False, sum(bool(getattr(m, "comfy_cast_weights", 0)) for m in vae.patcher.model.modules())
+        finally:
+            mm.load_models_gpu = honest
+        got = torch.cat([torch.from_numpy(piece) for piece in pictures])
+        with live() as core:
+            wanted = _core_decodes(vae, samples["samples"], latent, tile)
+        said = {
+            "pieces": pieces,
+            "equal": torch.equal(got, wanted),
+            "difference": float((got - wanted).abs().max()),
+            "moves": float((wanted[1:] - wanted[:-1]).abs().mean()) if len(wanted) > 1 else 0.0,
+            "peak": ours.peak,
+            "core's peak": core.peak,
+            "asked": asked,
+            "cast layers": cast,
+        }
+        return {"ui": {"text": (json.dumps(said),)}}
+
+
+def _core_decodes(vae: Any, samples: torch.Tensor, latent: torch.Tensor, tile: int) -> torch.Tensor:
+    """[n, H, W, C]"""
+    if tile:
+        side = tile // vae.spacial_compression_decode()
+        decoded = vae.decode_tiled_3d(latent, tile_t=999, tile_x=side, tile_y=side, overlap=(1, side // 4, side // 4))
+        return decoded.movedim(1, -1)[0]
+    decoded = vae.decode(samples)
+    return decoded.reshape(-1, *decoded.shape[-3:])
+
+
+@_node(("VAE",), vae=("VAE",), latent_pixels=("INT", {"default": 8}))
+class TestingSmallMemory:
+    """From its third piece on the decoder finds no memory for latents that are wider or higher than so much."""
+
+    def run(self, vae: Any, latent_pixels: int) -> Any:
+        passes = iter(range(1 << 30))
+
+        def refuse(decoder: Any, inputs: Any) -> None:
+            if max(inputs[0].shape[3:]) > latent_pixels and next(passes) >= 2:
+                raise torch.cuda.OutOfMemoryError("there is no memory left")
+
+        vae.first_stage_model.decoder.register_forward_pre_hook(refuse)
+        return (vae,)
+
+
+@_node(("VAE",), vae=("VAE",), model=("MODEL",))
+class TestingWatch:
+    """Notes what is alive of a run's cache whenever the decoder is at work. `model`: kept from being forgotten meanwhile."""
+
+    def run(self, vae: Any, model: Any) -> Any:
+        SAID["alive while decoding"] = []
+
+        def note(decoder: Any, inputs: Any) -> None:
+            gc.collect()
+            SAID["alive while decoding"].append({name: count for name, count in _alive().items() if count})
+
+        vae.first_stage_model.decoder.register_forward_pre_hook(note)
+        return (vae,)
+
+
+def _alive() -> dict[str, int]:
+    """How many objects there are of the classes that a run's cache is made of."""
+    names = [type(each).__name__ for each in gc.get_objects()]
+    return {
+        name: names.count(name) for name in ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan")
+    }
+
+
 @_node((), report=("QVG_REPORT",))
 class TestingRecord:
     """A run's record in numbers, and what is alive of its cache now that it is over."""
@@ -328,12 +483,7 @@ class TestingRecord:
 
     def run(self, report: Any) -> Any:
         gc.collect()
-        alive = [type(each).__name__ for each in gc.get_objects()]
-        left = {
-            name: alive.count(name)
-            for name in ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan")
-        }
-        said = {**dataclasses.asdict(report), "config": report.config.codec, "ratio": report.ratio, "left": left}
+        said = {**dataclasses.asdict(report), "config": report.config.codec, "ratio": report.ratio, "left": _alive()}
         return {"ui": {"text": (json.dumps(said),)}}
 
 

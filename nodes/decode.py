@@ -1,0 +1,66 @@
+"""From LATENT to a video file, with memory that does not grow with the video's length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .api import CATEGORY, InputImpl, io, ui
+
+
+class QVGSaveVideo(io.ComfyNode):
+    """VAE Decode, Create Video and Save Video in one, piece by piece."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QVGSaveVideo",
+            display_name="Decode and Save Video",
+            category=CATEGORY,
+            description="Decodes a video latent piece by piece and writes each piece into an mp4 file at once, so that memory "
+            "does not grow with the length of the video. The pictures are those of VAE Decode.",
+            search_aliases=["qvg", "vae decode", "save video", "long video", "streaming decode"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The sampled video. Each video of a batch becomes a file of its own."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The VAE that belongs to the model. Wan 2.1 and Wan 2.2 are decoded in a stream; other video VAEs "
+                    "all frames at once, as VAE Decode does it.",
+                ),
+                io.Float.Input(
+                    "fps", default=16.0, min=1.0, max=120.0, step=0.01, tooltip="Pictures per second. Wan 2.1 is made for 16."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="QVG/video",
+                    tooltip="Folder and beginning of the name, in the output folder. Takes %date:yyyy-MM-dd%, %width% and such, "
+                    "as Save Video does.",
+                ),
+                io.Int.Input(
+                    "crf",
+                    default=16,
+                    min=1,
+                    max=51,
+                    tooltip="Quality of H.264: lower is better and larger. 16 shows no loss; 6 more take about half the space.",
+                    advanced=True,
+                    optional=True,
+                ),
+            ],
+            outputs=[
+                io.Video.Output(
+                    display_name="video",
+                    tooltip="The file as a video, for Get Video Components or Save Video; one for each of the batch.",
+                    is_output_list=True,
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, samples: dict[str, Any], vae: Any, fps: float, filename_prefix: str, crf: int = 16) -> io.NodeOutput:
+        from .comfy.save_video import save_videos
+
+        hidden = cls.hidden
+        saved = save_videos(vae, samples["samples"], fps, crf, filename_prefix, hidden.prompt, hidden.extra_pnginfo)
+        shown = [ui.SavedResult(video.path.name, video.subfolder, io.FolderType.output) for video in saved]
+        return io.NodeOutput([InputImpl.VideoFromFile(str(video.path)) for video in saved], ui=ui.PreviewVideo(shown))
