@@ -8,8 +8,10 @@ from __future__ import annotations
 from .api import ComfyExtension, io
 from .cache import QVGKVCache
 from .camera import QVGCameraPath
+from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .loaders import QVGLoadDemoWorld
+from .prompts import QVGPromptAtFrame
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
 
@@ -23,6 +25,9 @@ NODES: list[type[io.ComfyNode]] = [
     QVGCompare,
     QVGLoadCausalWan,
     QVGTrainedSigmas,
+    QVGVideoStart,
+    QVGPromptAtFrame,
+    QVGCausalSampler,
 ]
 
 
