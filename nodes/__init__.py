@@ -8,9 +8,11 @@ from __future__ import annotations
 from .api import ComfyExtension, io
 from .cache import QVGKVCache
 from .camera import QVGCameraPath
+from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .decode import QVGSaveVideo
 from .loaders import QVGLoadDemoWorld
+from .prompts import QVGPromptAtFrame
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
 
@@ -25,6 +27,9 @@ NODES: list[type[io.ComfyNode]] = [
     QVGLoadCausalWan,
     QVGTrainedSigmas,
     QVGSaveVideo,
+    QVGVideoStart,
+    QVGPromptAtFrame,
+    QVGCausalSampler,
 ]
 
 

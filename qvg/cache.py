@@ -29,6 +29,11 @@ from .workspace import Workspace
 Origin = tuple[float, float, float]
 
 
+def _as_origins(origins: Sequence[Sequence[float]] | Tensor) -> list[Origin]:
+    rows = origins.tolist() if isinstance(origins, Tensor) else origins
+    return [(float(t), float(r), float(c)) for t, r, c in rows]
+
+
 @dataclass
 class LayerState:
     """Everything one layer remembers, oldest first."""
@@ -176,9 +181,21 @@ class KVCache:
 
     def place(self, origins: Sequence[Sequence[float]] | Tensor) -> None:
         """Positions of the current block: (time, row, column) of each frame's first token. Needed before `attend` with a rope."""
-        rows = origins.tolist() if isinstance(origins, Tensor) else origins
-        self._current_origins = [(float(t), float(r), float(c)) for t, r, c in rows]
+        self._current_origins = _as_origins(origins)
         self._current_rotation = None
+
+    def replace_origins(self, origins: Sequence[Sequence[float]] | Tensor) -> None:
+        """Other positions (time, row, column) for the frames in memory, oldest first: keys are turned to them when they are next
+        read. Raises CacheError for another number of frames, and where keys are kept turned."""
+        self.check_usable()
+        if self.rope is None or self.config.keys == "after_rope":
+            raise CacheError(
+                "this cache keeps keys as they were turned, so their positions are fixed; use a rope and before_rope"
+            )
+        rows = _as_origins(origins)
+        if len(rows) != self.layout.frames:
+            raise CacheError(f"{len(rows)} positions were given for {self.layout.frames} frames in memory; give one for each")
+        self._origins = rows
 
     @torch.no_grad()
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -93,13 +94,13 @@ class CacheSpec:
                     f"{name} {bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"
                 )
 
-    def predict(self, config: QVGConfig, frames: int) -> CacheBytes:
-        """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short)."""
+    def predict(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None = None) -> CacheBytes:
+        """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short), or of
+        these sizes: what `chunks` says of later frames is not looked at."""
         policy, layout = self.check(config), Layout()
         books: list[list[int]] = []  # of each span in memory: frames of the spans that its codebook has grown with
         encoded = 0
-        for start in range(0, frames, self.chunk_frames):
-            chunk = min(self.chunk_frames, frames - start)
+        for chunk in self._cut(frames, chunks):
             step = policy.commit(layout, chunk)
             if step.encode_chunks:
                 span_frames = sum((*layout.tail, chunk)[: step.encode_chunks])
@@ -111,6 +112,16 @@ class CacheSpec:
             del books[: step.evict_spans]
             layout = step.layout
         return self._bytes(config, layout, list({id(book): book for book in books}.values()))
+
+    def _cut(self, frames: int, chunks: Sequence[int] | None) -> Iterator[int]:
+        """Sizes of the chunks that `frames` frames are committed in."""
+        for size in itertools.repeat(self.chunk_frames) if chunks is None else chunks:
+            if frames <= 0:
+                return
+            yield min(size, frames)
+            frames -= size
+        if frames > 0:
+            raise ConfigError(f"chunks {list(chunks or ())} are {frames} frames short of those to predict for; name them all")
 
     def _bytes(self, config: QVGConfig, layout: Layout, books: Sequence[Sequence[int]]) -> CacheBytes:
         exact = ExactCodec(self.dtype)

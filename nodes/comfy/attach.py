@@ -42,7 +42,7 @@ def require_cache(base_model: Any) -> Any:
     name = type(base_model).__name__
     if has_cache_of_core(base_model):
         raise UnsupportedModelError(
-            f"{name} is sampled by ComfyUI's own 'Sampler AR Video'; connect that in place of QVG Sampler"
+            f"{name} is sampled by 'QVG Causal Sampler' or ComfyUI's own 'Sampler AR Video'; connect one in place of QVG Sampler"
         )
     hint = ""
     if name == "WAN21":

@@ -14,6 +14,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...qvg import CacheBytes, ConfigError, ExactSpan, KVCache, UnsupportedModelError
+from ...qvg.policy import Layout
 from ...qvg.rope import pairs_apart
 from ..records import RunRecord
 from .attach import CORE_NAME
@@ -51,19 +52,28 @@ class LayerSlot:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block that has become history."""
+    """A block that has become history. `latent` [B, C, F, H, W], on the CPU."""
 
-    frames: int
+    latent: Tensor
     seconds: float
     cache: CacheBytes
 
+    @property
+    def frames(self) -> int:
+        """Its latent frames."""
+        return self.latent.shape[2]
+
 
 @dataclass(frozen=True)
-class _Pass:
-    """The network's pass at work."""
+class CausalPass:
+    """One pass of the network over `frames` frames. `commits`: they are finished and become history; `repeats`: they were history
+    before. `freqs`: core's rotations, where those that the network makes itself are not to be used."""
 
     first_frame: int
-    is_commit: bool
+    frames: int
+    commits: bool
+    repeats: bool = False
+    freqs: Tensor | None = None
 
 
 class CausalRun:
@@ -71,9 +81,9 @@ class CausalRun:
 
     def __init__(self, plan: CausalPlan):
         self.plan, self.spec = plan, plan.spec
-        self.cache = KVCache(plan.spec, plan.settings.config, None if plan.exact else plan.rope())
+        self.cache = KVCache(plan.spec, plan.settings.config, None if plan.as_core else plan.rope())
         self.blocks: list[_Block] = []
-        self._pass = _Pass(0, False)
+        self._pass = CausalPass(0, 0, False)
         self._next_layer, self._joined_bytes = 0, 0
         self._began = time.perf_counter()
         # One moment's memory is no part of a compiled network. Who has not imported torch._dynamo does not compile, and
@@ -81,35 +91,51 @@ class CausalRun:
         self.attend: Attend = torch.compiler.disable(self._attend) if "torch._dynamo" in sys.modules else self._attend
 
     def slots(self) -> list[LayerSlot]:
-        """One for every layer, for core's sampler to carry."""
+        """One for every layer, for the sampler to carry."""
         return [LayerSlot(self, layer) for layer in range(self.spec.layers)]
 
-    def begin_pass(self, first_frame: int, frames: int, is_commit: bool) -> None:
-        """The network is about to run over `frames` frames; `is_commit`: they are finished."""
-        if first_frame != self.cache.frames_committed:
-            raise UnsupportedModelError(
-                f"the sampler went on at latent frame {first_frame}, but {self.cache.frames_committed} are in memory: "
-                "this sampler's loop is not the one that QVG knows; use ComfyUI's 'Sampler AR Video', or bypass QVG KV Cache"
-            )
-        self._pass, self._next_layer = _Pass(first_frame, is_commit), 0
-        if not self.plan.exact:
-            self.cache.place([(float(first_frame + frame), 0.0, 0.0) for frame in range(frames)])
+    def reindex(self) -> None:
+        """Frames in memory take the positions 0, 1, ... where the plan asks for it: none is farther away than the window."""
+        if self.plan.reindexed:
+            self.cache.replace_origins([(float(frame), 0.0, 0.0) for frame in range(self.cache.layout.frames)])
 
-    def end_pass(self) -> None:
-        """The network has run, once and whole."""
+    def forget(self) -> None:
+        """Empty the memory; the same frames will be seen once more."""
+        frames, held = self.cache.frames_committed, self.cache.layout.frames
+        self.cache.reset()
+        self.cache.resume(Layout(), frames - held, 0, ())
+
+    def begin_pass(self, coming: CausalPass) -> None:
+        """The network is about to run."""
+        if coming.first_frame != self.cache.frames_committed and not coming.repeats:
+            raise UnsupportedModelError(
+                f"the sampler went on at latent frame {coming.first_frame}, but {self.cache.frames_committed} are in memory: "
+                "this sampler's loop is not one that QVG knows; use 'QVG Causal Sampler' or ComfyUI's 'Sampler AR Video', or "
+                "bypass QVG KV Cache"
+            )
+        self._pass, self._next_layer = coming, 0
+        if not self.plan.as_core:
+            first = self.cache.layout.frames if self.plan.reindexed else coming.first_frame
+            self.cache.place([(float(first + frame), 0.0, 0.0) for frame in range(coming.frames)])
+
+    def end_pass(self, latent: Tensor) -> None:
+        """The network has run, once and whole, over `latent`."""
         if self._next_layer != self.spec.layers:
             raise ConfigError(
                 f"a pass stopped after {self._next_layer} of {self.spec.layers} layers, but every step must run the "
                 "network whole; take out the node that skips passes or layers (step caches, skip-layer guidance)"
             )
-        if self._pass.is_commit:
-            self._note_block()
+        if self._pass.commits and not self._pass.repeats:
+            self._note_block(latent)
 
     def _attend(self, slot: LayerSlot, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor) -> Tensor:
         self._check(slot, q)
-        out = self._as_core_does(slot.layer, q, k, v, freqs) if self.plan.exact else self._through_codes(slot.layer, q, k, v)
+        if self.plan.as_core:
+            out = self._as_core_does(slot.layer, q, k, v, freqs if self._pass.freqs is None else self._pass.freqs)
+        else:
+            out = self._through_codes(slot.layer, q, k, v)
         slot.end += q.shape[1]
-        if self._pass.is_commit:
+        if self._pass.commits:
             self.cache.commit_layer(slot.layer)
         else:
             self.cache.release(slot.layer)
@@ -146,12 +172,16 @@ class CausalRun:
         out: Tensor = optimized_attention(q.flatten(2), keys, values, heads=self.spec.heads)
         return out
 
-    def _note_block(self) -> None:
-        now, cache = time.perf_counter(), self.cache.nbytes()
-        frames = self.cache.frames_committed - self._pass.first_frame
+    def _note_block(self, latent: Tensor) -> None:
+        now, cache, frames = time.perf_counter(), self.cache.nbytes(), latent.shape[2]
         seconds, self._began = now - self._began, now
-        self.blocks.append(_Block(frames, seconds, cache))
+        self.blocks.append(_Block(latent.cpu(), seconds, cache))
         say(f"block {len(self.blocks)}/{self.plan.blocks}, cache {cache.total / 1e6:.1f} MB, {seconds / frames:.2f} s/frame")
+
+    def finished(self) -> list[Tensor]:
+        """Blocks that are history, given ones too; none where no other is."""
+        latents = [block.latent for block in self.blocks]
+        return latents if sum(block.frames for block in self.blocks) > self.plan.given_frames else []
 
     def record(self, device: Any) -> RunRecord:
         """The run in numbers; must be made before the cache is freed."""

@@ -19,11 +19,14 @@ from torch import Tensor
 from ...qvg import CacheSpec, QVGConfig, UnsupportedModelError
 from ..records import RECORDS
 from .causal_plan import CausalPlan, make_plan
-from .causal_run import CausalRun, LayerSlot
+from .causal_run import CausalPass, CausalRun, LayerSlot
+from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
 from .progress import say, say_how_it_ended
 
 _KEY = "qvg"
+# In the sampler's `ar_state`: the `CausalPass` that a loop of ours says it is about to make.
+PASS_KEY = "qvg_pass"
 _INIT_ARGUMENTS = ["batch_size", "max_seq_len", "device", "dtype"]
 _ATTENTION_PARTS = ("q", "k", "v", "o", "norm_q", "norm_k", "num_heads", "head_dim")
 
@@ -123,6 +126,8 @@ class CausalSampling:
             if self.run is not None:
                 self.run.cache.reset()
                 say_how_it_ended(error, self.run.cache, len(self.run.blocks), plan.blocks)
+                if plan.keep_finished and self.run.finished():
+                    keep_frames(self.run.finished(), guider.model_patcher.model)
             raise
         finally:
             if self.run is not None:
@@ -140,11 +145,12 @@ class CausalSampling:
         return result
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any) -> Any:
-        """One pass of the network over one block. At noise level 0 it leaves what later blocks will see."""
+        """One pass of the network over one block. Under core's loop the one at noise level 0 leaves what later ones will see."""
         state = model_options.get("transformer_options", {}).get("ar_state")
         if self.run is None or state is None:
             return executor(x, timestep, model_options, *args)
-        self.run.begin_pass(state["start_frame"], x.shape[2], bool((timestep == 0).all()))
+        coming = state.get(PASS_KEY) or CausalPass(state["start_frame"], x.shape[2], bool((timestep == 0).all()))
+        self.run.begin_pass(coming)
         result = executor(x, timestep, model_options, *args)
-        self.run.end_pass()
+        self.run.end_pass(x)
         return result

@@ -22,6 +22,7 @@ from ..records import RECORDS, RunRecord
 from .attach import RUN_KEY, CacheSettings, require_cache, settings_of
 from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
+from .noise_mask import kept_frames
 from .progress import Progress, say, say_how_it_ended
 from .run import Run, ignored_patches, refuse_step_caches
 
@@ -160,21 +161,7 @@ def _blocks(guider: Any, x: Tensor, chunk_frames: int) -> list[Sequence[Sequence
 
 def _given(mask: Tensor | None, latent: Tensor, chunk_frames: int) -> list[Tensor]:
     """Latents of the blocks at the beginning that the mask keeps."""
-    if mask is None:
-        return []
-    low, high = mask.amin(dim=(0, 1, 3, 4)).tolist(), mask.amax(dim=(0, 1, 3, 4)).tolist()
-    mixed = next((frame for frame, pair in enumerate(zip(low, high, strict=True)) if pair not in ((0.0, 0.0), (1.0, 1.0))), None)
-    if mixed is not None:
-        raise ConfigError(
-            f"the noise mask keeps a part of frame {mixed} (its values go from {low[mixed]:.3g} to {high[mixed]:.3g}); a frame "
-            "is either given, 0 everywhere, or generated, 1 everywhere"
-        )
-    frames = high.index(1.0) if 1.0 in high else len(high)
-    if 0.0 in high[frames:]:
-        raise ConfigError(
-            f"the noise mask keeps frame {frames + high[frames:].index(0.0)} after frames that are to be generated; only frames "
-            "at the beginning can be given"
-        )
+    frames = kept_frames(mask)
     return [latent[:, :, start : start + chunk_frames] for start in range(0, frames - chunk_frames + 1, chunk_frames)]
 
 

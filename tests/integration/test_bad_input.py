@@ -53,8 +53,8 @@ def test_models_without_a_cache_on_the_cache_node_and_on_the_sampler(client: Cli
 
 def test_the_causal_model_of_comfyui_on_our_sampler(client: Client) -> None:
     size = {"width": 64, "height": 64, "batch_size": 1, "length": 29}
-    sentence = "WAN21_CausalAR is sampled by ComfyUI's own 'Sampler AR Video'; connect that in place of QVG Sampler"
-    assert client.run(on_the_sampler("causal", ("EmptyARVideoLatent", size))).error.strip() == sentence
+    sentence = "WAN21_CausalAR is sampled by 'QVG Causal Sampler' or ComfyUI's own 'Sampler AR Video'; connect one in place of"
+    assert client.run(on_the_sampler("causal", ("EmptyARVideoLatent", size))).error.strip() == f"{sentence} QVG Sampler"
 
 
 @pytest.mark.parametrize("kind", LATENTS)

@@ -13,6 +13,7 @@ import torch
 from comfyui_qvg.qvg import PRESETS, CacheBytes, CacheSpec, ConfigError, QVGConfig, UnsupportedModelError
 from comfyui_qvg.qvg.errors import CameraPathError
 from comfyui_qvg.qvg.models.variants import VARIANTS
+from comfyui_qvg.qvg.sampling import place_blocks
 
 ADVANCED = {"sink_frames": 1, "recent_frames": 3, "window_frames": None, "span_frames": 24, "seed": 0, "backend": "auto"}
 
@@ -357,3 +358,89 @@ def test_sigmas_of_a_model_of_which_nothing_is_known(part: Any) -> None:
         ConfigError, match="load it with Load Causal Wan and a variant, or connect BasicScheduler, simple, 4 steps"
     ):
         part("causal_loaders").QVGTrainedSigmas.execute(Model(None))
+
+
+def _entry(name: str) -> list[Any]:
+    return [[torch.zeros(1, 1, 1), {"name": name}]]
+
+
+def _holds(part: Any, entries: Any, places: Any) -> list[tuple[int, int, bool]]:
+    return [(start.block, start.frame, start.recache) for start in part("prompts").prompt_starts(entries, places)]
+
+
+def test_prompts_hold_from_the_block_that_their_frame_is_in(part: Any) -> None:
+    node, places = part("prompts").QVGPromptAtFrame, place_blocks(21, 0, 3)
+    first = _entry("a")
+    (chain,) = node.execute(first, _entry("b"), 60).args
+    (chain,) = node.execute(chain, _entry("c"), 30, True).args
+    entries = [entry for _, entry in chain]
+    assert [(entry["name"], entry["qvg_from_frame"]) for entry in entries] == [("a", 0), ("b", 60), ("c", 30)]
+    assert first[0][1] == {"name": "a"}, "what another node made is left alone"
+    # Pixel frames 29 to 32 are latent frame 8, in block 2 (6 to 8); 57 to 60 are latent frame 15, the first of block 5.
+    assert _holds(part, entries, places) == [(0, 0, False), (2, 30, True), (5, 60, False)]
+    assert _holds(part, entries, place_blocks(21, 1, 1))[1:] == [(8, 30, True), (15, 60, False)]
+    assert _holds(part, [entry for _, entry in first], places) == []
+
+
+@pytest.mark.parametrize(("frame", "block"), [(1, 0), (8, 0), (9, 1), (20, 1), (21, 2), (80, 6)])
+def test_the_first_latent_frame_is_one_pixel_frame(part: Any, frame: int, block: int) -> None:
+    """Blocks of 3 latent frames end with pixel frames 8, 20, 32, ..."""
+    prompts = part("prompts")
+    assert prompts._block_of(frame, place_blocks(21, 0, 3)) == block
+
+
+@pytest.mark.parametrize(
+    ("frames", "sentence"),
+    [
+        ([81], "the first prompt begins at frame 81, and nothing says what comes before; connect a prompt"),
+        ([0, 81], "a prompt begins at frame 81, but the video ends with frame 80; choose"),
+        ([0, 22, 32], "prompts begin at frames 22 and 32, which are made together in the block of frames 21 to 32; let"),
+        ([0, 4], "prompts begin at frames 0 and 4, which are made together in the block of frames 0 to 8; let"),
+    ],
+)
+def test_prompts_that_do_not_cover_the_video(part: Any, frames: list[int], sentence: str) -> None:
+    entries = [{"qvg_from_frame": frame} for frame in frames]
+    places = place_blocks(25 if 81 in frames and 0 not in frames else 21, 0, 3)
+    with pytest.raises(ConfigError, match=f"^{sentence}"):
+        part("prompts").prompt_starts(entries, places)
+
+
+def test_a_prompt_is_added_at_a_frame_of_its_own(part: Any) -> None:
+    node = part("prompts").QVGPromptAtFrame
+    (chain,) = node.execute(_entry("a"), _entry("b"), 60).args
+    with pytest.raises(ConfigError, match="a prompt begins at frame 60 already; choose another frame than 0, 60"):
+        node.execute(chain, _entry("c"), 60)
+    with pytest.raises(ConfigError, match="next_conditioning holds prompts that begin at frames of their own; connect"):
+        node.execute(_entry("c"), chain, 30)
+
+
+@pytest.mark.parametrize(("side", "use"), [("width", 848), ("height", 848)])
+def test_sides_of_a_video_are_multiples_of_16(part: Any, side: str, use: int) -> None:
+    node = part("causal").QVGVideoStart
+    said = node.validate_inputs(**{side: 850})
+    assert said == f"{side} is 850, but must be a multiple of 16; use {use}"
+    assert node.validate_inputs(width=832, height=480) is True and node.validate_inputs() is True
+    with pytest.raises(ConfigError, match=f"{side} is 850"):
+        node.execute(**{"width": 832, "height": 480, side: 850}, frames=81, batch_size=1)
+
+
+def test_a_video_begins_with_an_image_or_a_video(part: Any) -> None:
+    node, picture = part("causal").QVGVideoStart, torch.zeros(1, 16, 16, 3)
+    with pytest.raises(ConfigError, match="a start image and a video to extend are both connected"):
+        node.execute(16, 16, 9, 1, vae=object(), start_image=picture, extend={"samples": picture})
+    with pytest.raises(ConfigError, match="a start image needs the VAE"):
+        node.execute(16, 16, 9, 1, start_image=picture)
+
+
+def test_a_noise_mask_keeps_whole_frames_at_the_beginning(part: Any) -> None:
+    kept_frames = part("comfy.noise_mask").kept_frames
+    mask = torch.ones(1, 1, 5, 2, 2)
+    assert kept_frames(None) == 0 and kept_frames(mask) == 0 and kept_frames(0 * mask) == 5
+    mask[:, :, :2] = 0
+    assert kept_frames(mask.expand(2, 16, -1, -1, -1)) == 2
+    mask[:, :, 3] = 0
+    with pytest.raises(ConfigError, match="keeps frame 3 after frames that are to be generated"):
+        kept_frames(mask)
+    mask[:, :, 0, 0] = 0.5
+    with pytest.raises(ConfigError, match="keeps a part of frame 0 .* from 0 to 0.5"):
+        kept_frames(mask)

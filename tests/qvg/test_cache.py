@@ -9,6 +9,7 @@ import torch
 from comfyui_qvg.qvg import BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
 from comfyui_qvg.qvg.codec import KeyValueCodecs
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
+from comfyui_qvg.qvg.rope import wan_rope
 from comfyui_qvg.qvg.span import Dictionary
 from torch import Tensor
 
@@ -340,3 +341,53 @@ def test_layers_commit_in_order_and_a_commit_cut_off_is_noticed() -> None:
     cache.reset()
     cache.attend(0, *block)
     cache.commit_layer(0)
+
+
+ROPE = wan_rope(2, 3, 64)
+
+
+def _placed(cache: KVCache, frames: range, at: int = 0) -> list[Tensor]:
+    outs = []
+    for frame in frames:
+        cache.place([(float(frame + at), 0.0, 0.0)])
+        outs += [cache.attend(layer, *_block(frame * 10 + layer)) for layer in range(2)]
+        cache.commit()
+    return outs
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_replaced_positions_are_those_that_frames_might_have_had(name: str) -> None:
+    """A cache whose frames were placed elsewhere from the beginning attends alike: keys are kept before they are turned."""
+    config = CODECS[name].with_changes(window_frames=11)
+    moved, born = KVCache(SPEC, config, ROPE), KVCache(SPEC, config, ROPE)
+    _placed(moved, range(13), at=300)
+    _placed(born, range(13))
+    moved.place([(313.0, 0.0, 0.0)])
+    before = moved.attend(1, *_block(5))
+    moved.replace_origins(born.origins)
+    assert moved.origins == born.origins and len(born.origins) == born.layout.frames < 13
+    for cache in (moved, born):
+        cache.place([(13.0, 0.0, 0.0)])
+    out = moved.attend(1, *_block(5))
+    assert torch.equal(out, born.attend(1, *_block(5))) and moved.nbytes() == born.nbytes()
+    # RoPE is relative: all moved alike is as before, to rounding; a new distance is another result.
+    assert torch.allclose(before, out, atol=1e-3)
+    moved.replace_origins([(float(frame), 0.0, 0.0) for frame in range(moved.layout.frames)])
+    assert not torch.allclose(moved.attend(1, *_block(5)), out, atol=1e-3)
+
+
+def test_positions_are_replaced_one_for_each_frame_and_where_keys_are_not_turned_yet() -> None:
+    cache = KVCache(SPEC, CONFIG, ROPE)
+    _placed(cache, range(3))
+    with pytest.raises(CacheError, match="2 positions were given for 3 frames in memory"):
+        cache.replace_origins([(0.0, 0.0, 0.0)] * 2)
+    assert cache.origins == [(float(frame), 0.0, 0.0) for frame in range(3)]
+    for turned in (KVCache(SPEC, CONFIG), KVCache(SPEC, CONFIG.with_changes(keys="after_rope"), ROPE)):
+        with pytest.raises(CacheError, match="keeps keys as they were turned"):
+            turned.replace_origins([])
+    for layer in range(2):
+        cache.place([(3.0, 0.0, 0.0)])
+        cache.attend(layer, *_block(30 + layer))
+    cache.commit_layer(0)
+    with pytest.raises(CacheError, match="failed half-way"):
+        cache.replace_origins([(0.0, 0.0, 0.0)] * 3)

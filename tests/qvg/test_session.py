@@ -293,3 +293,13 @@ def test_a_failed_save_leaves_the_old_file(saved: Path) -> None:
     with pytest.raises(CacheFileError, match="could not be written"):
         save_cache(load_cache(saved, ROPE), saved.parent / "no_such_folder" / "cache.safetensors")
     assert saved.read_bytes() == before
+
+
+def test_replaced_positions_are_saved(tmp_path: Path) -> None:
+    cache = KVCache(SPEC, CONFIG, ROPE)
+    _steps(cache, range(17))
+    cache.replace_origins([(0.0, 2.0 * frame, 0.0) for frame in range(cache.layout.frames)])
+    save_cache(cache, tmp_path / "cache.safetensors")
+    resumed = load_cache(tmp_path / "cache.safetensors", ROPE)
+    assert resumed.origins == cache.origins
+    assert all(torch.equal(a, b) for a, b in zip(_steps(cache, range(17, 24)), _steps(resumed, range(17, 24)), strict=True))

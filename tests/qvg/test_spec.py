@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig
+from comfyui_qvg.qvg import CacheSpec, ConfigError, KVCache, QVGConfig
 from comfyui_qvg.qvg.codec import QVGCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.span import storage_bytes
@@ -106,3 +106,27 @@ def test_exact_bytes_are_sixteen_bits_per_value() -> None:
     spec = CacheSpec(layers=30, heads=12, head_dim=128, tokens_per_frame=1560, chunk_frames=3)
     assert spec.exact_bytes(21) == 30 * 21 * 1560 * 1536 * 2 * 2
     assert spec.predict(QVGConfig.preset("exact"), 21).total == spec.exact_bytes(21)
+
+
+@pytest.mark.parametrize("sink_frames", [0, 1, 3])
+@pytest.mark.parametrize("chunks", [[1, *[3] * 8, 2], [2, *[3] * 8], [3, 1, 3, 2, 3, 3, 3, 1]], ids=["image", "extension", "any"])
+@pytest.mark.parametrize("name", ["exact", "qvg", "shared_and_evicted", "klt_8_window", "klt_3", "kivi", "bits_v"])
+def test_short_chunks_are_predicted(name: str, chunks: list[int], sink_frames: int) -> None:
+    """A video that begins with an image, or goes on from another one, has a short first chunk."""
+    config = CONFIGS[name].with_changes(sink_frames=sink_frames)
+    config = config if config.window_frames is None else config.with_changes(window_frames=16)
+    spec = CacheSpec(layers=1, heads=2, head_dim=128, tokens_per_frame=12, chunk_frames=3)
+    generator = torch.Generator().manual_seed(0)
+    with KVCache(spec, config) as cache:
+        for at, chunk in enumerate(chunks):
+            cache.attend(0, *torch.randn(3, 1, 2, 12 * chunk, 128, generator=generator))
+            cache.commit()
+            assert cache.nbytes() == spec.predict(config, sum(chunks[: at + 1]), chunks), at
+            assert config.window_frames is None or cache.layout.frames <= config.window_frames - 3
+        assert cache.nbytes() == spec.predict(config, sum(chunks), [*chunks, 3, 3])
+
+
+def test_chunks_must_reach_the_frames_to_predict_for() -> None:
+    spec = CacheSpec(layers=1, heads=2, head_dim=128, tokens_per_frame=12, chunk_frames=3)
+    with pytest.raises(ConfigError, match=r"chunks \[1, 3\] are 2 frames short"):
+        spec.predict(QVGConfig(), 6, [1, 3])

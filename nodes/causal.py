@@ -1,0 +1,170 @@
+"""Causal Wan video (Self-Forcing and its family): what it starts from, and the sampler that makes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..qvg.errors import ConfigError
+from .api import CATEGORY, io
+
+FPS = 16
+POSITIONS = ("absolute", "reindexed")
+
+
+class QVGVideoStart(io.ComfyNode):
+    """An empty video of any length, or one that begins with given frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        size = {"min": 16, "max": 8192, "step": 16}
+        return io.Schema(
+            node_id="QVGVideoStart",
+            display_name="Causal Video Start",
+            category=CATEGORY,
+            description="The latent that a causal Wan video starts from, of any length: empty, or with a start image, or with a "
+            "video to go on from. For SamplerCustomAdvanced with QVG Causal Sampler.",
+            search_aliases=["qvg", "empty latent video", "image to video", "extend video"],
+            inputs=[
+                io.Int.Input("width", default=832, tooltip="Of the video, in pixels.", **size),
+                io.Int.Input("height", default=480, tooltip="Of the video, in pixels.", **size),
+                io.Int.Input(
+                    "frames",
+                    default=81,
+                    min=1,
+                    max=1_000_000,
+                    step=4,
+                    tooltip="Of the whole video, given ones included, at 16 a second: 81 are 5 seconds. 1 and then fours; others "
+                    "are rounded down.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos made at once, each with noise of its own."),
+                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, for the start image.", optional=True),
+                io.Image.Input(
+                    "start_image",
+                    tooltip="The picture that the video begins with, cut to its size. Frame-wise models are made for it.",
+                    optional=True,
+                ),
+                io.Latent.Input(
+                    "extend", tooltip="A sampled video to go on from: it becomes the beginning of this one.", optional=True
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="For SamplerCustomAdvanced; its noise mask keeps given frames.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
+        return _size_complaint(width=width, height=height) or True
+
+    @classmethod
+    def execute(
+        cls,
+        width: int,
+        height: int,
+        frames: int,
+        batch_size: int,
+        vae: Any = None,
+        start_image: Any = None,
+        extend: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        complaint = _size_complaint(width=width, height=height)
+        if complaint is not None:
+            raise ConfigError(complaint)
+        if start_image is not None and extend is not None:
+            raise ConfigError(
+                "a start image and a video to extend are both connected, but a video begins with one of them; take one out"
+            )
+        if start_image is not None and vae is None:
+            raise ConfigError("a start image needs the VAE that makes a latent of it; connect Wan 2.1's VAE")
+        from .comfy.progress import say
+        from .comfy.video_start import start_latent
+
+        latents = (frames - 1) // 4 + 1
+        latent = start_latent((width, height), latents, batch_size, vae, start_image, extend)
+        pixels = 4 * latents - 3
+        say(f"{pixels} frames, {pixels / FPS:.1f} s at {FPS} a second; {latents} latent frames")
+        return io.NodeOutput(latent)
+
+
+def _size_complaint(**sides: int | None) -> str | None:
+    """What is wrong with width or height; those that are linked are not known yet."""
+    for name, pixels in sides.items():
+        if pixels is not None and pixels % 16:
+            return f"{name} is {pixels}, but must be a multiple of 16; use {max(16, round(pixels / 16) * 16)}"
+    return None
+
+
+class QVGCausalSampler(io.ComfyNode):
+    """Our loop for ComfyUI's causal Wan as a SAMPLER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        advanced = {"advanced": True, "optional": True}
+        return io.Schema(
+            node_id="QVGCausalSampler",
+            display_name="QVG Causal Sampler",
+            category=CATEGORY,
+            description="Samples ComfyUI's causal Wan (Self-Forcing, Causal-Forcing and their family) block after block, as "
+            "Sampler AR Video does, at any length. Goes on from given frames, follows Prompt at Frame, and keeps finished frames "
+            "when it is interrupted. Connect it to SamplerCustomAdvanced, and QVG KV Cache to the model.",
+            search_aliases=["qvg", "autoregressive sampler", "ar video", "self-forcing", "causal-forcing", "longlive"],
+            inputs=[
+                io.Int.Input(
+                    "frames_per_block",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="Latent frames made together. 0: as the model was trained, if its loader knows; else 3 for "
+                    "Self-Forcing, 1 for frame-wise Causal-Forcing.",
+                    optional=True,
+                ),
+                io.Combo.Input(
+                    "positions",
+                    options=list(POSITIONS),
+                    default="absolute",
+                    tooltip="With window_frames on QVG KV Cache. absolute: frames keep their place in the video, so the "
+                    "first ones get ever farther away. reindexed: frames in memory are counted from 0, so distances "
+                    "stay as trained.",
+                    optional=True,
+                ),
+                io.Sigmas.Input(
+                    "first_block_sigmas",
+                    tooltip="Steps of the first block alone, for models trained so (Causal-Forcing++). Not connected: as the "
+                    "model's loader knows.",
+                    optional=True,
+                ),
+                io.Float.Input(
+                    "context_noise",
+                    default=0.0,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="Noise level, from 0 to 1, that finished blocks are remembered at. 0 for every model known so far.",
+                    **advanced,
+                ),
+                io.Boolean.Input(
+                    "keep_finished",
+                    default=True,
+                    tooltip="After an interrupt or a failure, leave the finished frames as QVG/interrupted_*.latent in the "
+                    "output folder.",
+                    **advanced,
+                ),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        frames_per_block: int = 0,
+        positions: str = "absolute",
+        first_block_sigmas: Any = None,
+        context_noise: float = 0.0,
+        keep_finished: bool = True,
+    ) -> io.NodeOutput:
+        from .comfy.causal_plan import CausalOptions
+        from .comfy.causal_sampler import make_causal_sampler
+
+        first = None if first_block_sigmas is None else tuple(first_block_sigmas.tolist())
+        options = CausalOptions(frames_per_block, context_noise, first, positions == "reindexed", keep_finished)
+        return io.NodeOutput(make_causal_sampler(options))
