@@ -112,6 +112,14 @@ class CacheSpec:
             layout = step.layout
         return self._bytes(config, layout, list({id(book): book for book in books}.values()))
 
+    def device_bytes(self, config: QVGConfig, frames: int) -> int:
+        """Bytes of `predict` that are on the device that attends. With `offload="cpu"`: exact frames, and the packed spans of two
+        layers. Where that device is the CPU itself, nothing is away."""
+        sizes = self.predict(config, frames)
+        if not config.offloads:
+            return sizes.total
+        return sizes.exact + (sizes.total - sizes.exact) // self.layers * min(2, self.layers)
+
     def _bytes(self, config: QVGConfig, layout: Layout, books: Sequence[Sequence[int]]) -> CacheBytes:
         exact = ExactCodec(self.dtype)
         rows = (self.batch, self.heads, self.head_dim)
