@@ -74,8 +74,8 @@ def save_cache(cache: KVCache, path: Path) -> None:
 
 
 def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | str = "cpu") -> KVCache:
-    """A cache that goes on where the saved one stopped, on `device` (offloaded spans in CPU memory). Its rope comes from the file;
-    one that is given must be the same."""
+    """A cache that goes on where the saved one stopped, on `device`, with offloaded spans in CPU memory. Its rope comes from the
+    file; one that is given must be the same."""
     path = Path(path)
     state, tensors = _read(path, device)
     try:
