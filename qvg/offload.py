@@ -125,7 +125,7 @@ class Depot:
 
         def put(tensor: Tensor) -> Tensor:
             sizes.append(tensor.nbytes)
-            return tensor.to(device, non_blocking=True, copy=True)
+            return tensor.to(device, non_blocking=stream is not None, copy=True)
 
         there = put_all([span for pair in pairs for span in pair], put)
         ready = None if stream is None else stream.record_event()

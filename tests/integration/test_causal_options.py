@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
@@ -13,7 +14,7 @@ from comfyui_qvg.qvg import CacheSpec, QVGConfig
 from safetensors.torch import save_file
 
 from . import tiny_wan
-from .client import Client, Prompt, between, bypassed
+from .client import Client, Prompt, between, bypassed, node, workflow
 from .test_causal_wan import (  # the fixture writes the checkpoints
     BALANCED,
     BLOCK,
@@ -103,6 +104,16 @@ def test_interrupt_and_failure_leave_nothing_of_an_offloaded_cache(client: Clien
     short = away(BALANCED, frames=10)
     assert not any(record(client, short)["left"].values())
     assert torch.equal(client.latent(native(BALANCED, frames=10)), client.latent(short))
+
+
+def test_the_demo_world_s_spans_may_be_elsewhere_too(client: Client) -> None:
+    prompt = workflow()
+    far = copy.deepcopy(prompt)
+    far[node(far, "QVGKVCache")]["inputs"]["offload"] = "cpu"
+    far = between(far, "TestingHomeElsewhere", "")
+    assert torch.equal(client.latent(prompt), client.latent(far))
+    result = client.run(far)
+    assert re.search(r"offload cpu: \d\.\d\d MB in CPU memory", result.outputs[node(far, "QVGCacheReport")]["text"][0])
 
 
 def padded(cache: dict[str, Any] | None, words: int = WORDS, merge: bool = True, **more: Any) -> Prompt:
