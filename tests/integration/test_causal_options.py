@@ -208,6 +208,14 @@ def test_another_node_s_cross_attention_is_left_alone(client: Client) -> None:
     assert psnr_db(plain, client.latent(behind)) > MERGED_FLOOR_DB
 
 
+def test_a_model_that_attends_to_an_image_is_left_alone(client: Client) -> None:
+    widgets = {"bits_k": 2.0, "bits_v": 2.0, "clusters": 0, "transform": "klt", "spans_per_codebook": 8}
+    seen, prompt = len(client.log()), padded({"cache": "klt", **{f"cache.{name}": value for name, value in widgets.items()}})
+    prompt["loader"] = {"class_type": "TestingForeignModel", "inputs": {"kind": "causal, images"}}
+    client.run(prompt)
+    assert "merge_padding has no effect on this model: it attends to an image beside the prompt" in client.log()[seen:]
+
+
 def test_two_cache_nodes_the_last_one_merges_or_does_not(client: Client) -> None:
     for first, last in ((True, False), (False, True)):
         prompt = padded(BALANCED, merge=last, frames=10)

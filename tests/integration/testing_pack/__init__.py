@@ -70,9 +70,9 @@ def _image_model() -> Any:
     return comfy.model_base.BaseModel(settings, unet_model=_TinyNetwork)
 
 
-def _causal_model() -> Any:
+def _causal_model(**more: Any) -> Any:
     shape = {"dim": 96, "ffn_dim": 64, "num_heads": 4, "num_layers": 1, "text_dim": 32, "freq_dim": 32, "dtype": torch.float32}
-    return comfy.supported_models.WAN21_CausalAR_T2V({"image_model": "wan2.1", **shape}).get_model({})
+    return comfy.supported_models.WAN21_CausalAR_T2V({"image_model": "wan2.1", **shape, **more}).get_model({})
 
 
 def _forked_model() -> Any:
@@ -83,10 +83,18 @@ def _forked_model() -> Any:
     return model
 
 
-@_node(("MODEL",), kind=(["image", "causal", "forked"],))
+def _causal_model_with_images() -> Any:
+    """As one would be whose cross-attention sees a picture beside the prompt."""
+    return _causal_model(model_type="i2v")
+
+
+KINDS = {"image": _image_model, "causal": _causal_model, "forked": _forked_model, "causal, images": _causal_model_with_images}
+
+
+@_node(("MODEL",), kind=(list(KINDS),))
 class TestingForeignModel:
     def run(self, kind: str) -> Any:
-        return (_patcher({"image": _image_model, "causal": _causal_model, "forked": _forked_model}[kind]()),)
+        return (_patcher(KINDS[kind]()),)
 
 
 def _must_not_run(*args: Any, **kwargs: Any) -> Any:
