@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
-from ..qvg.config import TRANSFORMS, require_bits
+from ..qvg.config import OFFLOADS, TRANSFORMS, require_bits
 from .api import CATEGORY, io
 
 # What people see first is what most of them want.
@@ -62,6 +62,8 @@ class QVGKVCache(io.ComfyNode):
         seed: int = _DEFAULT.seed,
         backend: str = _DEFAULT.backend,
         read: str = "auto",
+        offload: str = _DEFAULT.offload,
+        merge_padding: bool = False,
     ) -> io.NodeOutput:
         from .comfy.attach import with_cache
 
@@ -74,8 +76,9 @@ class QVGKVCache(io.ComfyNode):
             seed=seed,
             backend=backend,
             read=read,
+            offload=offload,
         )
-        return io.NodeOutput(with_cache(model, config))
+        return io.NodeOutput(with_cache(model, config, merge_padding))
 
 
 def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
@@ -228,6 +231,21 @@ def _advanced_inputs() -> list[Any]:
             default="auto",
             tooltip="How attention reads the memory. exact: through a workspace of fixed size. fast: the same in 8 bits, a "
             "little less exact. direct: the codes themselves, no workspace. auto: exact, or direct for few queries on a GPU.",
+            **advanced,
+        ),
+        io.Combo.Input(
+            "offload",
+            options=list(OFFLOADS),
+            default=_DEFAULT.offload,
+            tooltip="Where encoded frames are kept. gpu: on the card. cpu: in the computer's memory; a layer's come to the card "
+            "while the layer before computes. For cards with little memory. Exact frames stay on the card.",
+            **advanced,
+        ),
+        io.Boolean.Input(
+            "merge_padding",
+            default=False,
+            tooltip="Causal Wan: the empty tokens that fill the prompt up to 512 are all alike; read them once. The result is "
+            "the same up to rounding. No effect with exact.",
             **advanced,
         ),
     ]

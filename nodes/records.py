@@ -9,15 +9,32 @@ import torch
 from torch import Tensor
 
 from ..qvg import CacheBytes, QVGConfig
+from ..qvg.offload import Places
 
 # Runs that are remembered; a record takes about 100 bytes per latent frame.
 MAX_RECORDS = 256
 
 
 @dataclass(frozen=True)
+class PromptBytes:
+    """What cross-attention keeps of a prompt: bytes of all layers, and the keys of one, as the model got them and as it reads
+    them."""
+
+    nbytes: int = 0
+    keys: int = 0
+    keys_read: int = 0
+
+    def text(self) -> str:
+        """For people."""
+        merged = "" if self.keys == self.keys_read else f" for {self.keys}, its padding merged"
+        return f"prompt: {self.nbytes / 1e6:.2f} MB for cross-attention, {self.keys_read} keys a layer{merged}"
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value.
-    `span_frames`: of a whole span, as the codec, the model's blocks and the window left it."""
+    `span_frames`: of a whole span, as the codec, the model's blocks and the window left it. `places`: where the bytes at the end
+    are; `prompt`: what cross-attention keeps beside the cache, of a model that has a prompt."""
 
     model: str
     device: str
@@ -30,6 +47,8 @@ class RunRecord:
     workspace_bytes: int
     given_frames: int
     read: tuple[str, ...] = ()
+    places: Places | None = None
+    prompt: PromptBytes = PromptBytes()
 
     @property
     def frames(self) -> int:
@@ -69,12 +88,24 @@ class RunRecord:
             f"all frames at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
             f"ratio {self.ratio:.2f}x over all {self.frames} frames, exact frames included",
             f"holds, in MB: {parts}; attention's workspace beside it {self.workspace_bytes / 1e6:.2f}",
+            *self._places(),
+            *([self.prompt.text()] if self.prompt.keys else []),
             *(f"read: {line}" for line in self.read),
             f"{self.seconds_per_frame:.3f} s per generated frame",
         ]
         if self.config.codec != "none" and not self.components.codes:
             lines.append("Nothing was encoded: the video is too short. Generate more frames, or use shorter spans.")
         return "\n".join(lines)
+
+    def _places(self) -> list[str]:
+        """Where packed spans live, if that is not with the rest."""
+        if self.places is None or not self.config.offloads:
+            return []
+        if not self.places.home:
+            why = f"the model runs on {self.device}" if self.components.codes else "nothing was encoded"
+            return [f"offload cpu: nothing to move, {why}"]
+        sizes = (size / 1e6 for size in (self.places.home, self.places.device, self.places.visiting))
+        return ["offload cpu: {:.2f} MB in CPU memory; {:.2f} MB on the device, and copies of at most {:.2f} MB".format(*sizes)]
 
 
 def _settings(config: QVGConfig, span_frames: int) -> str:

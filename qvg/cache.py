@@ -19,6 +19,7 @@ from .codec import ExactCodec, make_codecs
 from .codec.base import EncodeHint, TurningCodec
 from .config import QVGConfig
 from .errors import CacheError, ConfigError, NonFiniteError
+from .offload import Depot, Places
 from .policy import Layout, Step
 from .read import Readings
 from .rope import GridRope, Rotation, rotate, turn_
@@ -52,10 +53,10 @@ class LayerState:
 
 
 class LayerCache:
-    """Memory of one layer: append, commit, evict, reset."""
+    """Memory of one layer: append, commit, evict, reset. With a `depot` its packed spans are kept there."""
 
-    def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int):
-        self.spec, self.config, self.layer = spec, config, layer
+    def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int, depot: Depot | None = None):
+        self.spec, self.config, self.layer, self.depot = spec, config, layer, depot
         self.codecs, self.exact = make_codecs(config, spec.dtype), ExactCodec(spec.dtype)
         self.state = LayerState()
 
@@ -95,16 +96,23 @@ class LayerCache:
             state.spans.append(span)
             state.spans_encoded += 1
             del state.tail[: step.encode_chunks]
+            self._forget_copies()
         self.evict(step.evict_spans, step.evict_chunks)
 
     def evict(self, spans: int, chunks: int) -> None:
         """Forget the oldest spans and the oldest chunks of the tail. A shared codebook leaves with its last span."""
         del self.state.spans[:spans]
         del self.state.tail[:chunks]
+        if spans:
+            self._forget_copies()
 
     def reset(self) -> None:
         """As after `__init__`."""
         self.state = LayerState()
+
+    def _forget_copies(self) -> None:
+        if self.depot is not None:
+            self.depot.forget(self.layer)
 
     def _encode(self, due: Sequence[Pair], which: int) -> Span:
         chunks = [pair[which] for pair in due]
@@ -114,8 +122,9 @@ class LayerCache:
                 f"layer {self.layer}: a span that is already encoded came up for encoding again; this is a bug in the policy"
             )
         self.state.encode_calls += 1
-        hint = self._hint(which)
-        span = self.codecs[which].encode(torch.cat(exact, 2) if len(exact) > 1 else exact[0], hint)
+        hint, codec = self._hint(which), self.codecs[which]
+        x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
+        span = codec.encode(x, hint) if self.depot is None else self.depot.encode(codec, x, hint)
         if hint.reuse is not None and isinstance(span, TransformSpan) and span.codebook is not hint.reuse:
             self._hand_on(span, hint.reuse, which)
         return span
@@ -151,10 +160,16 @@ class KVCache:
     """Keys and values of all layers. Use it in a `with`: memory is freed when a run ends, fails or is interrupted.
 
     `rope` turns keys and queries on their way into attention; without it they are used as they come. `attend` and `commit` are
-    all a backbone needs.
+    all a backbone needs. `home` is the device whose memory packed spans are kept in with `offload="cpu"`.
     """
 
-    def __init__(self, spec: CacheSpec, config: QVGConfig | None = None, rope: GridRope | None = None):
+    def __init__(
+        self,
+        spec: CacheSpec,
+        config: QVGConfig | None = None,
+        rope: GridRope | None = None,
+        home: torch.device | str = "cpu",
+    ):
         self.spec, self.config, self.rope = spec, config or QVGConfig.preset("qvg"), rope
         self.policy = spec.check(self.config)
         require_backend(self.config.backend)
@@ -163,7 +178,8 @@ class KVCache:
                 f"rope has {rope.tokens_per_frame} tokens per frame, but the cache {spec.tokens_per_frame}; "
                 "make both from one model"
             )
-        self.layers = [LayerCache(spec, self.config, layer) for layer in range(spec.layers)]
+        self.depot = Depot(home) if self.config.offloads else None
+        self.layers = [LayerCache(spec, self.config, layer, self.depot) for layer in range(spec.layers)]
         self.workspace = Workspace(self.config.workspace_mb << 20)
         self.readings = Readings(self.config)
         self._begin()
@@ -227,9 +243,17 @@ class KVCache:
             if turn is not None:
                 turn_(out, turn)
 
-        pairs = self.layers[layer].state.history
-        history = History(pairs, (k, v), decode, rotation, self.spec.tokens_per_frame)
+        history = History(self._history(layer, q.device), (k, v), decode, rotation, self.spec.tokens_per_frame)
         return attend(q, history, self.workspace, self.readings.choose(q), self.config.backend)
+
+    def _history(self, layer: int, device: torch.device) -> list[Pair]:
+        """What a layer remembers, on the device where it attends."""
+        state = self.layers[layer].state
+        if self.depot is None:
+            return state.history
+        following = (layer + 1) % len(self.layers)
+        spans = self.depot.visit(device, (layer, state.spans), (following, self.layers[following].state.spans))
+        return [*state.sink, *spans, *state.tail]
 
     def explain(self) -> list[str]:
         """How this cache was read so far, and why so: a line for every kind of queries that came up."""
@@ -304,6 +328,8 @@ class KVCache:
         """As after `__init__`; all memory is given back."""
         for layer in self.layers:
             layer.reset()
+        if self.depot is not None:
+            self.depot.clear()
         self.workspace.clear()
         self._begin()
 
@@ -320,6 +346,14 @@ class KVCache:
         """Bytes of the history, counted from the storages that are there; shared ones once."""
         spans = [span for layer in self.layers for pair in layer.state.history for span in pair]
         return CacheBytes(**storage_bytes(spans))
+
+    def places(self) -> Places:
+        """Where the bytes of `nbytes` are."""
+        total = self.nbytes().total
+        if self.depot is None or not self.depot.away:
+            return Places(total)
+        packed = sum(storage_bytes(span for layer in self.layers for pair in layer.state.spans for span in pair).values())
+        return Places(total - packed, packed, self.depot.peak)
 
     def verify_encoded(self) -> None:
         """Raise CacheError unless every layer's codec was called, and exactly as often as the policy asked."""

@@ -13,6 +13,7 @@ from .errors import ConfigError
 
 CODECS = ("none", "qvg", "klt", "rtn", "kivi", "quarot")
 READS = ("auto", "exact", "fast", "direct")
+OFFLOADS = ("gpu", "cpu")
 KEY_STORAGE = ("before_rope", "after_rope")
 TRANSFORMS = ("klt", "hadamard")
 GROUP_SIZES = (16, 32, 64, 128)
@@ -52,6 +53,8 @@ class QVGConfig:
     read                how attention reads the cache: "exact" decodes into a workspace, "fast" does so in 8 bits, "direct" reads
                         the codes; "auto" takes exact, or direct for few queries on a GPU
     workspace_mb        upper bound of the memory that attention takes beside the cache, in MiB; 0: none, read directly
+    offload             where packed spans are kept: "gpu", the device that attends, or "cpu", from which a layer's come as it
+                        attends; codec "none" packs nothing
     """
 
     codec: str = "qvg"
@@ -74,11 +77,13 @@ class QVGConfig:
     backend: str = "auto"
     read: str = "auto"
     workspace_mb: int = 512
+    offload: str = "gpu"
 
     def __post_init__(self) -> None:
         _require_choice("codec", self.codec, CODECS)
         _require_choice("backend", self.backend, BACKENDS)
         _require_choice("read", self.read, READS)
+        _require_choice("offload", self.offload, OFFLOADS)
         for name, bits in (("bits", self.bits), ("bits_v", self.bits if self.bits_v is None else self.bits_v)):
             require_bits(name, bits, self.codec)
         _require_choice("keys", self.keys, KEY_STORAGE)
@@ -112,6 +117,11 @@ class QVGConfig:
     def whole_bits(self) -> int:
         """`bits` of the codecs that give every channel the same."""
         return int(self.bits)
+
+    @property
+    def offloads(self) -> bool:
+        """Whether spans are kept in CPU memory."""
+        return self.offload == "cpu" and self.codec != "none"
 
     def with_changes(self, **changes: Any) -> QVGConfig:
         """A copy with some fields changed; an unknown name raises ConfigError."""

@@ -24,6 +24,7 @@ from .errors import CacheFileError, ConfigError
 from .files import written_whole
 from .policy import Layout
 from .rope import GridRope
+from .span import AnyCodebook, move
 from .span_files import codebook_facts, codebook_tensors, restore_codebook, restore_span
 from .spec import CacheSpec
 
@@ -73,7 +74,8 @@ def save_cache(cache: KVCache, path: Path) -> None:
 
 
 def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | str = "cpu") -> KVCache:
-    """A cache that goes on where the saved one stopped. Its rope comes from the file; one that is given must be the same."""
+    """A cache that goes on where the saved one stopped, on `device`, with offloaded spans in CPU memory. Its rope comes from the
+    file; one that is given must be the same."""
     path = Path(path)
     state, tensors = _read(path, device)
     try:
@@ -86,7 +88,7 @@ def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | 
         origins = [(float(t), float(r), float(c)) for t, r, c in state["origins"]]
         if saved_rope is not None and len(origins) != layout.frames:
             raise ConfigError(f"{len(origins)} positions for {layout.frames} frames")
-        _restore_layers(cache, layout, state, tensors)
+        _restore_layers(cache, layout, state, tensors, torch.device(device))
         cache.resume(layout, int(state["frames_committed"]), int(state["spans_due"]), origins)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CacheFileError(
@@ -103,7 +105,7 @@ def _rope(saved: dict[str, Any]) -> GridRope:
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a file of ours, or CacheFileError."""
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
+        with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise CacheFileError(
@@ -115,19 +117,25 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
                     f"{path} has cache format version {metadata['version']}, this version reads {VERSION}; "
                     "update the pack to open a newer one"
                 )
-            return json.loads(metadata["state"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            state = json.loads(metadata["state"])
+        place = "cpu" if state["config"].get("offload") == "cpu" else str(device)
+        with safe_open(path, "pt", device=place) as file:
+            return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except CacheFileError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheFileError(
             f"{path} cannot be read as a saved cache ({error}); it may be truncated or foreign, save the cache again"
         ) from error
 
 
-def _restore_layers(cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _restore_layers(
+    cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+) -> None:
     facts = state.get("codebook_facts", {})
     names = set(state["codebooks"].values())
     books = {name: restore_codebook(name, tensors, facts.get(name), cache.spec, cache.config) for name in names}
+    at_home: dict[int, AnyCodebook] = {}
     kinds = [(name, frames) for name in ("sink", "spans", "tail") for frames in getattr(layout, name)]
     for layer in cache.layers:
         for number, (kind, frames) in enumerate(kinds):
@@ -135,7 +143,10 @@ def _restore_layers(cache: KVCache, layout: Layout, state: dict[str, Any], tenso
             for which, part in enumerate(("keys", "values")):
                 prefix = f"layer.{layer.layer}.{part}.{number}"
                 book, tokens = books.get(state["codebooks"].get(prefix)), frames * cache.spec.tokens_per_frame
-                pair.append(restore_span(prefix, tensors, book, cache.spec, cache.config, tokens, which))
+                span = restore_span(prefix, tensors, book, cache.spec, cache.config, tokens, which)
+                if cache.depot is not None:
+                    span = cache.depot.adopt(span, device, at_home) if kind == "spans" else move([span], device)[0]
+                pair.append(span)
             getattr(layer.state, kind).append(Pair(*pair))
         layer.state.spans_encoded = int(state["spans_encoded"][layer.layer])
         layer.state.encode_calls = int(state["encode_calls"][layer.layer])

@@ -7,7 +7,7 @@ to several spans and is counted once (by its storage).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ..kernels.hadamard import hadamard
 from ..kernels.rows8 import Rows8
+
+# Puts a tensor somewhere else: on another device, into pinned memory.
+Put = Callable[[Tensor], Tensor]
 
 # Tensors that count as part of another component.
 _COMPONENTS = {"centroid_scales": "centroids", "basis_scales": "basis", "gains": "scales"}
@@ -40,9 +43,9 @@ class Codebook:
         """Every tensor by name."""
         return {"centroids": self.centroids}
 
-    def to(self, device: torch.device | str) -> Codebook:
-        """A copy on another device."""
-        return Codebook(self.centroids.to(device))
+    def put(self, put: Put) -> Codebook:
+        """The same elsewhere."""
+        return Codebook(put(self.centroids))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +86,9 @@ class Basis:
         """Every tensor by name."""
         return {"basis_scales": self.scales} | ({} if self.rows is None else {"basis": self.rows})
 
-    def to(self, device: torch.device | str) -> Basis:
-        """A copy on another device."""
-        return Basis(None if self.rows is None else self.rows.to(device), self.scales.to(device), self.planes)
+    def put(self, put: Put) -> Basis:
+        """The same elsewhere."""
+        return Basis(None if self.rows is None else put(self.rows), put(self.scales), self.planes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +105,9 @@ class Dictionary:
         """Every tensor by name."""
         return {"centroids": self.words.values, "centroid_scales": self.words.scales, **self.basis.tensors()}
 
-    def to(self, device: torch.device | str) -> Dictionary:
-        """A copy on another device."""
-        return Dictionary(Rows8(*(part.to(device) for part in self.words)), self.basis.to(device))
+    def put(self, put: Put) -> Dictionary:
+        """The same elsewhere."""
+        return Dictionary(Rows8(*(put(part) for part in self.words)), self.basis.put(put))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +128,9 @@ class ExactSpan:
         """Every tensor by name."""
         return {"exact": self.values}
 
-    def to(self, device: torch.device | str) -> ExactSpan:
-        """A copy on another device."""
-        return ExactSpan(self.values.to(device))
+    def put(self, put: Put) -> ExactSpan:
+        """The same elsewhere."""
+        return ExactSpan(put(self.values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +165,11 @@ class QuantizedSpan:
         parts = {**self.codebook.tensors(), "ids": self.ids, "codes": self.codes, "scales": self.scales}
         return parts if self.zero_points is None else {**parts, "zero_points": self.zero_points}
 
-    def to(self, device: torch.device | str, codebook: Codebook | None = None) -> QuantizedSpan:
-        """A copy on another device; `codebook` is the already moved one where several spans share it."""
-        zero_points = None if self.zero_points is None else self.zero_points.to(device)
-        book = codebook or self.codebook.to(device)
-        codes, scales, ids = self.codes.to(device), self.scales.to(device), self.ids.to(device)
-        return QuantizedSpan(codes, scales, zero_points, ids, book, self.bits, self.group_size)
+    def put(self, put: Put, codebook: Codebook | None = None) -> QuantizedSpan:
+        """The same elsewhere; `codebook` is the one that is there already, where several spans share it."""
+        zero_points = None if self.zero_points is None else put(self.zero_points)
+        book = codebook or self.codebook.put(put)
+        return QuantizedSpan(put(self.codes), put(self.scales), zero_points, put(self.ids), book, self.bits, self.group_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +196,9 @@ class TransformSpan:
         """The same tokens with a dictionary that has grown."""
         return replace(self, codebook=codebook)
 
-    def to(self, device: torch.device | str, codebook: Dictionary | None = None) -> TransformSpan:
-        """A copy on another device; `codebook` is the already moved one where several spans share it."""
-        book = codebook or self.codebook.to(device)
-        return TransformSpan(self.codes.to(device), self.gains.to(device), self.ids.to(device), book)
+    def put(self, put: Put, codebook: Dictionary | None = None) -> TransformSpan:
+        """The same elsewhere; `codebook` is the one that is there already, where several spans share it."""
+        return TransformSpan(put(self.codes), put(self.gains), put(self.ids), codebook or self.codebook.put(put))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +225,10 @@ class GroupSpan:
         parts = {"codes": self.codes, "scales": self.scales}
         return parts if self.zero_points is None else {**parts, "zero_points": self.zero_points}
 
-    def to(self, device: torch.device | str) -> GroupSpan:
-        """A copy on another device."""
-        zero_points = None if self.zero_points is None else self.zero_points.to(device)
-        return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), zero_points=zero_points)
+    def put(self, put: Put) -> GroupSpan:
+        """The same elsewhere."""
+        zero_points = None if self.zero_points is None else put(self.zero_points)
+        return replace(self, codes=put(self.codes), scales=put(self.scales), zero_points=zero_points)
 
 
 AnyCodebook = Codebook | Dictionary
@@ -251,14 +252,20 @@ def storage_bytes(spans: Iterable[Span]) -> dict[str, int]:
 
 def move(spans: Iterable[Span], device: torch.device | str) -> list[Span]:
     """Spans on another device; what shared a codebook still shares it."""
-    moved: dict[int, AnyCodebook] = {}
-    result: list[Span] = []
-    for span in spans:
-        book = span.codebook
-        if book is None:
-            result.append(span.to(device))
-            continue
-        if id(book) not in moved:
-            moved[id(book)] = book.to(device)
-        result.append(span.to(device, moved[id(book)]))  # type: ignore[call-arg,arg-type]
-    return result
+    return put_all(spans, lambda tensor: tensor.to(device))
+
+
+def put_all(spans: Iterable[Span], put: Put) -> list[Span]:
+    """Spans elsewhere; what shared a codebook still shares it."""
+    books: dict[int, AnyCodebook] = {}
+    return [put_span(span, put, books) for span in spans]
+
+
+def put_span(span: Span, put: Put, books: dict[int, AnyCodebook]) -> Span:
+    """A span elsewhere. `books`: by the id of each codebook the one that is there already; a new one joins."""
+    book = span.codebook
+    if book is None:
+        return span.put(put)
+    if id(book) not in books:
+        books[id(book)] = book.put(put)
+    return span.put(put, books[id(book)])  # type: ignore[call-arg,arg-type]

@@ -123,6 +123,14 @@ class CacheSpec:
         if frames > 0:
             raise ConfigError(f"chunks {list(chunks or ())} are {frames} frames short of those to predict for; name them all")
 
+    def device_bytes(self, config: QVGConfig, frames: int) -> int:
+        """Bytes of `predict` that are on the device that attends. With `offload="cpu"`: exact frames, and the packed spans of two
+        layers. Where that device is the CPU itself, nothing is away."""
+        sizes = self.predict(config, frames)
+        if not config.offloads:
+            return sizes.total
+        return sizes.exact + (sizes.total - sizes.exact) // self.layers * min(2, self.layers)
+
     def _bytes(self, config: QVGConfig, layout: Layout, books: Sequence[Sequence[int]]) -> CacheBytes:
         exact = ExactCodec(self.dtype)
         rows = (self.batch, self.heads, self.head_dim)

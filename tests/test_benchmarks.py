@@ -73,7 +73,21 @@ def test_wan_quality_is_written_as_a_table(tmp_path: Path) -> None:
     assert 30 < float(balanced["psnr_db"]) < float(sixteen["psnr_db"]) - 3
 
 
-@pytest.mark.parametrize("program", ["codec.py", "attention.py", "wan.py"])
+def test_offload_rows_say_what_is_where_and_what_it_costs() -> None:
+    done = _run("offload.py", "--tiny")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["preset"], row["way"]) for row in rows] == [
+        (name, way) for name in ("qvg", "balanced") for way in ("gpu", "cpu")
+    ]
+    for here, away in zip(rows[::2], rows[1::2], strict=True):
+        assert here["rehearsal"] and min(here["ms"], away["ms"], away["copy_ms"]) > 0 and away["gb_per_s"] > 0
+        assert here["device_bytes"] == away["device_bytes"] + away["home_bytes"] and not here["home_bytes"]
+        assert 3 * away["copied_bytes"] == away["home_bytes"] and 2 * away["copied_bytes"] == away["visiting_bytes"]
+        assert {"date", "device", "versions", "shape", "peak_bytes", "ratio"} <= set(away)
+
+
+@pytest.mark.parametrize("program", ["codec.py", "attention.py", "offload.py", "wan.py"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
 @pytest.mark.parametrize(
     ("arguments", "says"),

@@ -81,3 +81,50 @@ def test_peak_memory_by_the_allocators_count() -> None:
         cache.commit()
         assert cache.nbytes() == spec.predict(config, 3 * (chunk + 1))
     assert max(peaks) <= (512 << 20) + 3 * q.nbytes, peaks
+
+
+@pytest.mark.parametrize("read", ["exact", "fast", "direct"])
+@pytest.mark.parametrize("codec", ["qvg", "klt"])
+def test_spans_in_pinned_memory_give_the_same_bits(codec: str, read: str) -> None:
+    """Pass after pass without a stop in between: a copy that came too late, or went too early, would show."""
+    spec = CacheSpec(5, 4, 128, 1560)
+    config = QVGConfig(codec, clusters=64, span_frames=2, spans_per_codebook=3, read=read, workspace_mb=256)
+    near, far = KVCache(spec, config, ROPE), KVCache(spec, config.with_changes(offload="cpu"), ROPE)
+    generator = torch.Generator("cuda").manual_seed(0)
+    for frame in range(14):
+        outs: list[list[torch.Tensor]] = [[], []]
+        for step in range(3):
+            blocks = torch.randn(5, 3, 1, 4, 1560, 128, generator=generator, device="cuda").bfloat16()
+            for cache, out in zip((near, far), outs, strict=True):
+                cache.place([(frame, 0.0, 0.5 * step)])
+                out += [cache.attend(layer, *blocks[layer]) for layer in range(5)]
+        assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True)), frame
+        near.commit(), far.commit()
+        assert near.nbytes() == far.nbytes() == spec.predict(config, frame + 1)
+    spans = [span for layer in far.layers for pair in layer.state.spans for span in pair]
+    assert spans and all(tensor.is_pinned() for span in spans for tensor in span.tensors().values())
+    places = far.places()
+    assert places.home == sum(size for name, size in far.nbytes().by_component().items() if name != "exact")
+    assert 0 < places.visiting <= 0.5 * places.home and places.device == far.nbytes().exact
+
+
+def test_memory_of_an_offloaded_cache_by_the_allocators_count() -> None:
+    spec, sizes = CacheSpec(8, 4, 128, 1560, chunk_frames=3), []
+    for offload in ("gpu", "gpu", "cpu"):  # the first one pays for what libraries keep once they have run
+        config = QVGConfig("klt", clusters=64, span_frames=3, recent_frames=3, sink_frames=3, workspace_mb=64, offload=offload)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        cache = KVCache(spec, config)
+        for _ in range(9):
+            for layer in range(8):
+                cache.attend(layer, *torch.randn(3, 1, 4, 4680, 128, device="cuda", dtype=torch.bfloat16))
+                cache.commit_layer(layer)
+        for layer in range(8):
+            cache.attend(layer, *torch.randn(3, 1, 4, 4680, 128, device="cuda", dtype=torch.bfloat16))
+            cache.release(layer)
+        torch.cuda.synchronize()
+        sizes.append(torch.cuda.memory_allocated() - before - cache.workspace.nbytes)
+        cache.reset()
+        if len(sizes) > 1:  # the allocator gives whole 512 bytes to every tensor
+            assert spec.device_bytes(config, 27) <= sizes[-1] <= spec.device_bytes(config, 27) + (4 << 20)
+    assert sizes[2] < 0.8 * sizes[1]

@@ -7,11 +7,14 @@ node leaves the loader's own settings, the exact cache, or ComfyUI's own.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from ...qvg import PRESETS, ConfigError, QVGConfig, UnsupportedModelError
 from ...qvg.models.variants import CausalVariant
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_KEY = "qvg_settings"
 # The `Run` in progress; the sampler puts it there, the model attends through it.
@@ -24,9 +27,10 @@ CORE_NAME = "causal Wan"
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """How to keep the cache."""
+    """How to keep the cache. `merge_padding`: cross-attention reads a prompt's padding once."""
 
     config: QVGConfig = PRESETS["exact"]
+    merge_padding: bool = False
 
 
 def has_cache_of_core(base_model: Any) -> bool:
@@ -69,7 +73,7 @@ def counted_model(model: Any) -> str:
     return CORE_NAME
 
 
-def with_cache(model: Any, config: QVGConfig) -> Any:
+def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> Any:
     """A clone of MODEL that keeps its cache as `config` says. Raises ConfigError where that does not fit the model."""
     core = has_cache_of_core(model.model)
     if core:
@@ -79,7 +83,11 @@ def with_cache(model: Any, config: QVGConfig) -> Any:
     else:
         require_cache(model.model).qvg_cache_spec(1).check(config)
     clone = model.clone()
-    put_settings(clone, CacheSettings(config))
+    if merge_padding and (not core or config.codec == "none"):
+        why = "exact is to be what a bypassed node gives" if core else f"{model.model.qvg_name} has no prompt"
+        logger.info("QVG: merge_padding has no effect: %s", why)
+        merge_padding = False
+    put_settings(clone, CacheSettings(config, merge_padding))
     if core:
         causal_wan.attach(clone)
     return clone

@@ -197,6 +197,7 @@ class CausalRun:
             components=self.cache.nbytes(),
             workspace_bytes=max(self.cache.workspace.nbytes, self._joined_bytes),
             given_frames=self.plan.given_frames,
+            places=self.cache.places(),
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import types
+from dataclasses import replace
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from ...qvg import CacheSpec, QVGConfig, UnsupportedModelError
 from ..records import RECORDS
+from . import prompt_memory
+from .attach import settings_of
 from .causal_plan import CausalPlan, make_plan
 from .causal_run import CausalPass, CausalRun, LayerSlot
 from .keep import keep_frames
@@ -35,7 +38,7 @@ def attach(clone: Any) -> None:
     """Have a clone of a causal Wan MODEL, which nobody else has yet, keep its cache as its settings say."""
     network = clone.model.diffusion_model
     _check_network(network)
-    sampling = CausalSampling()
+    sampling = CausalSampling(prompt_memory.attach(clone, settings_of(clone.model_options).merge_padding))
     clone.add_object_patch("diffusion_model.init_kv_caches", sampling.init_kv_caches)
     for layer, block in enumerate(network.blocks):
         # A patch becomes an attribute of the module, which does not bind it.
@@ -87,7 +90,8 @@ def _attention(
 class CausalSampling:
     """The hooks of one MODEL: `plan` and `run` are there only while it is sampled."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: prompt_memory.PromptMemory) -> None:
+        self.prompt = prompt
         self.plan: CausalPlan | None = None
         self.run: CausalRun | None = None
 
@@ -118,7 +122,7 @@ class CausalSampling:
         try:
             samples: Tensor = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
             if self.run is not None:
-                record = self.run.record(guider.model_patcher.load_device)
+                record = replace(self.run.record(guider.model_patcher.load_device), prompt=self.prompt.counted())
                 RECORDS.add(samples, record)
                 say(record.headline())
             return samples
@@ -133,6 +137,7 @@ class CausalSampling:
             if self.run is not None:
                 self.run.cache.reset()
             self.plan = self.run = None
+            self.prompt.clear()
             give_back()
 
     def prepare_sampling(self, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:

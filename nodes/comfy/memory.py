@@ -13,10 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def cache_bytes_needed(spec: CacheSpec, config: QVGConfig, frames: int) -> int:
-    """At most: the history at the end, a span of frames that wait for encoding, and what encoding and attention work in."""
+    """At most, on the device: what is kept there of the history at the end, a span of frames that wait for encoding, and what
+    encoding and attention work in."""
+    if mm.get_torch_device().type == "cpu":
+        config = config.with_changes(offload="gpu")  # nothing is away from it
     waiting = spec.exact_bytes(min(frames, spec.check(config).span_frames + spec.chunk_frames))
     workspace = min(config.workspace_mb << 20, 2 * spec.exact_bytes(frames))
-    return spec.predict(config, frames).total + 2 * waiting + workspace
+    return spec.device_bytes(config, frames) + 2 * waiting + workspace
 
 
 def make_room(needed_bytes: int, patcher: Any) -> None:

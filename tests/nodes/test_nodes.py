@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from comfyui_qvg.qvg import PRESETS, CacheBytes, CacheSpec, ConfigError, QVGConf
 from comfyui_qvg.qvg.errors import CameraPathError
 from comfyui_qvg.qvg.models.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import place_blocks
+from comfyui_qvg.qvg.offload import Places
 
 ADVANCED = {"sink_frames": 1, "recent_frames": 3, "window_frames": None, "span_frames": 24, "seed": 0, "backend": "auto"}
 
@@ -444,3 +446,47 @@ def test_a_noise_mask_keeps_whole_frames_at_the_beginning(part: Any) -> None:
     mask[:, :, 0, 0] = 0.5
     with pytest.raises(ConfigError, match="keeps a part of frame 0 .* from 0 to 0.5"):
         kept_frames(mask)
+
+
+def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest.LogCaptureFixture) -> None:
+    attach, node = part("comfy.attach"), part("cache").QVGKVCache
+    with caplog.at_level(logging.INFO, attach.__name__):
+        (model,) = node.execute(with_memory(), widgets(nodes, "preset"), offload="cpu", merge_padding=True).args
+    settings = attach.settings_of(model.model_options)
+    assert settings.config == PRESETS["balanced"].with_changes(span_frames="auto", offload="cpu")
+    assert not settings.merge_padding and "merge_padding has no effect: demo world has no prompt" in caplog.text
+    (exact,) = node.execute(with_memory(), {"cache": "exact"}, offload="cpu").args
+    assert attach.settings_of(exact.model_options).config == PRESETS["exact"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "codes", "places", "line"),
+    [
+        (
+            "balanced",
+            900,
+            (4_100_000, 900_000, 60_000),
+            "offload cpu: 0.90 MB in CPU memory; 4.10 MB on the device",
+        ),
+        ("balanced", 900, (5_000_000, 0, 0), "offload cpu: nothing to move, the model runs on cpu"),
+        ("balanced", 0, (5_000_000, 0, 0), "offload cpu: nothing to move, nothing was encoded"),
+        ("exact", 0, (5_000_000, 0, 0), None),
+    ],
+)
+def test_the_report_says_where_the_bytes_are(
+    part: Any, preset: str, codes: int, places: tuple[int, int, int], line: str | None
+) -> None:
+    made = run(5, PRESETS[preset].with_changes(offload="cpu"), codes) | {"places": Places(*places)}
+    text = part("records").RunRecord(**made).text()
+    assert "offload" not in text if line is None else line in text
+    assert "offload" not in part("records").RunRecord(**made | {"config": PRESETS[preset]}).text()
+
+
+def test_the_report_says_what_is_kept_of_a_prompt(part: Any) -> None:
+    records = part("records")
+    for prompt, line in (
+        (records.PromptBytes(94_371_840, 512, 512), "prompt: 94.37 MB for cross-attention, 512 keys a layer"),
+        (records.PromptBytes(11_000_000, 512, 61), "61 keys a layer for 512, its padding merged"),
+    ):
+        assert line in records.RunRecord(**run(5), prompt=prompt).text()
+    assert "prompt" not in records.RunRecord(**run(5)).text()

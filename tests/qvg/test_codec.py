@@ -317,8 +317,8 @@ def test_moving_copies_a_shared_codebook_once(monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(first, QuantizedSpan)
     second = codec.encode(make_kv(seed=1, frames=1, channels=64)[0], EncodeHint(seed=3, reuse=first.codebook))
     copies = []
-    to = Codebook.to
-    monkeypatch.setattr(Codebook, "to", lambda book, device: copies.append(book) or to(book, device))
+    put = Codebook.put
+    monkeypatch.setattr(Codebook, "put", lambda book, where: copies.append(book) or put(book, where))
     moved = move([first, second], "cpu")
     assert len(copies) == 1 and moved[0].codebook is moved[1].codebook
 

@@ -73,9 +73,9 @@ def _image_model() -> Any:
     return comfy.model_base.BaseModel(settings, unet_model=_TinyNetwork)
 
 
-def _causal_model() -> Any:
+def _causal_model(**more: Any) -> Any:
     shape = {"dim": 96, "ffn_dim": 64, "num_heads": 4, "num_layers": 1, "text_dim": 32, "freq_dim": 32, "dtype": torch.float32}
-    return comfy.supported_models.WAN21_CausalAR_T2V({"image_model": "wan2.1", **shape}).get_model({})
+    return comfy.supported_models.WAN21_CausalAR_T2V({"image_model": "wan2.1", **shape, **more}).get_model({})
 
 
 def _forked_model() -> Any:
@@ -86,10 +86,18 @@ def _forked_model() -> Any:
     return model
 
 
-@_node(("MODEL",), kind=(["image", "causal", "forked"],))
+def _causal_model_with_images() -> Any:
+    """As one would be whose cross-attention sees a picture beside the prompt."""
+    return _causal_model(model_type="i2v")
+
+
+KINDS = {"image": _image_model, "causal": _causal_model, "forked": _forked_model, "causal, images": _causal_model_with_images}
+
+
+@_node(("MODEL",), kind=(list(KINDS),))
 class TestingForeignModel:
     def run(self, kind: str) -> Any:
-        return (_patcher({"image": _image_model, "causal": _causal_model, "forked": _forked_model}[kind]()),)
+        return (_patcher(KINDS[kind]()),)
 
 
 def _must_not_run(*args: Any, **kwargs: Any) -> Any:
@@ -538,3 +546,57 @@ class TestingForgetModels:
                 del cache.cache[key]
                 found += 1
         return {"ui": {"text": (str(found),)}}
+
+
+@_node(("CONDITIONING",), seed=("INT", {"default": 1}), tokens=("INT", {"default": 24}), length=("INT", {"default": 512}))
+class TestingPaddedPrompt:
+    """As ComfyUI's text encoder of Wan gives it: filled up with zeros."""
+
+    def run(self, seed: int, tokens: int, length: int) -> Any:
+        prompt = torch.zeros(1, length, 4096)
+        prompt[:, :tokens] = torch.randn(1, tokens, 4096, generator=torch.Generator().manual_seed(seed))
+        return ([[prompt, {}]],)
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingOtherCrossAttention:
+    """As packs do that replace cross-attention of ComfyUI's own models; this one changes nothing."""
+
+    def run(self, model: Any) -> Any:
+        clone = model.clone()
+        attention = clone.model.diffusion_model.blocks[1].cross_attn
+        clone.add_object_patch(
+            "diffusion_model.blocks.1.cross_attn.forward", types.MethodType(type(attention).forward, attention)
+        )
+        return (clone,)
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingHomeElsewhere:
+    """Offloaded spans live on a device that is called otherwise, as where there is a GPU; torch copies between the two."""
+
+    def run(self, model: Any) -> Any:
+        (pack,) = (module for name, module in sys.modules.items() if name.endswith(".qvg.offload"))
+        begin, clone = pack.Depot.__init__, model.clone()
+
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            pack.Depot.__init__ = lambda self, home: begin(self, "cpu:0")
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                pack.Depot.__init__ = begin
+
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "testing home", wrapper)
+        return (clone,)
+
+
+@_node((), samples=("LATENT",), names=("STRING", {"default": ""}))
+class TestingAlive:
+    """How many objects of these classes there are."""
+
+    OUTPUT_NODE = True
+
+    def run(self, samples: Any, names: str) -> Any:
+        gc.collect()
+        alive = [type(each).__name__ for each in gc.get_objects()]
+        return {"ui": {"text": (json.dumps({name: alive.count(name) for name in names.split(",")}),)}}
