@@ -11,6 +11,8 @@ import torch
 from .codec import ExactCodec, make_codecs
 from .config import GROUP_SIZES, QVGConfig
 from .errors import ConfigError
+from .growth import Growth, even_chunks
+from .peak import most_held
 from .policy import CachePolicy, Layout
 
 
@@ -93,24 +95,25 @@ class CacheSpec:
                     f"{name} {bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"
                 )
 
-    def predict(self, config: QVGConfig, frames: int) -> CacheBytes:
-        """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short)."""
-        policy, layout = self.check(config), Layout()
-        books: list[list[int]] = []  # of each span in memory: frames of the spans that its codebook has grown with
-        encoded = 0
-        for start in range(0, frames, self.chunk_frames):
-            chunk = min(self.chunk_frames, frames - start)
-            step = policy.commit(layout, chunk)
-            if step.encode_chunks:
-                span_frames = sum((*layout.tail, chunk)[: step.encode_chunks])
-                # As `LayerCache` does: a codebook goes on from the newest span in memory; where there is none, a new one begins.
-                book = books[-1] if books and encoded % config.spans_per_codebook else []
-                book.append(span_frames)
-                books.append(book)
-                encoded += 1
-            del books[: step.evict_spans]
-            layout = step.layout
-        return self._bytes(config, layout, list({id(book): book for book in books}.values()))
+    def predict(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None = None) -> CacheBytes:
+        """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short) or of the
+        sizes given in `chunks`."""
+        growth = Growth(self.check(config), config.spans_per_codebook)
+        for chunk in even_chunks(frames, self.chunk_frames) if chunks is None else chunks:
+            growth.commit(chunk)
+        return self._bytes(config, growth.layout, growth.books)
+
+    def predict_peak(
+        self,
+        config: QVGConfig,
+        frames: int,
+        chunks: Sequence[int] | None = None,
+        block_dtype: torch.dtype | None = None,
+        by_layer: bool = True,
+    ) -> int:
+        """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
+        sizes = even_chunks(frames, self.chunk_frames) if chunks is None else chunks
+        return most_held(self, config, sizes, block_dtype, by_layer)
 
     def _bytes(self, config: QVGConfig, layout: Layout, books: Sequence[Sequence[int]]) -> CacheBytes:
         exact = ExactCodec(self.dtype)
