@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .spec import CacheSpec
 
 
+# Keys and values have codecs of their own; what is not encoded, another.
+_ENCODED, _EXACT = (0, 1), 2
+
+
 @dataclass(frozen=True)
 class Peak:
     """After a commit: `frames` of the video so far, bytes of the history now, the most that was held at any moment until now."""
@@ -57,58 +61,56 @@ class _Layer:
 
     def __init__(self, spec: CacheSpec, config: QVGConfig):
         self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
-        self._exact, self._codecs = ExactCodec(spec.dtype), make_codecs(config, spec.dtype)
+        self._codecs: tuple[Codec, ...] = (*make_codecs(config, spec.dtype), ExactCodec(spec.dtype))
         self._span, self._book = cache(self._count_span), cache(self._count_book)
 
     def exact(self, frames: int) -> int:
         """Keys and values as they are kept before they are encoded."""
-        return 2 * self._span(self._exact, frames)
+        return 2 * self._span(_EXACT, frames)
 
     def change(self, commit: Commit) -> int:
         """By how much the history grows."""
         added = self.exact(commit.chunk_frames)
         if commit.span_frames:
-            added += sum(self._encoded(codec, commit) for codec in self._codecs) - self.exact(commit.span_frames)
-        spans = sum(self._span(codec, frames) for codec in self._codecs for frames in commit.gone_spans)
-        books = sum(self._book(codec, book) for codec in self._codecs for book in commit.gone_books)
+            added += sum(self._encoded(which, commit) for which in _ENCODED) - self.exact(commit.span_frames)
+        spans = sum(self._span(which, frames) for which in _ENCODED for frames in commit.gone_spans)
+        books = sum(self._book(which, book) for which in _ENCODED for book in commit.gone_books)
         return added - spans - books - sum(map(self.exact, commit.gone_chunks))
 
     def during(self, commit: Commit, before: int, block: int) -> int:
         """The most that the layer holds from the moment when it has the block until it has committed it."""
-        copied = before + self.exact(commit.chunk_frames)
-        most = [copied + block]  # the copy is made while the block is still held
+        held = before + self.exact(commit.chunk_frames)
+        most = held + block  # the copy is made while the block is still there
         if commit.span_frames:
-            keys, values = self._codecs
-            several = commit.span_frames if commit.step.encode_chunks > 1 else 0
-            held = copied
-            for codec in (keys, values):
-                # The longer codebook is there beside the shorter one until earlier spans have taken it over.
-                most.append(held + self._span(self._exact, several) + self._made(codec, commit))
-                held += self._encoded(codec, commit)
-        return max(most)
+            joined = self._span(_EXACT, commit.span_frames) if commit.step.encode_chunks > 1 else 0
+            for which in _ENCODED:
+                most = max(most, held + joined + self._made(which, commit))
+                held += self._encoded(which, commit)
+        return most
 
-    def _encoded(self, codec: Codec, commit: Commit) -> int:
+    def _encoded(self, which: int, commit: Commit) -> int:
         """What a span adds for good."""
         return (
-            self._span(codec, commit.span_frames) + self._book(codec, commit.book_after) - self._book(codec, commit.book_before)
+            self._span(which, commit.span_frames) + self._book(which, commit.book_after) - self._book(which, commit.book_before)
         )
 
-    def _made(self, codec: Codec, commit: Commit) -> int:
-        """What the codec gives back in memory of its own: the span, and the parts of its codebook that are new."""
-        parts = ({} if not book else self._parts(codec, book) for book in (commit.book_before, commit.book_after))
-        old, new = parts
-        return self._span(codec, commit.span_frames) + sum(size for name, size in new.items() if size != old.get(name))
+    def _made(self, which: int, commit: Commit) -> int:
+        """What the codec gives back in memory of its own: the span, and those parts of its codebook that are new. A longer
+        codebook is there beside the shorter one until earlier spans have taken it over."""
+        old, new = (self._parts(which, book) for book in (commit.book_before, commit.book_after))
+        return self._span(which, commit.span_frames) + sum(size for name, size in new.items() if size != old.get(name))
 
-    def _parts(self, codec: Codec, book: Book) -> dict[str, int]:
-        return codec.predicted_codebook_bytes(self._rows, [frames * self._spec.tokens_per_frame for frames in book])
+    def _parts(self, which: int, book: Book) -> dict[str, int]:
+        tokens = [frames * self._spec.tokens_per_frame for frames in book]
+        return self._codecs[which].predicted_codebook_bytes(self._rows, tokens) if book else {}
 
-    def _count_span(self, codec: Codec, frames: int) -> int:
+    def _count_span(self, which: int, frames: int) -> int:
         spec = self._spec
         shape = (spec.batch, spec.heads, frames * spec.tokens_per_frame, spec.head_dim)
-        return sum(codec.predicted_bytes(shape).values()) if frames else 0
+        return sum(self._codecs[which].predicted_bytes(shape).values())
 
-    def _count_book(self, codec: Codec, book: Book) -> int:
-        return sum(self._parts(codec, book).values()) if book else 0
+    def _count_book(self, which: int, book: Book) -> int:
+        return sum(self._parts(which, book).values())
 
 
 def most_held(spec: CacheSpec, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:
