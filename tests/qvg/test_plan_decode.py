@@ -1,4 +1,4 @@
-"""Bytes of a streamed decode; that a real one takes them is tested where there is a ComfyUI (tests/integration/test_decode.py)."""
+"""Bytes of a streamed decode. That a real one takes them is tested where there is a ComfyUI: tests/integration/test_decode.py."""
 
 from __future__ import annotations
 
