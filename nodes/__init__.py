@@ -10,6 +10,7 @@ from .cache import QVGKVCache
 from .camera import QVGCameraPath
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .loaders import QVGLoadDemoWorld
+from .plan import QVGPlan
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
 
@@ -23,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     QVGCompare,
     QVGLoadCausalWan,
     QVGTrainedSigmas,
+    QVGPlan,
 ]
 
 

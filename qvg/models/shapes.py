@@ -20,7 +20,9 @@ class NetworkShape:
     frames denoised together. `frame_pictures`: pictures in a latent frame, the first one aside. `mlp_tensors`: tensors of the
     width `mlp` alive at once; `beside_mlp` and `in_attention`: tensors of the residual's width alive at once during the MLP, and
     while attention reads the cache. `is_counted`: whether these were counted on the network itself; otherwise they follow from
-    its layers' description.
+    its layers' description. `by_layer`: whether a layer's block is committed before the next layer makes its own, and the exact
+    cache read by ComfyUI's attention, as in ComfyUI's own networks. `sizes`: width and height of its videos, where it makes no
+    others.
     """
 
     title: str
@@ -42,6 +44,8 @@ class NetworkShape:
     beside_mlp: int = 6
     in_attention: int = 10
     is_counted: bool = False
+    by_layer: bool = True
+    sizes: tuple[int, int] | None = None
 
     @property
     def width(self) -> int:

@@ -42,6 +42,15 @@ class Video:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """`dtype` is what they are kept in, `size_bytes` what they take where that is known better, `compute` what is computed in."""
+
+    dtype: str = "bf16"
+    size_bytes: int | None = None
+    compute: torch.dtype = torch.bfloat16
+
+
+@dataclass(frozen=True)
 class Plan:
     """Bytes on the device. `cache_end_bytes` and `cache_peak_bytes` of the cache at the end and at its worst moment,
     `exact_cache_bytes` of 16 bits per value without a window; `workspace_bytes` of what attention reads through;
@@ -78,13 +87,12 @@ def plan(
     video: Video,
     config: QVGConfig,
     device_bytes: int | None = None,
-    weights: str = "bf16",
-    weights_bytes: int | None = None,
+    weights: Weights | None = None,
     triton: bool | None = None,
 ) -> Plan:
-    """Raises ConfigError for a size or length that the model cannot make, and for settings that do not fit it. `weights` is the
-    type they are kept in, `weights_bytes` what they take where that is known better; `triton`: see `activations`."""
-    run = Run(network, video, config, weights, weights_bytes, triton)
+    """Raises ConfigError for a size or length that the model cannot make, and for settings that do not fit it. `triton`: see
+    `activations`."""
+    run = Run(network, video, config, weights or Weights(), triton)
     frames = latent_frames(video.frames, network)
     end = run.last_peak(run.chunks(frames))
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
@@ -109,28 +117,26 @@ class Run:
     """One model, size and setting, for videos of any length."""
 
     def __init__(
-        self,
-        network: NetworkShape,
-        video: Video,
-        config: QVGConfig,
-        weights: str = "bf16",
-        weights_bytes: int | None = None,
-        triton: bool | None = None,
+        self, network: NetworkShape, video: Video, config: QVGConfig, weights: Weights | None = None, triton: bool | None = None
     ):
-        self.network, self.video, self.config = network, video, config
-        self.weights_bytes = _weights_bytes(network, weights) if weights_bytes is None else weights_bytes
-        self.spec = cache_spec(network, video)
+        self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
+        self.weights_bytes = _weights_bytes(network, self.weights)
+        self.spec = cache_spec(network, video, self._kept_in())
         self.spec.check(config)
-        self.activations = self._activations(WEIGHT_BYTES[weights], triton)
+        self.activations = self._activations(triton)
 
     def chunks(self, frames: int) -> list[int]:
         """Sizes of the blocks of a video."""
         return even_chunks(frames, self._block_frames, self.video.given_frames)
 
+    def peaks(self, chunks: Iterable[int]) -> Iterator[Peak]:
+        """How the cache stands after every block."""
+        return peaks(self.spec, self.config, chunks, self.weights.compute, self.network.by_layer)
+
     def last_peak(self, chunks: Iterable[int]) -> Peak:
-        """How the cache stands at the end of a run."""
+        """How it stands at the end of a run."""
         last = Peak(0, 0, 0)
-        for peak in peaks(self.spec, self.config, chunks):
+        for peak in self.peaks(chunks):
             last = peak
         return last
 
@@ -138,8 +144,10 @@ class Run:
         """At most, of what attention reads the cache through; with the exact cache ComfyUI's attention takes a layer's keys and
         values in one piece."""
         seen = min(frames, self.config.window_frames or frames)
-        joined = self.spec.exact_bytes(seen) // self.spec.layers
-        return joined if self.config.codec == "none" else min(self.config.workspace_mb << 20, 2 * joined)
+        joined = self.spec.exact_bytes(seen) // self.spec.layers * self.weights.compute.itemsize // 2
+        return (
+            joined if self.config.codec == "none" and self.network.by_layer else min(self.config.workspace_mb << 20, 2 * joined)
+        )
 
     def device_bytes(self, frames: int, cache_peak_bytes: int) -> int:
         """While blocks are made."""
@@ -150,7 +158,7 @@ class Run:
         longest = 0
         if decode > device_bytes:
             return 0
-        for peak in peaks(self.spec, self.config, self._endless()):
+        for peak in self.peaks(self._endless()):
             if self.device_bytes(peak.frames, peak.peak_bytes) > device_bytes:
                 return pictures(longest, self.network)
             longest = peak.frames
@@ -164,7 +172,12 @@ class Run:
         first = [self.video.given_frames] if self.video.given_frames else []
         return chain(first, repeat(self._block_frames, -(-MOST_LATENT_FRAMES // self._block_frames)))
 
-    def _activations(self, weight_bytes: int, triton: bool | None) -> Activations:
+    def _kept_in(self) -> torch.dtype:
+        """Codec "none" keeps what the network computes; otherwise exact frames take 16 bits."""
+        compute = self.weights.compute
+        return torch.bfloat16 if self.config.codec != "none" and compute.itemsize > 2 else compute
+
+    def _activations(self, triton: bool | None) -> Activations:
         spec, video, network = self.spec, self.video, self.network
         pixels = network.decoder.latent_pixels if network.decoder else 1
         policy = spec.check(self.config)
@@ -175,10 +188,11 @@ class Run:
             span_tokens=video.batch * policy.span_chunks * spec.chunk_frames * spec.tokens_per_frame,
         )
         by_triton = False if self.config.backend == "torch" else triton
-        return activations(network, block, self.config, weight_bytes=weight_bytes, triton=by_triton)
+        compute, kept = self.weights.compute.itemsize, WEIGHT_BYTES[self.weights.dtype]
+        return activations(network, block, self.config, compute, kept, by_triton)
 
 
-def cache_spec(network: NetworkShape, video: Video) -> CacheSpec:
+def cache_spec(network: NetworkShape, video: Video, dtype: torch.dtype = torch.bfloat16) -> CacheSpec:
     """What the model asks of its cache for such a video. Raises ConfigError for a size that it cannot make."""
     side = network.token_pixels
     for name, pixels in (("width", video.width), ("height", video.height)):
@@ -199,7 +213,7 @@ def cache_spec(network: NetworkShape, video: Video) -> CacheSpec:
         tokens_per_frame=(video.width // side) * (video.height // side),
         chunk_frames=max(video.block_frames or network.chunk_frames, video.given_frames),
         batch=video.batch,
-        dtype=torch.bfloat16,
+        dtype=dtype,
     )
 
 
@@ -223,9 +237,12 @@ def pictures(latent: int, network: NetworkShape) -> int:
     return 1 + (latent - 1) * network.frame_pictures if latent else 0
 
 
-def _weights_bytes(network: NetworkShape, weights: str) -> int:
-    if weights not in WEIGHT_BYTES:
-        raise ConfigError(f"weights is {weights!r}, but must be one of {', '.join(WEIGHT_BYTES)}")
-    others = max(2, WEIGHT_BYTES[weights])
-    size = network.layer_parameters * WEIGHT_BYTES[weights] + (network.parameters - network.layer_parameters) * others
+def _weights_bytes(network: NetworkShape, weights: Weights) -> int:
+    if weights.dtype not in WEIGHT_BYTES:
+        raise ConfigError(f"weights is {weights.dtype!r}, but must be one of {', '.join(WEIGHT_BYTES)}")
+    if weights.size_bytes is not None:
+        return weights.size_bytes
+    each = WEIGHT_BYTES[weights.dtype]
+    others = max(2, each)
+    size = network.layer_parameters * each + (network.parameters - network.layer_parameters) * others
     return size + network.float32_parameters * (4 - others)

@@ -52,7 +52,7 @@ def activations(
     block: Block,
     config: QVGConfig,
     value_bytes: int = 2,
-    weight_bytes: float = 2,
+    weight_bytes: int = 2,
     triton: bool | None = None,
 ) -> Activations:
     """`value_bytes` of what is computed in, `weight_bytes` of what weights are kept in. `triton`: whether our kernels encode;

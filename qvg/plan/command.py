@@ -12,7 +12,7 @@ import torch
 from ..config import PRESETS, QVGConfig
 from ..errors import ConfigError
 from ..models.shapes import SHAPES
-from . import Video, plan
+from . import Video, Weights, plan
 from .advice import setting_that_fits
 from .words import GB, report, verdict
 
@@ -27,7 +27,7 @@ def print_plan(options: Namespace) -> int:
     network, config = SHAPES[options.model], make_config(options)
     video = Video(options.width, options.height, options.frames, options.batch, options.given_frames, options.block_frames)
     device_bytes = _device_bytes(options.vram_gb)
-    make_plan = partial(plan, network, video, device_bytes=device_bytes, weights=options.weights)
+    make_plan = partial(plan, network, video, device_bytes=device_bytes, weights=Weights(options.weights))
     found = make_plan(config)
     block = options.block_frames or network.chunk_frames
     setting = setting_that_fits(lambda other: make_plan(config=other), config, block) if found.fits is False else None

@@ -18,7 +18,7 @@ from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.codec import make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.models.shapes import SHAPES
-from comfyui_qvg.qvg.plan import Plan, Run, Video, plan
+from comfyui_qvg.qvg.plan import Plan, Run, Video, Weights, plan
 from comfyui_qvg.qvg.plan.activations import Block, activations
 from comfyui_qvg.qvg.plan.advice import setting_that_fits
 from comfyui_qvg.qvg.plan_decode import WAN_2_1, decode_bytes
@@ -154,7 +154,7 @@ def test_every_model_has_a_plan(name: str) -> None:
     assert found.latent_frames == 4 * network.chunk_frames
     assert 2 * network.parameters <= found.weights_bytes <= 2.01 * network.parameters
     assert 0 < found.cache_end_bytes <= found.cache_peak_bytes < found.exact_cache_bytes + found.activation_bytes
-    eight = plan(network, Video(832, 480, 81), PRESETS["balanced"], weights="fp8").weights_bytes
+    eight = plan(network, Video(832, 480, 81), PRESETS["balanced"], weights=Weights("fp8")).weights_bytes
     assert network.parameters < eight < 1.2 * network.parameters
 
 
@@ -274,3 +274,12 @@ def test_the_table_of_counted_bytes_is_what_is_predicted() -> None:
         assert int(row["counted_end_bytes"]) == int(row["end_bytes"]) == spec.predict(config, frames).total
         assert int(row["counted_peak_bytes"]) == int(row["peak_bytes"]) == spec.predict_peak(config, frames)
         assert int(row["exact_bytes"]) == spec.exact_bytes(frames)
+
+
+def test_a_network_that_computes_in_float32() -> None:
+    """Its exact cache is float32, and the block in work beside any cache."""
+    wide = Weights(compute=torch.float32)
+    exact, klt = (plan(WAN, Video(832, 480, 81), PRESETS[name], weights=wide) for name in ("exact", "balanced"))
+    assert exact.cache_end_bytes == 2 * _plan(81, "exact").cache_end_bytes
+    assert klt.cache_end_bytes == _plan(81).cache_end_bytes
+    assert klt.cache_peak_bytes > _plan(81).cache_peak_bytes and klt.activation_bytes > 1.5 * _plan(81).activation_bytes
