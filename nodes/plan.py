@@ -102,17 +102,17 @@ class QVGPlan(io.ComfyNode):
         block_frames: int = 0,
         model: Any = None,
     ) -> io.NodeOutput:
-        from .comfy.model_plan import describe, device_bytes
+        from .comfy.model_plan import describe, device_bytes, device_type
         from .comfy.progress import say
 
         shape, kept, config, label = SHAPES[network], Weights(weights), PRESETS[preset], f"preset {preset}"
         if model is not None:
             shape, kept, settings = describe(model)
             width, height = shape.sizes or (width, height)
-            config, label = (config, label) if settings is None else (settings, "as QVG KV Cache keeps it")
+            config, label = (config, label) if settings is None else (settings, "as this MODEL keeps it")
         video = Video(width, height, frames, block_frames=block_frames or None)
         room = round(vram_gb * GB) or device_bytes()
-        make_plan = partial(plan, shape, video, device_bytes=room, weights=kept)
+        make_plan = partial(plan, shape, video, device_bytes=room, weights=kept, device_type="cuda" if vram_gb else device_type())
         found = make_plan(config)
         setting = (
             None if found.fits else setting_that_fits(lambda other: make_plan(other), config, block_frames or shape.chunk_frames)

@@ -14,6 +14,7 @@ from itertools import chain, repeat
 
 import torch
 
+from ..attention import tile_limit
 from ..config import QVGConfig
 from ..errors import ConfigError
 from ..growth import even_chunks
@@ -89,10 +90,11 @@ def plan(
     device_bytes: int | None = None,
     weights: Weights | None = None,
     triton: bool | None = None,
+    device_type: str = "cuda",
 ) -> Plan:
     """Raises ConfigError for a size or length that the model cannot make, and for settings that do not fit it. `triton`: see
     `activations`."""
-    run = Run(network, video, config, weights or Weights(), triton)
+    run = Run(network, video, config, weights, triton, device_type)
     frames = latent_frames(video.frames, network)
     end = run.last_peak(run.chunks(frames))
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
@@ -117,9 +119,16 @@ class Run:
     """One model, size and setting, for videos of any length."""
 
     def __init__(
-        self, network: NetworkShape, video: Video, config: QVGConfig, weights: Weights | None = None, triton: bool | None = None
+        self,
+        network: NetworkShape,
+        video: Video,
+        config: QVGConfig,
+        weights: Weights | None = None,
+        triton: bool | None = None,
+        device_type: str = "cuda",
     ):
         self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
+        self._device_type = device_type
         self.weights_bytes = _weights_bytes(network, self.weights)
         self.spec = cache_spec(network, video, self._kept_in())
         self.spec.check(config)
@@ -145,9 +154,8 @@ class Run:
         values in one piece."""
         seen = min(frames, self.config.window_frames or frames)
         joined = self.spec.exact_bytes(seen) // self.spec.layers * self.weights.compute.itemsize // 2
-        return (
-            joined if self.config.codec == "none" and self.network.by_layer else min(self.config.workspace_mb << 20, 2 * joined)
-        )
+        as_core = self.config.codec == "none" and self.network.by_layer
+        return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
     def device_bytes(self, frames: int, cache_peak_bytes: int) -> int:
         """While blocks are made."""
@@ -173,9 +181,9 @@ class Run:
         return chain(first, repeat(self._block_frames, -(-MOST_LATENT_FRAMES // self._block_frames)))
 
     def _kept_in(self) -> torch.dtype:
-        """Codec "none" keeps what the network computes; otherwise exact frames take 16 bits."""
-        compute = self.weights.compute
-        return torch.bfloat16 if self.config.codec != "none" and compute.itemsize > 2 else compute
+        """In ComfyUI's networks codec "none" keeps what is computed; otherwise exact frames take 16 bits."""
+        compute, exact = self.weights.compute, self.config.codec == "none" and self.network.by_layer
+        return compute if exact or compute.itemsize == 2 else torch.bfloat16
 
     def _activations(self, triton: bool | None) -> Activations:
         spec, video, network = self.spec, self.video, self.network

@@ -12,7 +12,7 @@ PICTURES_PER_SECOND = 16
 
 def gigabytes(size: int) -> str:
     """1 GB is 10^9 bytes."""
-    return f"{size / GB:.2f} GB"
+    return f"{size / GB:.2f} GB" if size >= GB // 10 else f"{size / 1e6:.2f} MB"
 
 
 def verdict(found: Plan, device_bytes: int | None, setting: Setting | None) -> str:
