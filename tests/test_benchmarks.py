@@ -73,6 +73,17 @@ def test_wan_quality_is_written_as_a_table(tmp_path: Path) -> None:
     assert 30 < float(balanced["psnr_db"]) < float(sixteen["psnr_db"]) - 3
 
 
+def test_cache_bytes_are_counted_and_a_rehearsal_is_not_kept() -> None:
+    kept = ROOT / "benchmarks" / "results" / "cache_bytes.csv"
+    before = kept.read_bytes()
+    done = _run("cache_bytes.py", "--tiny", "--heads", "2", "--presets", "exact,balanced")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["exact", "exact", "balanced", "balanced"]
+    refused = _run("cache_bytes.py", "--tiny", "--save")
+    assert refused.returncode == 2 and "--tiny is a dry run" in refused.stderr
+    assert kept.read_bytes() == before
+
+
 @pytest.mark.parametrize("program", ["codec.py", "attention.py", "wan.py"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
 @pytest.mark.parametrize(
