@@ -12,6 +12,7 @@ from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .decode import QVGSaveVideo
 from .loaders import QVGLoadDemoWorld
+from .plan import QVGPlan
 from .prompts import QVGPromptAtFrame
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
@@ -30,6 +31,7 @@ NODES: list[type[io.ComfyNode]] = [
     QVGVideoStart,
     QVGPromptAtFrame,
     QVGCausalSampler,
+    QVGPlan,
 ]
 
 

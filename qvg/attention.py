@@ -110,6 +110,11 @@ def attend_exact(
     return out
 
 
+def tile_limit(device_type: str, workspace_bytes: int) -> int:
+    """Bytes that are taken at most on such a device, as far as one tile fits in them."""
+    return min(workspace_bytes, _CPU_TILE_BYTES) if device_type == "cpu" else workspace_bytes
+
+
 def plan_tiling(
     q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1, op: AttentionOp | None = None
 ) -> Tiling:
@@ -119,8 +124,7 @@ def plan_tiling(
     if q.device.type == "cuda":
         tiling = _fullest_machine(q, key_tokens, workspace_bytes, scores)
     else:
-        limit = min(workspace_bytes, _CPU_TILE_BYTES) if q.device.type == "cpu" else workspace_bytes
-        tiling = _largest_tile(q, key_tokens, limit, workspace_bytes, scores)
+        tiling = _largest_tile(q, key_tokens, tile_limit(q.device.type, workspace_bytes), workspace_bytes, scores)
     if tiling.tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
         raise ConfigError(
             f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "

@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_plan(commands)
     _add_run(commands)
     _add_convert(commands)
     _add_bench(commands)
@@ -64,6 +65,55 @@ def _demo(options: argparse.Namespace) -> int:
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
     return demo(options.out, **{**defaults, **chosen})
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from .config import CODECS, PRESETS
+    from .models.shapes import SHAPES
+    from .plan import WEIGHT_BYTES
+    from .plan.command import DEFAULT_PRESET
+
+    command = commands.add_parser(
+        "plan",
+        help="how much memory a run will take, and whether it fits",
+        description="Say, before anything is loaded, what a run will take on a graphics card: weights, cache now and at the end, "
+        "what attention and one block work in, decoding; whether it fits, the longest video that does, the setting that would. "
+        "Bytes of the cache are exact, the others upper bounds. 1 GB is 10^9 bytes.",
+    )
+    add = command.add_argument
+    add("--model", required=True, metavar="NAME", help=", ".join(SHAPES))
+    add("--width", type=int, required=True, metavar="W", help="pixels, a multiple of 16 (worldplay-5b: 32)")
+    add("--height", type=int, required=True, metavar="H", help="the same")
+    add("--frames", type=int, required=True, metavar="N", help="pictures: 1 + 4k, such as 81")
+    add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)}; default {DEFAULT_PRESET}")
+    add("--codec", choices=CODECS, help="a method in place of a preset")
+    add("--bits", type=_bits, metavar="B", help="bits per value; with klt multiples of 1/16")
+    add("--bits-v", type=_bits, metavar="B", help="the same for values; default as --bits")
+    add("--span-frames", type=int, metavar="N", help="latent frames encoded together; default what the method asks for")
+    add("--window", type=int, metavar="N", help="latent frames that the model may look back on; default all")
+    add("--sink-frames", type=int, metavar="N", help="first latent frames, kept exactly; default 1")
+    add("--recent-frames", type=int, metavar="N", help="newest latent frames, kept exactly; default 3")
+    add("--workspace-mb", type=int, metavar="N", help="MiB that attention reads through; default 512")
+    add("--block-frames", type=int, metavar="N", help="latent frames denoised together; default as the model was trained")
+    add("--given-frames", type=int, default=0, metavar="N", help="latent frames of a start image or video; default 0")
+    add("--batch", type=int, default=1, metavar="N", help="videos at once; default 1")
+    add("--weights", default="bf16", metavar="TYPE", help=f"{', '.join(WEIGHT_BYTES)}; default bf16")
+    add("--vram-gb", type=float, metavar="G", help="the card's memory; default that of the card there is")
+    add("--json", action="store_true", help="print the result as one JSON object on stdout")
+    command.set_defaults(run=_plan)
+
+
+def _bits(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .plan.command import print_plan
+
+    return print_plan(options)
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,6 +12,8 @@ import torch
 from .codec import ExactCodec, make_codecs
 from .config import GROUP_SIZES, QVGConfig
 from .errors import ConfigError
+from .growth import Growth
+from .peak import most_held
 from .policy import CachePolicy, Layout
 
 
@@ -97,21 +99,21 @@ class CacheSpec:
     def predict(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None = None) -> CacheBytes:
         """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short), or of
         these sizes: what `chunks` says of later frames is not looked at."""
-        policy, layout = self.check(config), Layout()
-        books: list[list[int]] = []  # of each span in memory: frames of the spans that its codebook has grown with
-        encoded = 0
+        growth = Growth(self.check(config), config.spans_per_codebook)
         for chunk in self._cut(frames, chunks):
-            step = policy.commit(layout, chunk)
-            if step.encode_chunks:
-                span_frames = sum((*layout.tail, chunk)[: step.encode_chunks])
-                # As `LayerCache` does: a codebook goes on from the newest span in memory; where there is none, a new one begins.
-                book = books[-1] if books and encoded % config.spans_per_codebook else []
-                book.append(span_frames)
-                books.append(book)
-                encoded += 1
-            del books[: step.evict_spans]
-            layout = step.layout
-        return self._bytes(config, layout, list({id(book): book for book in books}.values()))
+            growth.commit(chunk)
+        return self._bytes(config, growth.layout, growth.books)
+
+    def predict_peak(
+        self,
+        config: QVGConfig,
+        frames: int,
+        chunks: Sequence[int] | None = None,
+        block_dtype: torch.dtype | None = None,
+        by_layer: bool = True,
+    ) -> int:
+        """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
+        return most_held(self, config, list(self._cut(frames, chunks)), block_dtype, by_layer)
 
     def _cut(self, frames: int, chunks: Sequence[int] | None) -> Iterator[int]:
         """Sizes of the chunks that `frames` frames are committed in."""

@@ -87,6 +87,17 @@ def test_offload_rows_say_what_is_where_and_what_it_costs() -> None:
         assert {"date", "device", "versions", "shape", "peak_bytes", "ratio"} <= set(away)
 
 
+def test_cache_bytes_are_counted_and_a_rehearsal_is_not_kept() -> None:
+    kept = ROOT / "benchmarks" / "results" / "cache_bytes.csv"
+    before = kept.read_bytes()
+    done = _run("cache_bytes.py", "--tiny", "--heads", "2", "--presets", "exact,balanced")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["exact", "exact", "balanced", "balanced"]
+    refused = _run("cache_bytes.py", "--tiny", "--save")
+    assert refused.returncode == 2 and "--tiny is a dry run" in refused.stderr
+    assert kept.read_bytes() == before
+
+
 @pytest.mark.parametrize("program", ["codec.py", "attention.py", "offload.py", "wan.py"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ RANKS = {
     "qvg.*": 4,  # the cache, attention, spec, session and whatever joins them
     "qvg.models": 5,
     "qvg.sampling": 6,
+    "qvg.plan": 6,  # what a run will take, for `qvg plan` and the nodes
     "qvg": 7,  # the package itself: public names for those outside
     "qvg.bench": 9,
     "qvg.cli": 10,

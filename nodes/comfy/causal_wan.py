@@ -25,6 +25,7 @@ from .causal_plan import CausalPlan, make_plan
 from .causal_run import CausalPass, CausalRun, LayerSlot
 from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
+from .model_plan import refuse_what_cannot_fit
 from .progress import say, say_how_it_ended
 
 _KEY = "qvg"
@@ -118,7 +119,9 @@ class CausalSampling:
     ) -> Tensor:
         """The whole run: refuse what cannot work before weights are loaded, and free the cache however it ends."""
         guider = executor.class_obj
-        plan = self.plan = make_plan(guider, noise, sampler, sigmas, denoise_mask)
+        plan = make_plan(guider, noise, sampler, sigmas, denoise_mask)
+        refuse_what_cannot_fit(guider.model_patcher, plan.settings.config, plan.spec, plan.frames, plan.grid)
+        self.plan = plan
         try:
             samples: Tensor = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
             if self.run is not None:

@@ -22,6 +22,7 @@ from ..records import RECORDS, RunRecord
 from .attach import RUN_KEY, CacheSettings, require_cache, settings_of
 from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
+from .model_plan import refuse_what_cannot_fit
 from .noise_mask import kept_frames
 from .progress import Progress, say, say_how_it_ended
 from .run import Run, ignored_patches, refuse_step_caches
@@ -103,8 +104,10 @@ def sample_blocks(
     passes = len(blocks) + (len(blocks) - len(given)) * (len(levels) - 1)
     denoiser = _GuidedDenoiser(guider, extra_args, x, Progress(x.device, base_model.latent_format, passes, len(blocks)))
     _say_what_is_ignored(base_model.qvg_name, ignored_patches(extra_args["model_options"], guider.model_patcher))
+    rope = base_model.qvg_rope()
+    refuse_what_cannot_fit(guider.model_patcher, settings.config, spec, x.shape[2], (rope.grid_rows, rope.grid_cols))
     make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), guider.model_patcher)
-    cache = KVCache(spec, settings.config, base_model.qvg_rope())
+    cache = KVCache(spec, settings.config, rope)
     finished: list[Block] = []
     try:
         with cache:

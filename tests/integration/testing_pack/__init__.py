@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.caching import BasicCache
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # What happened, for TestingSay.
 SAID: dict[str, Any] = {}
@@ -315,6 +318,104 @@ class TestingFrames:
 
     def run(self, samples: Any, frames: int) -> Any:
         return ({"samples": samples["samples"][:, :, :frames]},)
+
+
+def _ours(name: str) -> Any:
+    """A module of our pack, under whatever name ComfyUI has loaded it."""
+    return next(module for known, module in sys.modules.items() if known.endswith(f".nodes.comfy.{name}"))
+
+
+@_node(("MODEL",), model=("MODEL",), megabytes=("FLOAT", {"default": 1.0}))
+class TestingCard:
+    """While this MODEL is sampled, the device is taken for a graphics card with so much memory in all."""
+
+    def run(self, model: Any, megabytes: float) -> Any:
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            plans = _ours("model_plan")
+            honest, plans.known_memory = plans.known_memory, lambda device: int(megabytes * 1e6)
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                plans.known_memory = honest
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "testing", wrapper)
+        return (clone,)
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingHeld:
+    """Counts the most that caches held at any moment, from a run's first block to its last."""
+
+    def run(self, model: Any) -> Any:
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            caches = sys.modules[_ours("causal_run").KVCache.__module__]
+            watch = importlib.import_module(f"{caches.__package__}.bench.held").HeldBytes
+            honest = caches.LayerCache.append, caches.KVCache.__init__
+            watches: list[Any] = []
+
+            def noted(layer: Any, *args: Any) -> None:
+                honest[0](layer, *args)
+                for each in watches:
+                    each.most = max(each.most, each.now())
+
+            def watched(cache: Any, *args: Any) -> None:
+                honest[1](cache, *args)
+                watches.append(watch(cache))
+
+            caches.LayerCache.append, caches.KVCache.__init__ = noted, watched
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                caches.LayerCache.append, caches.KVCache.__init__ = honest
+                SAID["held"] = [each.most for each in watches]
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "testing", wrapper)
+        return (clone,)
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of tensors made and alive, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in known:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.sizes:
+            return
+        self.sizes[key] = size
+        weakref.finalize(storage, self._remove, key)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+    def _remove(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingLive:
+    """Counts every tensor that is made while this MODEL is sampled."""
+
+    def run(self, model: Any) -> Any:
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            with _Live() as live:
+                result = executor(*args, **kwargs)
+            SAID["live"] = live.most
+            return result
+
+        return (_while_sampling(model, wrapper),)
 
 
 class _Pictures:

@@ -1,0 +1,43 @@
+"""Counts, in a real run, what `peak` predicts: every tensor that a cache holds or hands to a codec, when there is most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor
+
+from ..cache import KVCache
+from ..codec.base import EncodeHint
+from ..span import Span
+
+
+class HeldBytes:
+    """Watches a cache from its making on. `most`: bytes at the worst moment so far; set it back to watch one commit."""
+
+    def __init__(self, cache: KVCache):
+        self._cache = cache
+        self._made: WeakSet[Any] = WeakSet()  # spans, from the codec's hands on until nobody holds them
+        self.most = 0
+        for layer in cache.layers:
+            for codec in (layer.exact, *dict.fromkeys(layer.codecs)):
+                setattr(codec, "encode", self._counted(codec.encode))  # noqa: B010 (a method is replaced on purpose)
+
+    def _counted(self, encode: Callable[[Tensor, EncodeHint], Span]) -> Callable[[Tensor, EncodeHint], Span]:
+        def encode_and_count(x: Tensor, hint: EncodeHint) -> Span:
+            span = encode(x, hint)
+            self._made.add(span)
+            self.most = max(self.most, self.now(x))
+            return span
+
+        return encode_and_count
+
+    def now(self, handed_over: Tensor | None = None) -> int:
+        """Bytes that are there at this moment, each storage once."""
+        layers = self._cache.layers
+        spans = [span for layer in layers for pair in layer.state.history for span in pair]
+        tensors = [tensor for span in (*spans, *self._made) for tensor in span.tensors().values()]
+        tensors += [x for layer in layers for x in layer.state.current or ()]
+        tensors += [] if handed_over is None else [handed_over]
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())

@@ -1,0 +1,79 @@
+"""Bytes of what a network works in while it makes one block, and of what stays with a run besides weights and cache.
+
+Counted, for Wan, over every tensor that torch makes in a pass of ComfyUI's own network at 480 x 832; upper bounds for every card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels.dispatch import triton_refusal
+from ..config import QVGConfig
+from ..models.shapes import NetworkShape
+
+# Tensors of the residual's width that a layer holds while its finished block is encoded, keys and values aside.
+_AT_COMMIT = 5
+# Per channel of a head: ComfyUI's table of rotations, four float32 for two channels, and the cache's sines and cosines.
+_ANGLE_BYTES = 12
+# Core's sampler has noise, start, result and the video in work on the device, in float32.
+_LATENT_BYTES = 4 * 4
+# What a codec works in per value of the keys or of the values of one layer's span. Measured over every tensor, 4,680 tokens.
+_TORCH_BYTES = {"none": 0.0, "klt": 33.5, "qvg": 16.2, "rtn": 16.1, "kivi": 18.5, "quarot": 16.2}
+_TRITON_BYTES = {**_TORCH_BYTES, "klt": 14.0, "qvg": 4.3}
+
+
+@dataclass(frozen=True)
+class Activations:
+    """`block_bytes`: at the worst moment of a pass over one block, and what stays for the whole run. `frame_bytes`: of the
+    latents, per latent frame."""
+
+    block_bytes: int
+    frame_bytes: int
+
+    def total(self, latent_frames: int) -> int:
+        """Of a run of so many latent frames."""
+        return self.block_bytes + latent_frames * self.frame_bytes
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is denoised together: tokens of all its frames and videos, latent pixels of one frame, and tokens of one span."""
+
+    batch: int
+    tokens: int
+    frame_values: int
+    span_tokens: int
+
+
+def activations(
+    network: NetworkShape,
+    block: Block,
+    config: QVGConfig,
+    value_bytes: int = 2,
+    weight_bytes: int = 2,
+    triton: bool | None = None,
+) -> Activations:
+    """`value_bytes` of what is computed in, `weight_bytes` of what weights are kept in. `triton`: whether our kernels encode;
+    None: whether they would on this machine."""
+    width = network.width
+    unit, text = block.tokens * width * value_bytes, block.batch * network.text_tokens
+    mlp = network.mlp_tensors * block.tokens * network.mlp * value_bytes + network.beside_mlp * unit
+    attention = network.in_attention * unit
+    per_value = (_TRITON_BYTES if _by_triton(triton) else _TORCH_BYTES)[config.codec]
+    encoding = _AT_COMMIT * unit + round(per_value * block.span_tokens * width)
+    stays = [
+        block.tokens * network.head_dim * _ANGLE_BYTES,
+        text * (network.text_channels * (4 + value_bytes) + width * value_bytes),  # the prompt as it comes, cast, embedded
+        network.layers * 2 * text * width * value_bytes,  # its keys and values
+        # A weight that is kept in another type than it is used in is cast when its turn comes.
+        width * network.mlp * value_bytes if weight_bytes != value_bytes else 0,
+    ]
+    return Activations(max(mlp, attention, encoding) + sum(stays), block.frame_values * _LATENT_BYTES)
+
+
+def _by_triton(wanted: bool | None) -> bool:
+    if wanted is not None:
+        return wanted
+    return torch.cuda.is_available() and triton_refusal("kmeans", torch.device("cuda")) is None

@@ -1,0 +1,82 @@
+"""`qvg plan`: the arguments of the command, and what it prints."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from ..config import PRESETS, QVGConfig
+from ..errors import ConfigError
+from ..models.shapes import SHAPES
+from . import Video, Weights, plan
+from .advice import setting_that_fits
+from .words import GB, report, verdict
+
+DEFAULT_PRESET = "balanced"
+
+
+def print_plan(options: Namespace) -> int:
+    """Print a plan. -> exit code, 0 also where the video does not fit: that is the answer. Raises ConfigError for what cannot be
+    planned."""
+    if options.model not in SHAPES:
+        raise ConfigError(f"there is no model {options.model!r} to plan for; choose from {', '.join(SHAPES)}")
+    network, config = SHAPES[options.model], make_config(options)
+    video = Video(options.width, options.height, options.frames, options.batch, options.given_frames, options.block_frames)
+    device_bytes = _device_bytes(options.vram_gb)
+    make_plan = partial(plan, network, video, device_bytes=device_bytes, weights=Weights(options.weights))
+    found = make_plan(config)
+    block = options.block_frames or network.chunk_frames
+    setting = setting_that_fits(lambda other: make_plan(config=other), config, block) if found.fits is False else None
+    if options.json:
+        more = {
+            "device_bytes": device_bytes,
+            "setting": None if setting is None else asdict(setting),
+            "verdict": verdict(found, device_bytes, setting),
+        }
+        print(json.dumps(asdict(found) | more))
+    else:
+        print(report(network, video, _label(options, config), found, device_bytes, setting))
+    return 0
+
+
+def make_config(options: Namespace) -> QVGConfig:
+    """What the arguments say. Raises ConfigError where they break a rule."""
+    if options.preset is not None and options.codec is not None:
+        raise ConfigError(
+            f"--preset {options.preset} and --codec {options.codec} were both given; a preset names its codec, leave one out"
+        )
+    base = _method(options.codec) if options.codec else QVGConfig.preset(options.preset or DEFAULT_PRESET)
+    changes = {
+        "bits": options.bits,
+        "bits_v": options.bits_v if options.bits_v is not None or options.bits is None else options.bits,
+        "span_frames": options.span_frames,
+        "window_frames": options.window,
+        "sink_frames": options.sink_frames,
+        "recent_frames": options.recent_frames,
+        "workspace_mb": options.workspace_mb,
+    }
+    return base.with_changes(**{name: value for name, value in changes.items() if value is not None})
+
+
+def _method(codec: str) -> QVGConfig:
+    """A codec the way QVG KV Cache sets it up."""
+    if codec == "klt":
+        return PRESETS["balanced"]
+    return QVGConfig(codec, clusters="auto", symmetric=codec in ("none", "qvg"))
+
+
+def _device_bytes(vram_gb: float | None) -> int | None:
+    """Of the card named, else of the one that is there."""
+    if vram_gb is not None:
+        if not 0 < vram_gb < 10_000:
+            raise ConfigError(f"--vram-gb is {vram_gb:g}, but must be a card's memory in GB, such as 24")
+        return round(vram_gb * GB)
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def _label(options: Namespace, config: QVGConfig) -> str:
+    return f"codec {options.codec}" if options.codec else f"preset {options.preset or DEFAULT_PRESET}"
