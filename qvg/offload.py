@@ -106,7 +106,8 @@ class Depot:
         self._visits.clear()
 
     def _send(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """A copy at home. For a CUDA or ROCm device it is pinned, so that it can come back while the device computes."""
+        """A copy at home. For a CUDA or ROCm device it is pinned, so that it can come back while the device computes; torch takes
+        pinned memory in powers of two, which `nbytes` does not count."""
         self.away = True
         return _room(tensor, self.home, device.type == "cuda").copy_(tensor)
 

@@ -177,7 +177,7 @@ def test_a_mode_has_its_own_widgets_and_sends_them(page: ComfyPage) -> None:
 def test_a_workflow_without_the_newest_widget_runs_with_its_default(page: ComfyPage) -> None:
     graph = short(frames=6, QVGKVCache=lambda values: values[:-1])
     (cache,) = (node for node in graph["nodes"] if node["type"] == "QVGKVCache")
-    cache["inputs"] = [each for each in cache["inputs"] if each["name"] != "read"]
+    cache["inputs"] = [each for each in cache["inputs"] if each["name"] != "merge_padding"]
     page.load(graph)
     assert page.widgets("QVGKVCache") == WORKFLOWS["demo_world"]["nodes"][1]["widgets_values_named"] | {"span_frames": 6}
     assert page.run()["end"][0] == "execution_success"
