@@ -1,0 +1,80 @@
+"""Projective positional encoding: attention between tokens of different cameras, in coordinates of the cameras (PRoPE, arXiv
+2507.10496).
+
+P takes the world into a camera's picture: its focal lengths times its view matrix. Heads are read as groups of four channels,
+homogeneous coordinates all of them, and a token of camera i is transformed
+
+    query  P_i^T q     key  P_i^-1 k     value  P_i^-1 v     output  P_i out
+
+so that a score is q P_i P_j^-1 k: it knows only how camera j stands towards camera i. Principal points are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GROUP = 4
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Matrices [F, 4, 4] of consecutive frames, for tokens `first`.. of the first of them on.
+
+    `apart` says that the channels to be transformed went through `rope.pairs_apart` before.
+    """
+
+    matrices: Tensor
+    tokens_per_frame: int
+    first: int = 0
+    apart: bool = False
+
+    def tokens(self, start: int, stop: int) -> Projection:
+        """The projection of tokens start:stop."""
+        low, high = self.first + start, self.first + stop
+        frame = low // self.tokens_per_frame
+        matrices = self.matrices[frame : -(-high // self.tokens_per_frame)]
+        return Projection(matrices, self.tokens_per_frame, low - frame * self.tokens_per_frame, self.apart)
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """Transform x [B, H, S, D] in place, in float32 arithmetic; takes about a frame of x in float32 for a moment."""
+        start = 0
+        for number, matrix in enumerate(self.matrices.to(x.device)):
+            stop = min(x.shape[2], (number + 1) * self.tokens_per_frame - self.first)
+            part = x[:, :, start:stop]
+            part.copy_(_transform(part.float(), matrix, self.apart))
+            start = stop
+        return x
+
+
+def projection_matrices(views: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """P and its inverse of cameras. views [F, 4, 4] world-to-camera, rigid; intrinsics [F, 3, 3] normalised. -> each [F, 4, 4]
+
+    The inverse is put together from the transposed rotation and the inverse focal lengths; give float64 for full precision.
+    """
+    one = torch.ones_like(views[:, 0, 0])
+    focal = torch.stack([intrinsics[:, 0, 0].to(views), intrinsics[:, 1, 1].to(views), one, one], -1)
+    turn = views[:, :3, :3].transpose(1, 2)
+    inverse = torch.zeros_like(views)
+    inverse[:, :3, :3] = turn
+    inverse[:, :3, 3] = -(turn @ views[:, :3, 3:]).squeeze(-1)
+    inverse[:, 3, 3] = 1
+    return focal[:, :, None] * views, inverse / focal[:, None, :]
+
+
+def project(x: Tensor, matrices: Tensor, apart: bool = False) -> Tensor:
+    """Every four channels of x [B, H, S, D] times the matrix of their token's frame; matrices [F, 4, 4], S = F equal parts."""
+    return Projection(matrices.float(), x.shape[2] // matrices.shape[0], apart=apart).apply_(x.clone())
+
+
+def _transform(x: Tensor, matrix: Tensor, apart: bool) -> Tensor:
+    """x [..., D] float32, one matrix [4, 4]."""
+    if not apart:
+        groups: Tensor = x.unflatten(-1, (-1, GROUP))
+        return (groups @ matrix.T.to(x)).flatten(-2)
+    # Neighbours (2i, 2i + 1) lie at (i, i + D/2): channel 2b + a of group g is at (a, g, b) of (2, D/4, 2).
+    halves = x.unflatten(-1, (2, -1, 2))
+    turned: Tensor = torch.einsum("bapq,...qgp->...agb", matrix.to(x).reshape(2, 2, 2, 2), halves)
+    return turned.flatten(-3)
