@@ -49,6 +49,40 @@ class Projection:
         return x
 
 
+@dataclass(frozen=True)
+class Projector:
+    """The cameras of a block and of the memory that it attends to, for `KVCache.attend_projected`.
+
+    to_picture  P of the block's frames [F, 4, 4]
+    to_world    P^-1 of the frames in memory, oldest first, and then of the block's [K + F, 4, 4]
+    apart       queries and keys went through `rope.pairs_apart`; values never do
+    """
+
+    to_picture: Tensor
+    to_world: Tensor
+    tokens_per_frame: int
+    apart: bool = False
+
+    @property
+    def frames(self) -> int:
+        """In memory and in the block."""
+        return len(self.to_world)
+
+    def block(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the block on their way into attention; new tensors."""
+        to_world = self.to_world[len(self.to_world) - len(self.to_picture) :]
+        queries = project(q, self.to_picture.mT, self.apart)
+        return queries, project(k, to_world, self.apart), project(v, to_world)
+
+    def turn(self, which: int, start: int, stop: int) -> Projection:
+        """What keys (0) or values (1) of the tokens start:stop of the memory go through."""
+        return Projection(self.to_world, self.tokens_per_frame, apart=self.apart and which == 0).tokens(start, stop)
+
+    def leave(self, out: Tensor) -> Tensor:
+        """Attention's output back in the world."""
+        return project(out, self.to_picture)
+
+
 def projection_matrices(views: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """P and its inverse of cameras. views [F, 4, 4] world-to-camera, rigid; intrinsics [F, 3, 3] normalised. -> each [F, 4, 4]
 
@@ -66,7 +100,7 @@ def projection_matrices(views: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tens
 
 def project(x: Tensor, matrices: Tensor, apart: bool = False) -> Tensor:
     """Every four channels of x [B, H, S, D] times the matrix of their token's frame; matrices [F, 4, 4], S = F equal parts."""
-    return Projection(matrices.float(), x.shape[2] // matrices.shape[0], apart=apart).apply_(x.clone())
+    return Projection(matrices.float(), x.shape[2] // len(matrices), apart=apart).apply_(x.clone())
 
 
 def _transform(x: Tensor, matrix: Tensor, apart: bool) -> Tensor:

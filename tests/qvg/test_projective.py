@@ -11,8 +11,8 @@ from comfyui_qvg.qvg.world.cameras import Cameras
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..golden_worldplay import GOLDEN
 from ..helpers import assert_close
-from .world.golden import GOLDEN
 
 
 def _matrices(cameras: Cameras) -> tuple[Tensor, Tensor]:

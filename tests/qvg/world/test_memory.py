@@ -13,7 +13,7 @@ from comfyui_qvg.qvg.world.poses import walk_poses
 from comfyui_qvg.qvg.world.schedule import chunks_of, latent_frames, plan_chunk, timesteps, video_frames
 from comfyui_qvg.qvg.world.selection import HUNYUAN_MEMORY, WAN_MEMORY, MemoryRule, select_context
 
-from .golden import GOLDEN, selections
+from ...golden_worldplay import GOLDEN, selections
 
 
 def _views(path: str) -> torch.Tensor:

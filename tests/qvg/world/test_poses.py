@@ -13,7 +13,7 @@ from comfyui_qvg.qvg.world.labels import action_labels
 from comfyui_qvg.qvg.world.pose_files import read_poses, write_poses
 from comfyui_qvg.qvg.world.poses import camera_poses, walk_poses
 
-from .golden import GOLDEN, text
+from ...golden_worldplay import GOLDEN, text
 
 RETURN = "w-8,s-8,a-8,d-8,up-8,down-8"
 

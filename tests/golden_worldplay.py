@@ -1,10 +1,9 @@
 """Numbers of the official code, and the weights and inputs that they were made with.
 
-tests/data/worldplay.safetensors was made once, on a CPU in float32, by running Tencent-Hunyuan/HY-WorldPlay at da2d0c2 on what
-this file makes: its own pose, label and selection functions (float64, or as its pipeline calls them), its projective attention,
-and its pipeline (wan/inference) with its transformer (wan/models/dits) for seven chunks of 4 x 4 latents. Around it,
-SageAttention was replaced by torch's attention, the literal 880 tokens per frame by 4, the VAE by one that returns the given
-picture, and distribution left out.
+tools/make_golden_worldplay.py made tests/data/golden_worldplay.safetensors on a CPU in float32, by running the code of
+Tencent-Hunyuan/HY-WorldPlay at da2d0c2 on what this file makes: its pose, label and selection functions (float64, or as its
+pipeline calls them), its projective attention, and its pipeline (wan/inference) with its transformer (wan/models/dits) for seven
+chunks of 4 x 4 latents.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-_FILE = Path(__file__).resolve().parents[2] / "data" / "worldplay.safetensors"
+_FILE = Path(__file__).resolve().parent / "data" / "golden_worldplay.safetensors"
 
 with safe_open(_FILE, "pt") as file:
     GOLDEN: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
