@@ -22,7 +22,7 @@ with safe_open(_FILE, "pt") as file:
     GOLDEN: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     _METADATA = file.metadata()
 
-CHANNELS, HEADS, LAYERS, WIDTH, FFN, TEXT, TEXT_TOKENS, SIDE = 48, 2, 2, 256, 512, 64, 12, 4
+CHANNELS, HEADS, LAYERS, WIDTH, FFN, TEXT, TEXT_TOKENS, SIDE, CHUNKS = 48, 2, 2, 256, 512, 64, 12, 4, 7
 
 
 def text(name: str) -> str:
@@ -52,10 +52,10 @@ def weights() -> dict[str, Tensor]:
     return state
 
 
-def inputs(frames: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise [1, C, frames, h, w], the first picture's latent [1, C, 1, h, w], and text [1, tokens, channels]."""
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Noise [1, C, F, h, w], the first picture's latent [1, C, 1, h, w], and text [1, tokens, channels]."""
     random = np.random.RandomState(8)
-    shapes = ((1, CHANNELS, frames, SIDE, SIDE), (1, CHANNELS, 1, SIDE, SIDE), (1, TEXT_TOKENS, TEXT))
+    shapes = ((1, CHANNELS, 4 * CHUNKS, SIDE, SIDE), (1, CHANNELS, 1, SIDE, SIDE), (1, TEXT_TOKENS, TEXT))
     noise, image, prompt = (torch.from_numpy(random.standard_normal(shape).astype(np.float32)) for shape in shapes)
     return noise, image, prompt
 
