@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-_FILE = Path(__file__).resolve().parent / "data" / "golden_worldplay.safetensors"
+FILE = Path(__file__).resolve().parent / "data" / "golden_worldplay.safetensors"
 
-with safe_open(_FILE, "pt") as file:
+with safe_open(FILE, "pt") as file:
     GOLDEN: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     _METADATA = file.metadata()
 
