@@ -18,6 +18,8 @@ from torch import Tensor
 
 GROUP = 4
 
+_TOKENS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -39,13 +41,19 @@ class Projection:
         return Projection(matrices, self.tokens_per_frame, low - frame * self.tokens_per_frame, self.apart)
 
     def apply_(self, x: Tensor) -> Tensor:
-        """Transform x [B, H, S, D] in place, in float32 arithmetic; takes about a frame of x in float32 for a moment."""
-        start = 0
-        for number, matrix in enumerate(self.matrices.to(x.device)):
-            stop = min(x.shape[2], (number + 1) * self.tokens_per_frame - self.first)
-            part = x[:, :, start:stop]
-            part.copy_(_transform(part.float(), matrix, self.apart))
-            start = stop
+        """Transform x [B, H, S, D] in place, in float32 arithmetic; takes two float32 copies of a few thousand tokens for a
+        moment."""
+        matrices, start, frame = self.matrices.to(x.device), 0, 0
+        while start < x.shape[2]:
+            within = self.first if start == 0 else 0
+            count = min(self.tokens_per_frame - within, x.shape[2] - start)
+            frames = 1
+            if count == self.tokens_per_frame:
+                frames = max(1, min(_TOKENS_AT_ONCE, x.shape[2] - start) // count)
+            part = x[:, :, start : start + frames * count]
+            by_frame = part.float().unflatten(2, (frames, count))
+            part.copy_(_transform(by_frame, matrices[frame : frame + frames], self.apart).flatten(2, 3))
+            start, frame = start + frames * count, frame + frames
         return x
 
 
@@ -103,12 +111,13 @@ def project(x: Tensor, matrices: Tensor, apart: bool = False) -> Tensor:
     return Projection(matrices.float(), x.shape[2] // len(matrices), apart=apart).apply_(x.clone())
 
 
-def _transform(x: Tensor, matrix: Tensor, apart: bool) -> Tensor:
-    """x [..., D] float32, one matrix [4, 4]."""
+def _transform(x: Tensor, matrices: Tensor, apart: bool) -> Tensor:
+    """x [B, H, F, T, D] float32, matrices [F, 4, 4]."""
+    matrices = matrices.to(x)
     if not apart:
-        groups: Tensor = x.unflatten(-1, (-1, GROUP))
-        return (groups @ matrix.T.to(x)).flatten(-2)
+        groups: Tensor = x.flatten(3).unflatten(-1, (-1, GROUP))
+        return (groups @ matrices.mT).view_as(x)
     # Neighbours (2i, 2i + 1) lie at (i, i + D/2): channel 2b + a of group g is at (a, g, b) of (2, D/4, 2).
     halves = x.unflatten(-1, (2, -1, 2))
-    turned: Tensor = torch.einsum("bapq,...qgp->...agb", matrix.to(x).reshape(2, 2, 2, 2), halves)
+    turned: Tensor = torch.einsum("fbapq,...ftqgp->...ftagb", matrices.unflatten(1, (2, 2)).unflatten(3, (2, 2)), halves)
     return turned.flatten(-3)
