@@ -105,6 +105,14 @@ class Prompt:
         """Whether results differ in their last bits from the model's own."""
         return any(isinstance(rows, prompts.MergedPrompt) for rows in self.layers)
 
+    def check(self, cache: KVCache) -> None:
+        """Raise ConfigError where the cache is to give the model's own numbers, and this prompt does not."""
+        if self.is_merged and cache.config.codec == "none":
+            raise ConfigError(
+                "the prompt's padding is merged, but codec 'none' stands for the model's own numbers; read the prompt without "
+                "merge, or use another codec"
+            )
+
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """q [B, H, S, D] -> the same shape."""
         rows = self.layers[layer]
@@ -313,11 +321,7 @@ class WanDenoiser:
 
     @torch.inference_mode()
     def _clean(self, x: Tensor, noise_level: float, cache: KVCache, attend: Attend) -> Tensor:
-        if self.prompt.is_merged and cache.config.codec == "none":
-            raise ConfigError(
-                "the prompt's padding is merged, but codec 'none' stands for the model's own numbers; read the prompt without "
-                "merge, or use another codec"
-            )
+        self.prompt.check(cache)
         levels = torch.full(x.shape[:2], noise_level * TIME_SCALE, device=x.device)
         velocity: Tensor = self.model(x.to(self.dtype), levels, self.prompt, attend)
         return x - noise_level * velocity.to(x.dtype)

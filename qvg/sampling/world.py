@@ -54,9 +54,11 @@ class World:
         image      latent of the first picture [B, 1, C, h, w]; for the first chunk only
         interrupt  called before every pass of the model; whatever it raises ends the chunk, and the world stands as before
 
-        Raises ConfigError where the cameras end before the chunk does, or an image comes later than the first chunk.
+        Raises ConfigError where the cameras end before the chunk does, an image comes later than the first chunk, or a merged
+        prompt meets a memory that is to be exact.
         """
         plan = self._plan(cameras)
+        self.prompt.check(self.memory.cache)
         if image is not None and plan.index:
             raise ConfigError(f"a first picture was given for chunk {plan.index}, but it starts the world; give it with chunk 0")
         labels = torch.from_numpy(action_labels(cameras.poses[: plan.frames.stop]))

@@ -257,6 +257,11 @@ def test_what_a_world_refuses(model: WorldPlay, prompt: Prompt) -> None:
     world.next_chunk(_noise(0), _cameras())
     with pytest.raises(ConfigError, match="first picture was given for chunk 1"):
         world.next_chunk(_noise(1), _cameras(), inputs()[1].transpose(1, 2))
+    model.config = replace(model.config, text_tokens=40)
+    world.prompt = model.read_prompt(inputs()[2], merge=True)
+    with pytest.raises(ConfigError, match="padding is merged"):
+        world.next_chunk(_noise(1), _cameras())
+    _prompt(model)
     with pytest.raises(ConfigError, match="'twice'"):
         _memory("vendor", "twice")
     with pytest.raises(ConfigError, match="after_rope"):
