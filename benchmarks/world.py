@@ -4,7 +4,7 @@
                                               results/world.jsonl
     python benchmarks/world.py --tiny         the same with a small network, on any machine: a rehearsal, not a result
     python benchmarks/world.py --bytes        bytes of the memory and operations of a chunk at full size, of both variants,
-                                              anywhere; one layer's memory is made, of random numbers, and must be what was
+                                              anywhere; one head's memory is made, of random numbers, and must be what was
                                               predicted
 
 Chunks are counted from 1. A timed chunk finds a memory of random keys and values, as long as that of a walk would be, and takes a
@@ -41,6 +41,7 @@ from torch import Tensor
 
 WALK = "w-8,s-8,a-8,d-8,up-8,down-8"
 # Quant-VideoGen's settings for this model: two chunks are encoded together, nothing else is exact.
+NOTHING_EXACT = {"sink_frames": 0, "recent_frames": 0}
 PUBLISHED = QVGConfig(clusters=256, span_frames=8, sink_frames=0, recent_frames=0, iterations=2)
 STEPS = 4
 
@@ -117,8 +118,7 @@ def _memory(setup: Setup, mode: str, config: QVGConfig, context_frames: int) -> 
 
 def _made_anew(config: QVGConfig, frames: int) -> QVGConfig:
     """All of a context is one span: nothing of it outlives the chunk."""
-    changes = {"sink_frames": 0, "recent_frames": 0, "span_frames": frames}
-    return config if config.codec == "none" else config.with_changes(**changes)
+    return config if config.codec == "none" else config.with_changes(span_frames=frames, **NOTHING_EXACT)
 
 
 def _time(world: MeteredWorld, setup: Setup, chunk: int, device: torch.device) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _random(generator: torch.Generator, device: torch.device, shape: tuple[int, 
 
 
 def bytes_rows(variant: Variant, frames: int, count: bool) -> Iterator[dict[str, Any]]:
-    """Every way to keep `frames` frames. `count`: one layer is made, too."""
+    """Every way to keep `frames` frames. `count`: one head of one layer is made, too."""
     for layout, width in (("vendor", 256), ("once", 128)):
         for name, config in _kept(layout):
             for mode, together in (("vendor", frames), ("persistent", CHUNK_FRAMES)):
@@ -173,15 +173,27 @@ def bytes_rows(variant: Variant, frames: int, count: bool) -> Iterator[dict[str,
                 }
                 row |= {"bytes": predicted, "mib": round(predicted / 2**20, 1)}
                 if count:
-                    row["counted_layer_bytes"] = counted = _counted(replace(spec, layers=1), kept, frames)
-                    if counted * variant.layers != predicted:
-                        raise SystemExit(f"{counted} bytes per layer were counted, but {predicted} predicted for all: {row}")
+                    row["counted_head_bytes"] = counted = _counted(replace(spec, layers=1, heads=1), kept, frames)
+                    if counted * variant.layers * variant.heads != predicted:
+                        raise SystemExit(f"{counted} bytes per head were counted, but {predicted} predicted for all: {row}")
                 yield row
 
 
+def _all_bytes(count: bool) -> Iterator[dict[str, Any]]:
+    for variant in VARIANTS:
+        for frames in (16, 20, 48):
+            yield from bytes_rows(variant, frames, count)
+    yield from work_rows(FULL)
+
+
 def _kept(layout: str) -> list[tuple[str, QVGConfig]]:
-    presets = [] if layout == "vendor" else [(name, QVGConfig.preset(name)) for name in ("qvg", "balanced")]
-    return [("exact", QVGConfig(codec="none")), ("published, 2 bit", PUBLISHED), *presets]
+    found = [("exact", QVGConfig(codec="none")), ("published, 2 bit", PUBLISHED)]
+    if layout == "once":
+        # A sink and a recent chunk of exact frames would outweigh everything that is encoded.
+        found += [
+            (f"{name}, no exact frames", QVGConfig.preset(name).with_changes(**NOTHING_EXACT)) for name in ("qvg", "balanced")
+        ]
+    return found
 
 
 def _counted(spec: CacheSpec, config: QVGConfig, frames: int) -> int:
@@ -236,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     kind.add_argument("--bytes", action="store_true", help="bytes and operations, on any machine")
     parser.add_argument("--save", action="store_true", help="append the rows to results/world.jsonl")
     parser.add_argument("--table", type=Path, metavar="CSV", help="also write the rows of --bytes as a table")
-    parser.add_argument("--predict-only", action="store_true", help="--bytes without making a layer's memory")
+    parser.add_argument("--predict-only", action="store_true", help="--bytes without making a head's memory")
     parser.add_argument("--presets", nargs="+", default=["exact", "qvg"])
     parser.add_argument("--select", action="store_true", help="let mode vendor select 16 frames")
     options = parser.parse_args(arguments)
@@ -246,14 +258,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not (has_gpu or options.tiny or options.bytes):
         parser.error("there is no GPU here; --tiny is a dry run without one")
     if options.bytes:
-        rows = [
-            row
-            for variant in VARIANTS
-            for frames in (16, 20, 48)
-            for row in bytes_rows(variant, frames, not options.predict_only)
-        ]
-        rows += work_rows(FULL)
-        for row in rows:
+        rows = []
+        for row in _all_bytes(not options.predict_only):
+            rows.append(row)
             report("world", row, False)
         if options.table:
             write_table(rows, options.table)
