@@ -79,7 +79,7 @@ class Bench:
         step = SPAN_FRAMES * self.per_frame
         counts = [min(step, shape.keys - at) for at in range(0, shape.keys, step)]
         pairs = [Pair(self._span(count), self._span(count)) for count in counts]
-        self.history = History(pairs, (k, v), self._decode, self._rotation, self.per_frame)
+        self.history = History(pairs, (k, v), self._decode, self._turns, tokens_per_frame=self.per_frame)
 
     def _randn(self, tokens: int) -> Tensor:
         return torch.randn(1, self.shape.heads, tokens, CHANNELS, generator=self.generator, device=self.device)
@@ -98,6 +98,9 @@ class Bench:
 
     def _decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, turn: Rotation | None) -> None:
         self.codec.decode(span, tokens, heads, out, turn)
+
+    def _turns(self, which: int, start: int, stop: int) -> Rotation | None:
+        return None if which else self._rotation(start, stop)
 
     def _rotation(self, start: int, stop: int) -> Rotation:
         first, last = start // self.per_frame, -(-stop // self.per_frame)

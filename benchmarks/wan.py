@@ -203,9 +203,9 @@ def row(name: str, setup: Setup, runs: list[Run], exact: list[Run]) -> dict[str,
     return found
 
 
-def random_weights(config: WanConfig, dtype: torch.dtype, device: torch.device) -> CausalWan:
+def random_weights(config: WanConfig, dtype: torch.dtype, device: torch.device, kind: type[CausalWan] = CausalWan) -> CausalWan:
     """A network whose every part shows in its output, made on the device itself; the recipe of the tests' checkpoint."""
-    model = CausalWan(config, dtype=dtype, device=device).eval().requires_grad_(False)
+    model = kind(config, dtype=dtype, device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator, device=device)

@@ -10,7 +10,7 @@ from ..kernels.attention import Attended, attention, merge_attention, nothing_se
 from ..kernels.direct import attend_codes
 from ..kernels.dispatch import triton_refusal
 from ..kernels.errors import BackendError
-from .history import History, stored
+from .history import History
 from .read import Reading
 
 # Keys whose angles are made at a time: 8 MiB at 128 channels.
@@ -25,13 +25,11 @@ def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -
     reading.note("the pack's Triton kernel on codes" if refusal is None else f"torch, a small tile at a time ({refusal})")
     total = nothing_seen(q)
     for start, stop in _stretches(history):
-        turn = history.turn(start, stop)
-        keys, values = (stored(*next(history.overlaps(which, start, stop))[:2]) for which in (0, 1))
+        keys, values = (history.kept(which, start, stop) for which in (0, 1))
         if keys is not None and values is not None:
-            attend_codes(q, keys, values, turn, backend, total)
+            attend_codes(q, keys, values, history.rotation(start, stop), backend, total)
             continue
-        span = next(history.overlaps(0, start, stop))[0]
-        reason = f"codec {getattr(span, 'codec', '')!r} has no kernel that reads its codes"
+        reason = _why_decoded(history, start, stop)
         if backend == "triton":
             raise BackendError("direct", backend, reason)
         reading.note(f"torch, a small tile at a time ({reason})")
@@ -46,6 +44,13 @@ def _stretches(history: History) -> list[tuple[int, int]]:
         cuts += [(base + at, base + min(at + _STRETCH_TOKENS, count)) for at in range(0, count, _STRETCH_TOKENS)]
         base += count
     return cuts
+
+
+def _why_decoded(history: History, start: int, stop: int) -> str:
+    span = next(history.overlaps(0, start, stop))[0]
+    if history.projected:
+        return "no kernel projects what it reads"
+    return f"codec {getattr(span, 'codec', '')!r} has no kernel that reads its codes"
 
 
 def _attend_decoded(q: Tensor, history: History, start: int, stop: int, total: Attended) -> None:

@@ -17,7 +17,7 @@ from ..kernels.launch import has_float8
 from ..kernels.transcode import Keys8, Values8, transcode_keys, transcode_values, value_bounds
 from .ahead import in_turn, slots
 from .errors import ConfigError
-from .history import History, stored
+from .history import History
 from .read import Reading
 from .workspace import Workspace
 
@@ -81,11 +81,11 @@ def _transcode(
     values = Values8(buffer, _value_scales(q, history, start, stop) if eight else None)
     for low, high in _pieces(history, start, stop):
         at = slice(low - start, high - start)
-        turn, kept = history.turn(low, high), stored(*next(history.overlaps(0, low, high))[:2])
+        turn, kept = history.rotation(low, high), history.kept(0, low, high)
         if kept is None:
             kept, turn = _decoded(q, history, 0, low, high), None
         transcode_keys(kept, common, turn, keys.tokens(at.start, at.stop), backend)
-        kept = stored(*next(history.overlaps(1, low, high))[:2])
+        kept = history.kept(1, low, high)
         transcode_values(_decoded(q, history, 1, low, high) if kept is None else kept, values.tokens(at.start, at.stop), backend)
     return keys, values
 
@@ -94,7 +94,7 @@ def _value_scales(q: Tensor, history: History, start: int, stop: int) -> Tensor:
     """One scale per channel that holds all values of a tile: float32 [B, H, D]."""
     bounds = torch.full((*q.shape[:2], q.shape[3]), 1e-6, device=q.device)
     for low, high in _pieces(history, start, stop):
-        kept = stored(*next(history.overlaps(1, low, high))[:2])
+        kept = history.kept(1, low, high)
         bounds = torch.maximum(bounds, value_bounds(_decoded(q, history, 1, low, high) if kept is None else kept))
     return bounds / _E4M3_MAX
 
@@ -102,9 +102,9 @@ def _value_scales(q: Tensor, history: History, start: int, stop: int) -> Tensor:
 def _pieces(history: History, start: int, stop: int) -> list[tuple[int, int]]:
     """Tokens of one stretch each; short ones of a codec that has to be decoded first."""
     pieces = []
-    for source, tokens, at in history.overlaps(0, start, stop):
+    for _, tokens, at in history.overlaps(0, start, stop):
         count = tokens.stop - tokens.start
-        step = count if stored(source, tokens) is not None else _DECODE_TOKENS
+        step = count if history.kept(0, start + at, start + at + count) is not None else _DECODE_TOKENS
         pieces += [(start + at + first, start + at + min(first + step, count)) for first in range(0, count, step)]
     return pieces
 

@@ -19,8 +19,10 @@ from .codec import ExactCodec, make_codecs
 from .codec.base import EncodeHint, TurningCodec
 from .config import QVGConfig
 from .errors import CacheError, ConfigError, NonFiniteError
+from .history import Turn, Turns
 from .offload import Depot, Places
 from .policy import Layout, Step
+from .projective import Projector
 from .read import Readings
 from .rope import GridRope, Rotation, rotate, turn_
 from .span import AnyCodebook, ExactSpan, Span, TransformSpan, storage_bytes
@@ -216,6 +218,33 @@ class KVCache:
     @torch.no_grad()
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the current block over history and itself. All [B, H, S, D], before RoPE; k and v replace the block's."""
+        self._append(layer, q, k, v)
+        if self.rope is None:
+            return self._read(layer, q, (k, v))
+        turn = self._block_rotation(k)
+        self._device = k.device
+        q, k = rotate(q, turn), rotate(k, turn)
+        if self.config.keys == "after_rope":
+            self.layers[layer].append(k, v)
+            return self._read(layer, q, (k, v))
+        return self._read(layer, q, (k, v), lambda which, start, stop: None if which else self._rotation(start, stop))
+
+    @torch.no_grad()
+    def attend_projected(self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector) -> Tensor:
+        """`attend` in coordinates of the cameras instead of along a rope, over the same stored keys and values, so that a layer
+        may do both. `projector` holds the cameras of all frames in memory, oldest first, and of the block."""
+        if self.config.keys == "after_rope":
+            raise CacheError(
+                "this cache keeps keys as they were turned, but cameras take them as they were; use keys before_rope"
+            )
+        frames = self.layout.frames + k.shape[2] // self.spec.tokens_per_frame
+        if projector.frames != frames:
+            raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
+        self._append(layer, q, k, v)
+        q, k, v = projector.block(q, k, v)
+        return projector.leave(self._read(layer, q, (k, v), projector.turn, projected=True))
+
+    def _append(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.check_usable(layer)
         if q.ndim != 4 or (*q.shape[:2], q.shape[3]) != (self.spec.batch, self.spec.heads, self.spec.head_dim):
             raise CacheError(
@@ -223,28 +252,26 @@ class KVCache:
                 f"[{self.spec.batch}, {self.spec.heads}, S, {self.spec.head_dim}]; make it from the model's CacheSpec"
             )
         self.layers[layer].append(k, v)
-        rotation = None
-        if self.rope is not None:
-            turn = self._block_rotation(k)
-            self._device = k.device
-            q, k = rotate(q, turn), rotate(k, turn)
-            if self.config.keys == "after_rope":
-                self.layers[layer].append(k, v)
-            else:
-                rotation = self._rotation
+
+    def _read(
+        self, layer: int, q: Tensor, current: tuple[Tensor, Tensor], turns: Turns | None = None, projected: bool = False
+    ) -> Tensor:
+        """Attention of turned queries over history, turned by `turns`, and the block, which has been turned."""
         exact, codec = self.layers[layer].exact, self.layers[layer].codecs.keys
 
-        def decode(span: Span, tokens: slice, heads: slice, out: Tensor, turn: Rotation | None) -> None:
+        def decode(span: Span, tokens: slice, heads: slice, out: Tensor, turn: Turn | None) -> None:
             method = exact if isinstance(span, ExactSpan) else codec
-            if turn is not None and out.device.type == "cuda" and isinstance(method, TurningCodec):
+            if isinstance(turn, Rotation) and out.device.type == "cuda" and isinstance(method, TurningCodec):
                 method.decode(span, tokens, heads, out, turn)
                 return
             method.decode(span, tokens, heads, out)
-            if turn is not None:
+            if isinstance(turn, Rotation):
                 turn_(out, turn)
+            elif turn is not None:
+                turn.apply_(out)
 
-        history = History(self._history(layer, q.device), (k, v), decode, rotation, self.spec.tokens_per_frame)
-        return attend(q, history, self.workspace, self.readings.choose(q), self.config.backend)
+        history = History(self._history(layer, q.device), current, decode, turns, projected, self.spec.tokens_per_frame)
+        return attend(q, history, self.workspace, self.readings.choose(q, projected), self.config.backend)
 
     def _history(self, layer: int, device: torch.device) -> list[Pair]:
         """What a layer remembers, on the device where it attends."""

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from ..kernels.direct import Codes, Stored
+from .projective import Projection
 from .rope import Rotation
 from .span import ExactSpan, QuantizedSpan, Span
 
-# decode(span, tokens, heads, out, rotation): keys come out turned by the angles of these tokens, if there are some
-Decode = Callable[[Span, slice, slice, Tensor, Rotation | None], None]
+# What tokens go through on their way into attention.
+Turn = Rotation | Projection
+# turns(which, start, stop): what turns some tokens' keys (0) or values (1)
+Turns = Callable[[int, int, int], Turn | None]
+# decode(span, tokens, heads, out, turn): what comes out has been turned, if there is something to turn it
+Decode = Callable[[Span, slice, slice, Tensor, Turn | None], None]
 
 _SMALL_STRETCH_TOKENS = 256
 
@@ -30,14 +35,16 @@ class Pair(NamedTuple):
 class History:
     """Everything that the current block's queries see, oldest first.
 
-    `current` keys and values [B, H, Sc, D] are already rotated and count as the last stretch; `rotation(start, stop)` gives the
-    angles of the committed tokens start:stop, None means that keys are used as they are.
+    `current` keys and values [B, H, Sc, D] are already turned and count as the last stretch. `turns(which, start, stop)` gives
+    what turns the keys (which = 0) or values (1) of the committed tokens start:stop; None means that they are used as they are.
+    `projected` says that cameras' matrices do, and that values go through them too.
     """
 
     pairs: Sequence[Pair]
     current: tuple[Tensor, Tensor]
     decode: Decode
-    rotation: Callable[[int, int], Rotation] | None = None
+    turns: Turns | None = None
+    projected: bool = False
     tokens_per_frame: int = 1
 
     @property
@@ -83,14 +90,27 @@ class History:
                 yield source, slice(low - base, high - base), low - start
             base += count
 
-    def turn(self, start: int, stop: int) -> Rotation | None:
-        """Angles of the committed tokens among start:stop; None if there are none, or nothing turns."""
+    def turn(self, which: int, start: int, stop: int) -> Turn | None:
+        """What turns the committed tokens among start:stop; None if there are none, or nothing does."""
         stop = min(stop, self.committed_tokens)
-        return None if self.rotation is None or stop <= start else self.rotation(start, stop)
+        return None if self.turns is None or stop <= start else self.turns(which, start, stop)
+
+    def rotation(self, start: int, stop: int) -> Rotation | None:
+        """Angles of the committed keys among start:stop, for kernels that turn them as they read them."""
+        turn = self.turn(0, start, stop)
+        return turn if isinstance(turn, Rotation) else None
+
+    def kept(self, which: int, start: int, stop: int) -> Stored | None:
+        """Tokens of one stretch as kernels read them in place, keys to be rotated by them; None where a codec only decodes, or
+        where channels are to be projected."""
+        source, tokens, _ = next(self.overlaps(which, start, stop))
+        if self.projected and not isinstance(source, Tensor):
+            return None
+        return _stored(source, tokens)
 
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
-        """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; keys come out turned."""
-        turn = self.turn(start, stop) if which == 0 else None
+        """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; they come out turned."""
+        turn = self.turn(which, start, stop)
         for source, tokens, at in self.overlaps(which, start, stop):
             end = at + tokens.stop - tokens.start
             out = tile[:, :, at:end]
@@ -102,13 +122,14 @@ class History:
     def as_it_is(self, which: int, start: int, stop: int, heads: slice, dtype: torch.dtype) -> Tensor | None:
         """Tokens start:stop where they are kept, if that is one stretch, of this dtype, and nothing has to be turned."""
         parts = list(self.overlaps(which, start, stop))
-        if len(parts) != 1 or (which == 0 and self.rotation is not None and not isinstance(parts[0][0], Tensor)):
+        turned = self.projected or (which == 0 and self.turns is not None)
+        if len(parts) != 1 or (turned and not isinstance(parts[0][0], Tensor)):
             return None
-        kept = stored(parts[0][0], parts[0][1])
+        kept = _stored(parts[0][0], parts[0][1])
         return kept[:, heads] if isinstance(kept, Tensor) and kept.dtype == dtype and kept.stride(-1) == 1 else None
 
 
-def stored(source: Span | Tensor, tokens: slice) -> Stored | None:
+def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
     """Some tokens as kernels read them in place; None of a codec that only decodes."""
     if isinstance(source, Tensor):
         return source[:, :, tokens]

@@ -41,11 +41,12 @@ class Readings:
 
     def __init__(self, config: QVGConfig):
         self.config = config
-        self._made: dict[tuple[torch.device, bool, int], Reading] = {}
+        self._made: dict[tuple[torch.device, bool, int, bool], Reading] = {}
 
-    def choose(self, q: Tensor) -> Reading:
-        """How to read for queries [B, H, Sq, D]. The same reading for the same kind of queries; a new one is logged."""
-        key = (q.device, q.shape[2] <= DIRECT_QUERIES, q.shape[3])
+    def choose(self, q: Tensor, projected: bool = False) -> Reading:
+        """How to read for queries [B, H, Sq, D]. The same reading for the same kind of queries; a new one is logged. `projected`:
+        keys and values go through a camera's matrices on their way."""
+        key = (q.device, q.shape[2] <= DIRECT_QUERIES, q.shape[3], projected)
         if key not in self._made:
             self._made[key] = reading = _choose(self.config, *key)
             _LOG.info("the cache is read %s: %s", reading.mode, reading.why)
@@ -56,7 +57,7 @@ class Readings:
         return list(self._made.values())
 
 
-def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int) -> Reading:
+def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int, projected: bool) -> Reading:
     if config.read != "auto":
         return Reading(config.read, "asked for")
     if config.workspace_mb == 0:
@@ -65,6 +66,8 @@ def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int) -
         return Reading("exact", f"more than {DIRECT_QUERIES} queries are served best by a decoded workspace")
     refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal("direct", device)
     refusal = refusal or shape_refusal(channels, config.group_size)
+    if refusal is None and projected:
+        refusal = "no kernel projects what it reads"
     if refusal is None and config.codec != "qvg":
         refusal = f"codec {config.codec!r} has no kernel for that"
     if refusal is not None:

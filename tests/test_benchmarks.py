@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS
+from comfyui_qvg.qvg.world.schedule import MODES
 
 from .helpers import ROOT
 
@@ -98,7 +99,36 @@ def test_cache_bytes_are_counted_and_a_rehearsal_is_not_kept() -> None:
     assert kept.read_bytes() == before
 
 
-@pytest.mark.parametrize("program", ["codec.py", "attention.py", "offload.py", "wan.py"])
+def test_world_rows_compare_the_modes() -> None:
+    done = _run("world.py", "--tiny")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    cases = [(mode, preset, chunk) for mode in MODES for preset in ("exact", "qvg") for chunk in (2, 12)]
+    assert [(row["mode"], row["preset"], row["chunk"]) for row in rows] == cases
+    for row in rows:
+        assert "failed" not in row and row["rehearsal"] and row["context_frames"] == 4 * (row["chunk"] - 1)
+        assert row["context_seconds"] > 0 and row["denoise_seconds"] > 0
+
+
+def test_world_bytes_and_operations() -> None:
+    """Exact bytes are the arithmetic of the shapes; ours at two bits is half of the official layout's."""
+    done = _run("world.py", "--bytes", "--predict-only")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    found = {
+        tuple(row[name] for name in ("variant", "frames", "layout", "settings", "mode")): row for row in rows if "mib" in row
+    }
+    for variant, frames, mib in (("5B", 48, 29_700), ("5B", 16, 9_900), ("8B", 20, 26_325)):
+        assert found[variant, frames, "vendor", "exact", "persistent"]["mib"] == mib
+        assert found[variant, frames, "once", "exact", "persistent"]["mib"] == mib / 2
+    assert found["5B", 48, "vendor", "published, 2 bit", "persistent"]["mib"] == pytest.approx(5083, abs=1)
+    assert found["5B", 48, "once", "published, 2 bit", "persistent"]["mib"] == pytest.approx(2570, abs=1)
+    assert found["8B", 20, "once", "published, 2 bit", "vendor"]["mib"] == pytest.approx(1908, abs=1)
+    (last,) = (row for row in rows if row["what"] == "work" and (row["mode"], row["chunk"]) == ("incremental", 12))
+    assert last["times_less_than_vendor"] > 2.5
+
+
+@pytest.mark.parametrize("program", ["codec.py", "attention.py", "offload.py", "wan.py", "world.py"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a machine without a GPU")
 @pytest.mark.parametrize(
     ("arguments", "says"),

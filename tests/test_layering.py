@@ -22,11 +22,13 @@ RANKS = {
     "qvg.config": 2,
     "qvg.metrics": 2,
     "qvg.policy": 2,
+    "qvg.projective": 2,
     "qvg.rope": 2,
     "qvg.span": 2,
     "qvg.workspace": 2,
     "qvg.codec": 3,
     "qvg.*": 4,  # the cache, attention, spec, session and whatever joins them
+    "qvg.world": 4,  # cameras: numbers only
     "qvg.models": 5,
     "qvg.sampling": 6,
     "qvg.plan": 6,  # what a run will take, for `qvg plan` and the nodes

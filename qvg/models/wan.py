@@ -105,63 +105,21 @@ class Prompt:
         """Whether results differ in their last bits from the model's own."""
         return any(isinstance(rows, prompts.MergedPrompt) for rows in self.layers)
 
+    def check(self, cache: KVCache) -> None:
+        """Raise ConfigError where the cache is to give the model's own numbers, and this prompt does not."""
+        if self.is_merged and cache.config.codec == "none":
+            raise ConfigError(
+                "the prompt's padding is merged, but codec 'none' stands for the model's own numbers; read the prompt without "
+                "merge, or use another codec"
+            )
+
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """q [B, H, S, D] -> the same shape."""
         rows = self.layers[layer]
         return prompts.attend(q, rows) if isinstance(rows, prompts.MergedPrompt) else F.scaled_dot_product_attention(q, *rows)
 
 
-class CausalWan(nn.Module):
-    """x [B, F, C, h, w] at noise levels t [B, F], 0 to 1000 -> velocity (noise - clean) of the same shape."""
-
-    def __init__(self, config: WanConfig | None = None, operations: Any = nn, dtype: Any = None, device: Any = None):
-        super().__init__()
-        self.config = config = config or WanConfig.wan_1_3b()
-        like, width = {"dtype": dtype, "device": device}, config.width
-        linear, patch = operations.Linear, (1, PATCH, PATCH)
-        self.patch_embedding = operations.Conv3d(config.channels, width, kernel_size=patch, stride=patch, **like)
-        gelu = nn.GELU("tanh")
-        self.text_embedding = nn.Sequential(linear(config.text_channels, width, **like), gelu, linear(width, width, **like))
-        self.time_embedding = nn.Sequential(linear(SINES, width, **like), nn.SiLU(), linear(width, width, **like))
-        self.time_projection = nn.Sequential(nn.SiLU(), linear(width, 6 * width, **like))
-        self.blocks = nn.ModuleList(_Block(config, operations, like) for _ in range(config.layers))
-        self.head = _Head(config, operations, like)
-
-    def forward(self, x: Tensor, t: Tensor, prompt: Prompt, attend: Attend) -> Tensor:
-        """One pass; `attend` owns the memory and the positions."""
-        grid = self.patch_embedding(x.transpose(1, 2))
-        tokens = grid.flatten(2).transpose(1, 2)
-        level = self.time_embedding(_sines(t).to(tokens.dtype))
-        shared = self.time_projection(level).unflatten(-1, (6, -1))
-        for layer, block in enumerate(self.blocks):
-            tokens = block(tokens, shared, layer, attend, prompt)
-        sizes = {"f": x.shape[1], "h": grid.shape[3], "p": PATCH, "q": PATCH}
-        video: Tensor = rearrange(self.head(tokens, level), "b (f h w) (p q c) -> b f c (h p) (w q)", **sizes)
-        return video
-
-    @torch.inference_mode()
-    def read_prompt(self, text: Tensor, merge: bool = False) -> Prompt:
-        """Keys and values of a text encoder's output [B, n, C], n at most `text_tokens`; the rest is padding.
-
-        `merge`: padding, equal row by row, takes one row (see `qvg.prompt`): the same to rounding, and less to read.
-        """
-        most = self.config.text_tokens
-        if text.ndim != 3 or text.shape[1] > most or text.shape[2] != self.config.text_channels:
-            raise ConfigError(
-                f"the prompt is {list(text.shape)}, but this model reads [batch, at most {most} tokens, "
-                f"{self.config.text_channels} channels]; take it from its own text encoder"
-            )
-        text = F.pad(text, (0, 0, 0, most - text.shape[1]))
-        embedded = self.text_embedding(text.to(self.patch_embedding.weight.dtype))
-        layers = []
-        for block in self.blocks:
-            assert isinstance(block, _Block)
-            k, v = block.cross_attn.keys_values(embedded)
-            layers.append((prompts.merge_equal_rows(k, v) if merge else None) or (k, v))
-        return Prompt(layers)
-
-
-class _Attention(nn.Module):
+class WanAttention(nn.Module):
     """Projections of self- and cross-attention. Queries and keys are normalised over all heads at once."""
 
     def __init__(self, config: WanConfig, operations: Any, like: dict[str, Any]):
@@ -188,23 +146,86 @@ class _Attention(nn.Module):
         return heads
 
 
-class _Block(nn.Module):
+class CausalWan(nn.Module):
+    """x [B, F, C, h, w] at noise levels t [B, F], 0 to 1000 -> velocity (noise - clean) of the same shape."""
+
+    self_attention: type[WanAttention] = WanAttention
+
+    def __init__(self, config: WanConfig | None = None, operations: Any = nn, dtype: Any = None, device: Any = None):
+        super().__init__()
+        self.config = config = config or WanConfig.wan_1_3b()
+        like, width = {"dtype": dtype, "device": device}, config.width
+        linear, patch = operations.Linear, (1, PATCH, PATCH)
+        self.patch_embedding = operations.Conv3d(config.channels, width, kernel_size=patch, stride=patch, **like)
+        gelu = nn.GELU("tanh")
+        self.text_embedding = nn.Sequential(linear(config.text_channels, width, **like), gelu, linear(width, width, **like))
+        self.time_embedding = nn.Sequential(linear(SINES, width, **like), nn.SiLU(), linear(width, width, **like))
+        self.time_projection = nn.Sequential(nn.SiLU(), linear(width, 6 * width, **like))
+        self.blocks = nn.ModuleList(WanBlock(config, operations, like, self.self_attention) for _ in range(config.layers))
+        self.head = _Head(config, operations, like)
+
+    def forward(self, x: Tensor, t: Tensor, prompt: Prompt, attend: Attend) -> Tensor:
+        """One pass; `attend` owns the memory and the positions."""
+        return self._velocity(x, self.time_embedding(sines(t).to(x.dtype)), prompt, attend)
+
+    def _velocity(self, x: Tensor, level: Tensor, prompt: Prompt, attend: Attend) -> Tensor:
+        """`forward` with what every frame is conditioned on, level [B, F, W]."""
+        tokens, shared = self._tokens(x), self._shared(level)
+        for layer, block in enumerate(self.blocks):
+            tokens = block(tokens, shared, layer, attend, prompt)
+        sizes = {"f": x.shape[1], "h": x.shape[3] // PATCH, "p": PATCH, "q": PATCH}
+        video: Tensor = rearrange(self.head(tokens, level), "b (f h w) (p q c) -> b f c (h p) (w q)", **sizes)
+        return video
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.patch_embedding(x.transpose(1, 2)).flatten(2).transpose(1, 2)
+        return tokens
+
+    def _shared(self, level: Tensor) -> Tensor:
+        """[B, F, W] -> [B, F, 6, W]."""
+        shared: Tensor = self.time_projection(level).unflatten(-1, (6, -1))
+        return shared
+
+    @torch.inference_mode()
+    def read_prompt(self, text: Tensor, merge: bool = False) -> Prompt:
+        """Keys and values of a text encoder's output [B, n, C], n at most `text_tokens`; the rest is padding.
+
+        `merge`: padding, equal row by row, takes one row (see `qvg.prompt`): the same to rounding, and less to read.
+        """
+        most = self.config.text_tokens
+        if text.ndim != 3 or text.shape[1] > most or text.shape[2] != self.config.text_channels:
+            raise ConfigError(
+                f"the prompt is {list(text.shape)}, but this model reads [batch, at most {most} tokens, "
+                f"{self.config.text_channels} channels]; take it from its own text encoder"
+            )
+        text = F.pad(text, (0, 0, 0, most - text.shape[1]))
+        embedded = self.text_embedding(text.to(self.patch_embedding.weight.dtype))
+        layers = []
+        for block in self.blocks:
+            assert isinstance(block, WanBlock)
+            k, v = block.cross_attn.keys_values(embedded)
+            layers.append((prompts.merge_equal_rows(k, v) if merge else None) or (k, v))
+        return Prompt(layers)
+
+
+class WanBlock(nn.Module):
     """Self-attention, cross-attention and MLP; shift, scale and gate of a frame come from its noise level plus a table."""
 
-    def __init__(self, config: WanConfig, operations: Any, like: dict[str, Any]):
+    def __init__(
+        self, config: WanConfig, operations: Any, like: dict[str, Any], self_attention: type[WanAttention] = WanAttention
+    ):
         super().__init__()
         width = config.width
         self.norm1, self.norm2 = (_norm(width, operations, like) for _ in range(2))
         self.norm3 = operations.LayerNorm(width, eps=EPS, **like)
-        self.self_attn, self.cross_attn = (_Attention(config, operations, like) for _ in range(2))
+        self.self_attn, self.cross_attn = (kind(config, operations, like) for kind in (self_attention, WanAttention))
         mlp = [operations.Linear(width, config.mlp, **like), nn.GELU("tanh"), operations.Linear(config.mlp, width, **like)]
         self.ffn = nn.Sequential(*mlp)
         self.modulation = nn.Parameter(torch.zeros(1, 6, width, **like))
 
     def forward(self, tokens: Tensor, shared: Tensor, layer: int, attend: Attend, prompt: Prompt) -> Tensor:
         """tokens [B, F*S, W], shared [B, F, 6, W]."""
-        parts = (shared + self.modulation.to(shared)).unsqueeze(3).unbind(2)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts  # each [B, F, 1, W]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._parts(shared)
         x = _modulated(self.norm1(tokens), shift_a, scale_a)
         k, v = self.self_attn.keys_values(x)
         attention = attend(layer, pairs_apart(self.self_attn.queries(x)), pairs_apart(k), v)
@@ -213,6 +234,16 @@ class _Block(nn.Module):
         tokens = tokens + self.cross_attn.out(attention)
         update: Tensor = self.ffn(_modulated(self.norm2(tokens), shift_m, scale_m))
         return tokens + _gated(update, gate_m)
+
+    def keys_values(self, tokens: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` hands to `attend`, where nothing else is asked of this block."""
+        shift, scale, *_ = self._parts(shared)
+        k, v = self.self_attn.keys_values(_modulated(self.norm1(tokens), shift, scale))
+        return pairs_apart(k), v
+
+    def _parts(self, shared: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of attention, then of the MLP, each [B, F, 1, W]."""
+        return (shared + self.modulation.to(shared)).unsqueeze(3).unbind(2)
 
 
 class _Head(nn.Module):
@@ -245,7 +276,7 @@ def _gated(x: Tensor, gate: Tensor) -> Tensor:
     return gated.flatten(1, 2)
 
 
-def _sines(t: Tensor) -> Tensor:
+def sines(t: Tensor) -> Tensor:
     """t [B, F] in 0..1000 -> cosines, then sines, [B, F, 256] in float32."""
     half = SINES // 2
     frequencies = 10000.0 ** -(torch.arange(half, device=t.device, dtype=torch.float32) / half)
@@ -290,11 +321,7 @@ class WanDenoiser:
 
     @torch.inference_mode()
     def _clean(self, x: Tensor, noise_level: float, cache: KVCache, attend: Attend) -> Tensor:
-        if self.prompt.is_merged and cache.config.codec == "none":
-            raise ConfigError(
-                "the prompt's padding is merged, but codec 'none' stands for the model's own numbers; read the prompt without "
-                "merge, or use another codec"
-            )
+        self.prompt.check(cache)
         levels = torch.full(x.shape[:2], noise_level * TIME_SCALE, device=x.device)
         velocity: Tensor = self.model(x.to(self.dtype), levels, self.prompt, attend)
         return x - noise_level * velocity.to(x.dtype)
