@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.direct import Codes, Stored
+from ..kernels.direct_coefficients import TransformCodes
 from .rope import Rotation
-from .span import ExactSpan, QuantizedSpan, Span
+from .span import ExactSpan, QuantizedSpan, Span, TransformSpan
 
 # decode(span, tokens, heads, out, rotation): keys come out turned by the angles of these tokens, if there are some
 Decode = Callable[[Span, slice, slice, Tensor, Rotation | None], None]
@@ -109,7 +110,7 @@ class History:
 
 
 def stored(source: Span | Tensor, tokens: slice) -> Stored | None:
-    """Some tokens as kernels read them in place; None of a codec that only decodes."""
+    """Some tokens as kernels read them in place; None of a codec that has to be decoded first."""
     if isinstance(source, Tensor):
         return source[:, :, tokens]
     if isinstance(source, ExactSpan):
@@ -119,3 +120,12 @@ def stored(source: Span | Tensor, tokens: slice) -> Stored | None:
     zero_points = None if source.zero_points is None else source.zero_points[..., tokens]
     codes, scales, ids = source.codes[:, :, tokens], source.scales[..., tokens], source.ids[..., tokens]
     return Codes(codes, scales, zero_points, ids, source.codebook.centroids, source.bits, source.group_size)
+
+
+def coefficients(source: Span | Tensor, tokens: slice) -> TransformCodes | None:
+    """Some tokens of a span of transform coefficients as `attend_coefficients` reads them in place; None of any other."""
+    if not isinstance(source, TransformSpan):
+        return None
+    codes, gains, ids = source.codes[:, :, tokens], source.gains[:, :, tokens], source.ids[:, :, tokens]
+    basis = source.codebook.basis
+    return TransformCodes(codes, gains, ids, source.codebook.words, basis.rows, basis.scales, basis.planes)

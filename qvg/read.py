@@ -13,9 +13,11 @@ from .config import QVGConfig
 
 _LOG = logging.getLogger(__name__)
 
-# So many queries read the codes faster than a decoded workspace: their products are cheap, and codes are an eighth of the bytes
-# (reference: kernels, sections 0 and 5.3: about 250 on an H100, 1000 on GeForce cards; the smaller one).
-DIRECT_QUERIES = 250
+# So many queries read the codes faster than a decoded workspace: their products are cheap, and codes are an eighth of the bytes.
+# "qvg": about 250 on an H100, 1000 on GeForce cards; the smaller one (reference: kernels, sections 0 and 5.3). "klt": as many as
+# one program takes. Its values cost 50 instructions each (sm_90, counted in the compiled loop) against 27 and four bytes of
+# traffic of a decoded workspace, so a second block of queries, for which all is decoded anew, would lose on a fast card.
+DIRECT_QUERIES = {"qvg": 250, "klt": 64}
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Readings:
 
     def choose(self, q: Tensor) -> Reading:
         """How to read for queries [B, H, Sq, D]. The same reading for the same kind of queries; a new one is logged."""
-        key = (q.device, q.shape[2] <= DIRECT_QUERIES, q.shape[3])
+        key = (q.device, q.shape[2] <= DIRECT_QUERIES.get(self.config.codec, 0), q.shape[3])
         if key not in self._made:
             self._made[key] = reading = _choose(self.config, *key)
             _LOG.info("the cache is read %s: %s", reading.mode, reading.why)
@@ -61,12 +63,15 @@ def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int) -
         return Reading(config.read, "asked for")
     if config.workspace_mb == 0:
         return Reading("direct", "workspace_mb is 0")
+    most = DIRECT_QUERIES.get(config.codec)
+    if most is None:
+        kept = "keeps no codes" if config.codec == "none" else "has no kernel that reads its codes"
+        return Reading("exact", f"codec {config.codec!r} {kept}")
     if not few:
-        return Reading("exact", f"more than {DIRECT_QUERIES} queries are served best by a decoded workspace")
-    refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal("direct", device)
-    refusal = refusal or shape_refusal(channels, config.group_size)
-    if refusal is None and config.codec != "qvg":
-        refusal = f"codec {config.codec!r} has no kernel for that"
+        return Reading("exact", f"more than {most} queries are served best by a decoded workspace")
+    op, group_size = ("direct", config.group_size) if config.codec == "qvg" else ("direct_coefficients", 64)
+    refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal(op, device)
+    refusal = refusal or shape_refusal(channels, group_size)
     if refusal is not None:
         return Reading("exact", f"few queries could read the codes directly, but {refusal}")
-    return Reading("direct", f"at most {DIRECT_QUERIES} queries read the codes faster than they would be decoded")
+    return Reading("direct", f"at most {most} queries read the codes faster than they would be decoded")

@@ -78,24 +78,34 @@ def _scaled(y, scale):
 
 
 @triton.jit
-def _levels(
+def load_levels(
     CODES, SIZES, LEVELS, rows, live, first,
     PLANES: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """float16 levels [BLOCK_S, BLOCK_D] of the channels from `first` on; 0 where a channel has no bits."""
-    channel = first + tl.arange(0, BLOCK_D)
+    """Levels [BLOCK_S, BLOCK_D] of the channels from `first` on, in the table's type; 0 where a channel has no bits.
+
+    Eight channels share a byte of every plane, and so their width. Four planes' bytes make one word; one channel's bits in it are
+    gathered by a multiplication (bits 0, 8, 16 and 24 go to 24 to 27, all other products elsewhere): 4 instructions for 12.
+    """
     byte, eight = first // 8 + tl.arange(0, BLOCK_D // 8), tl.arange(0, 8)
-    codes = tl.zeros((BLOCK_S, BLOCK_D), tl.int32)
-    widths = tl.zeros((BLOCK_D,), tl.int32)
+    low = tl.zeros((BLOCK_S, BLOCK_D // 8), tl.uint32)
+    high = tl.zeros((BLOCK_S, BLOCK_D // 8), tl.uint32)
+    widths = tl.zeros((BLOCK_D // 8,), tl.int32)
     place = CODES + rows[:, None] + byte[None, :]
     for plane in tl.static_range(PLANES):
         size = tl.load(SIZES + plane)
-        packed = tl.load(place, mask=live[:, None] & (byte * 8 < size)[None, :], other=0).to(tl.int32)
-        bits = (packed[:, :, None] >> eight[None, None, :]) & 1
-        codes |= tl.reshape(bits, (BLOCK_S, BLOCK_D)) << plane
-        widths += (channel < size).to(tl.int32)
+        packed = tl.load(place, mask=live[:, None] & (byte * 8 < size)[None, :], other=0).to(tl.uint32)
+        if plane < 4:
+            low |= packed << (8 * plane)
+        else:
+            high |= packed << (8 * (plane - 4))
+        widths += (byte * 8 < size).to(tl.int32)
         place += size // 8
-    return tl.load(LEVELS + ((1 << widths) - 1)[None, :] + codes).to(tl.float16)
+    codes = (((low[:, :, None] >> eight[None, None, :]) & 0x01010101) * 0x01020408) >> 24
+    if PLANES > 4:
+        codes |= ((((high[:, :, None] >> eight[None, None, :]) & 0x01010101) * 0x01020408) >> 24) << 4
+    levels = tl.load(LEVELS + (((1 << widths) - 1)[None, :, None] + codes.to(tl.int32)))
+    return tl.reshape(levels, (BLOCK_S, BLOCK_D))
 
 
 @triton.jit
@@ -118,7 +128,7 @@ def _reconstruct(
     low, high = tl.zeros((BLOCK_S, HALF), tl.float32), tl.zeros((BLOCK_S, HALF), tl.float32)
     count = tl.load(SIZES)
     for first in range(0, count, BLOCK_D):
-        levels = _levels(CODES, SIZES, LEVELS, rows, live, first, PLANES, BLOCK_D, BLOCK_S)
+        levels = load_levels(CODES, SIZES, LEVELS, rows, live, first, PLANES, BLOCK_D, BLOCK_S).to(tl.float16)
         channel = first + tl.arange(0, BLOCK_D)
         part = MATRIX + (row * CHANNELS + channel[:, None]) * CHANNELS + column[None, :]
         used = (channel < count)[:, None]

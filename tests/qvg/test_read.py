@@ -121,12 +121,12 @@ def test_auto_says_once_why(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(2):
             cache.attend(0, *torch.randn(3, 1, 2, 12, 128))
             cache.attend(0, *torch.randn(3, 1, 2, 480, 128))
-    assert len(caplog.records) == 2 and 480 > DIRECT_QUERIES >= 12
+    assert len(caplog.records) == 2 and 480 > DIRECT_QUERIES["qvg"] >= 12
     few, many = cache.explain()
     assert few.startswith(
         "exact (few queries could read the codes directly, but our Triton kernels do not run on cpu tensors), attention by aten."
     )
-    assert many.startswith(f"exact (more than {DIRECT_QUERIES} queries are served best by a decoded workspace)")
+    assert many.startswith(f"exact (more than {DIRECT_QUERIES['qvg']} queries are served best by a decoded workspace)")
 
 
 def test_forced_triton_raises_with_the_reason() -> None:
