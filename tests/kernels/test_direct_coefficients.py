@@ -11,13 +11,18 @@ import torch
 from comfyui_qvg.kernels import Rows8, quantize_coefficients, quantize_rows
 from comfyui_qvg.kernels.attention import merge_attention, nothing_seen
 from comfyui_qvg.kernels.bitplanes import packed_width
+from comfyui_qvg.kernels.direct.reference import turned
 from comfyui_qvg.kernels.direct_coefficients import TransformCodes, attend_coefficients, reference
 from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.kernels.launch import GpuKind, coefficient_tiles
+from comfyui_qvg.qvg import QVGConfig
+from comfyui_qvg.qvg.codec import KLTCodec
+from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.klt import allocate_planes
+from comfyui_qvg.qvg.history import coefficients
 from torch import Tensor
 
-from ..helpers import assert_close
+from ..helpers import assert_close, make_kv
 from ..triton_interpreter import DEVICE
 
 Load = Callable[[str], ModuleType]
@@ -90,11 +95,8 @@ def test_reference_is_the_definition(hadamard: bool) -> None:
     words = keys.words.dequantize()
     word = torch.gather(words, 2, keys.ids.long()[..., None].expand(*keys.ids.shape, 128))
     assert 0.1 < float((k - word).square().mean() / word.square().mean()) < 100, "neither part hides the other"
-    cos, sin = _angles(1100)
-    low, high = k.chunk(2, -1)
-    k = torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
-    got = attend_coefficients(_randn(*Q), keys, values, (cos, sin), "torch")
-    for name, expected, part in zip(("out", "lse"), _definition(_randn(*Q), k, v), got, strict=True):
+    got = attend_coefficients(_randn(*Q), keys, values, _angles(1100), "torch")
+    for name, expected, part in zip(("out", "lse"), _definition(_randn(*Q), turned(k, _angles(1100)), v), got, strict=True):
         assert_close(name, expected, part, 1e-5)
 
 
@@ -173,6 +175,34 @@ def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_emp
     k, v = (torch.cat(parts, 2) for parts in zip(*joined, strict=True))
     expected = _definition(_randn(*Q), k, v)
     assert_close("out", expected[0], total.out, 1e-3)
+    assert_close("lse", expected[1], total.lse, 1e-3)
+
+
+@pytest.mark.parametrize("transform", ["klt", "hadamard"])
+@pytest.mark.parametrize("bits", [0.75, 2, 3.5])
+def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) -> None:
+    """Keys and values with the statistics of real ones, three spans of a growing dictionary, against the codec's own decoder."""
+    config = QVGConfig("klt", bits, clusters="auto", iterations=2, transform=transform, spans_per_codebook=3, backend="torch")
+    codec, pair = KLTCodec(config), [x[:, :, :600].to(DEVICE) for x in make_kv(frames=1, heads=2)]
+    q = pair[0][:, :, ::40] - pair[0].mean(2, keepdim=True)
+    rotation, total, spans = _angles(600), nothing_seen(q), []
+    for x in pair:
+        spans.append([])
+        for start in range(0, 600, 200):
+            known = spans[-1][-1].codebook if start else None
+            spans[-1].append(codec.encode(x[:, :, start : start + 200], EncodeHint(0, reuse=known)))
+        assert spans[-1][0].codebook.words.scales.shape[2] < spans[-1][-1].codebook.words.scales.shape[2]
+    decoded = [torch.cat([codec.decode(s, slice(None), slice(None), torch.empty_like(x[:, :, :200])) for s in each], 2)
+               for each, x in zip(spans, pair, strict=True)]  # fmt: skip
+    for i, (keys, values) in enumerate(zip(*spans, strict=True)):
+        turn = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
+        kept = [
+            coefficients(span.with_codebook(every[-1].codebook), slice(None))
+            for span, every in zip((keys, values), spans, strict=True)
+        ]
+        merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(q, *kept, turn), total, "torch")
+    expected = _definition(q, turned(decoded[0], rotation), decoded[1])
+    assert_close("out", expected[0], total.out, 2e-3)
     assert_close("lse", expected[1], total.lse, 1e-3)
 
 

@@ -10,8 +10,9 @@ from comfyui_qvg.kernels.attention.library import AttentionOp, choose_attention
 from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.qvg import CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
 from comfyui_qvg.qvg import attention as attention_module
+from comfyui_qvg.qvg import read as read_module
 from comfyui_qvg.qvg.attention import plan_tiling
-from comfyui_qvg.qvg.read import DIRECT_QUERIES
+from comfyui_qvg.qvg.read import DIRECT_QUERIES, Readings
 from comfyui_qvg.qvg.rope import rotate, turn_
 
 from ..helpers import LiveBytes, assert_close
@@ -42,6 +43,8 @@ def test_every_read_is_one_softmax(read: str, name: str, rope: GridRope | None) 
     cache, out, expected = _case(CODECS[name].with_changes(read=read), rope)
     assert_close(read, expected, out, BOUNDS[read])
     assert cache.explain() and cache.explain()[0].startswith(f"{read} (asked for), attention by ")
+    if read == "direct":
+        assert ("codec 'kivi' has no kernel that reads its codes" in cache.explain()[0]) == (name == "kivi")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -127,6 +130,25 @@ def test_auto_says_once_why(caplog: pytest.LogCaptureFixture) -> None:
         "exact (few queries could read the codes directly, but our Triton kernels do not run on cpu tensors), attention by aten."
     )
     assert many.startswith(f"exact (more than {DIRECT_QUERIES['qvg']} queries are served best by a decoded workspace)")
+
+
+def test_few_queries_read_codes_directly_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How few depends on what a code costs; a codec without such a kernel is decoded."""
+    monkeypatch.setattr(read_module, "triton_refusal", lambda op, device: None)
+
+    def chosen(config: QVGConfig, queries: int) -> str:
+        return Readings(config).choose(torch.zeros(1, 1, queries, 128)).text()
+
+    for codec, most in DIRECT_QUERIES.items():
+        config = CODECS[codec]
+        assert chosen(config, most).startswith(
+            f"direct (at most {most} queries read the codes faster than they would be decoded)"
+        )
+        assert chosen(config, most + 1).startswith(f"exact (more than {most} queries are served best by a decoded workspace)")
+    assert chosen(CODECS["kivi"], 1).startswith("exact (codec 'kivi' has no kernel that reads its codes)")
+    assert chosen(CODECS["exact"], 1).startswith("exact (codec 'none' keeps no codes)")
+    monkeypatch.setattr(read_module, "shape_refusal", lambda channels, group_size: f"head_dim {channels} has none")
+    assert chosen(CODECS["klt"], 1).startswith("exact (few queries could read the codes directly, but head_dim 128 has none)")
 
 
 def test_forced_triton_raises_with_the_reason() -> None:
