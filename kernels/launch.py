@@ -52,17 +52,27 @@ class GpuKind(NamedTuple):
     lanes: int = 32
     fed_from_registers: bool = False  # NVIDIA's `mma.sync`: sm_8x and sm_12x
 
+    @property
+    def rdna(self) -> bool:
+        """AMD's cards for games: 256 registers for every lane and no more, so tiles have to be smaller."""
+        return self.amd and self.lanes == 32
+
 
 def coefficient_tiles(queries: int, channels: int, kind: GpuKind) -> tuple[Block, Launch]:
     """Queries of one program and its launch where transform coefficients are read directly. A key's product with the basis, four
     sums and two dictionaries leave less room than codes do: these are the largest tiles that compile with no or few spills."""
     rows = min(query_block(queries, channels).rows, 64 if channels <= 128 else 32)
     keys = 64 if channels <= 128 else 32
-    if kind.amd and kind.lanes == 32:
+    if kind.rdna:
         return Block(32), Launch(keys // 2, 8, 1)
     if kind.fed_from_registers and rows > 16:
         keys = 32
     return Block(rows), Launch(keys, 4 if kind.amd else 8, 1)
+
+
+# As the compile gate names the cards: those of AMD's whose tiles are smaller, and all others.
+RDNA_TARGETS = ("gfx1100", "gfx1201")
+OTHER_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 
 @cache

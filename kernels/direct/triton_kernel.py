@@ -45,9 +45,12 @@ def decode_channels(
     else:
         packed = tl.load(base + (channels % (DIM * BITS // 8))[None, :], mask=mask, other=0).to(tl.int32)
         code = (packed >> (channels // (DIM * BITS // 8) * BITS)[None, :]) & ((1 << BITS) - 1)
-    values = code.to(tl.float32)
-    if not ASYMMETRIC:
-        values -= (1 << (BITS - 1)) - 1
+    # Behind 2^23 an integer is its own mantissa: no conversion instruction, which runs at a quarter of the speed.
+    values = (code | 0x4B000000).to(tl.float32, bitcast=True)
+    if ASYMMETRIC:
+        values -= 8388608.0
+    else:
+        values -= 8388608.0 + ((1 << (BITS - 1)) - 1)
     # One scale for all of these channels, or one for each of several groups.
     groups: tl.constexpr = 1 if WIDTH <= GROUP else WIDTH // GROUP
     group = FIRST // GROUP + tl.arange(0, groups)
@@ -88,7 +91,9 @@ def fenced(half, FENCE: tl.constexpr):
 @triton.jit
 def half_float(x, FENCE: tl.constexpr):
     """float16 that saturates, fenced."""
-    return fenced(tl.minimum(tl.maximum(x, -65504.0), 65504.0).to(tl.float16), FENCE)
+    # In 16 bits, where two values share an instruction: what is too large has become infinite.
+    most = tl.full(x.shape, 65504.0, tl.float16)
+    return fenced(tl.minimum(tl.maximum(x.to(tl.float16), -most), most), FENCE)
 
 
 @triton.jit

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 
 import pytest
 import torch
@@ -182,6 +184,39 @@ def test_an_op_that_is_wrong_is_passed_over(monkeypatch: pytest.MonkeyPatch, cap
         "broken (RuntimeError: no kernel image is available); no_lse (its lse is None); wrong (its result is off by"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    ("package", "attribute", "returns", "reason"),
+    [
+        ("sageattention", "sageattn", None, "ModuleNotFoundError"),
+        ("sageattention", "sageattn_varlen", "out", "AttributeError"),
+        ("sageattention", "sageattn", "out", "RuntimeError: this version returns no lse; SageAttention 2 does"),
+        ("sageattention", "sageattn", "lse of log 2", "its result is off by"),
+        ("sageattention", "sageattn", "both", None),
+        ("flash_attn_interface", "flash_attn_func", None, "ModuleNotFoundError"),
+        ("flash_attn_interface", "flash_attn_func", "out", "its lse is None"),
+        ("flash_attn_interface", "flash_attn_func", "both", None),
+    ],
+)
+def test_packages_of_another_version_are_refused_with_a_reason(
+    package: str, attribute: str, returns: str | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is imported, called with these arguments, and does not give the definition's numbers, is passed over."""
+    from comfyui_qvg.kernels.attention import library, reference
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> object:
+        layout = [x.transpose(1, 2) for x in (q, k, v)] if package == "flash_attn_interface" else [q, k, v]
+        out, lse = reference.attention(*layout)
+        out = out.transpose(1, 2) if package == "flash_attn_interface" else out
+        return out if returns == "out" else (out, lse / 0.6931 if returns == "lse of log 2" else lse)
+
+    module = types.ModuleType(package)
+    setattr(module, attribute, function)
+    monkeypatch.setitem(sys.modules, package, module if returns else None)
+    op = library._SAGE if package == "sageattention" else library._FLASH_PACKAGE_3
+    found = library._trial(op, torch.device("cpu"), torch.float32, 128, True, library._TRIAL_TOLERANCE)
+    assert found is None if reason is None else found is not None and reason in found, found
 
 
 def test_an_installed_package_reads_fast(monkeypatch: pytest.MonkeyPatch) -> None:
