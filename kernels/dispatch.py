@@ -23,7 +23,17 @@ from .errors import BackendError
 from .probe import probe
 
 BACKENDS = ("auto", "torch", "triton")
-OPS = ("kmeans", "residual", "reconstruct", "coefficients", "attention", "direct", "transcode", "attention8")
+OPS = (
+    "kmeans",
+    "residual",
+    "reconstruct",
+    "coefficients",
+    "attention",
+    "direct",
+    "direct_coefficients",
+    "transcode",
+    "attention8",
+)
 HEAD_DIMS = (64, 128, 256)
 GROUP_SIZES = (16, 32, 64, 128)
 OLDEST_TRITON = (3, 6)

@@ -45,6 +45,46 @@ class Launch(NamedTuple):
         return Launch(keys, 8 if rows >= 128 else 4, 2)
 
 
+class GpuKind(NamedTuple):
+    """What decides how large tiles may be: whose matrix units, and lanes that run together (64 on AMD's CDNA)."""
+
+    amd: bool = False
+    lanes: int = 32
+    fed_from_registers: bool = False  # NVIDIA's `mma.sync`: sm_8x and sm_12x
+
+    @property
+    def rdna(self) -> bool:
+        """AMD's cards for games: 256 registers for every lane and no more, so tiles have to be smaller."""
+        return self.amd and self.lanes == 32
+
+
+def coefficient_tiles(queries: int, channels: int, kind: GpuKind) -> tuple[Block, Launch]:
+    """Queries of one program and its launch where transform coefficients are read directly. A key's product with the basis, four
+    sums and two dictionaries leave less room than codes do: these are the largest tiles that compile with no or few spills."""
+    rows = min(query_block(queries, channels).rows, 64 if channels <= 128 else 32)
+    keys = 64 if channels <= 128 else 32
+    if kind.rdna:
+        return Block(32), Launch(keys // 2, 8, 1)
+    if kind.fed_from_registers and rows > 16:
+        keys = 32
+    return Block(rows), Launch(keys, 4 if kind.amd else 8, 1)
+
+
+# As the compile gate names the cards: those of AMD's whose tiles are smaller, and all others.
+RDNA_TARGETS = ("gfx1100", "gfx1201")
+OTHER_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+
+
+@cache
+def gpu_kind(device: torch.device) -> GpuKind:
+    """Of a GPU; an interpreted kernel runs as one for Hopper does."""
+    if device.type != "cuda":
+        return GpuKind()
+    if torch.version.hip is not None:
+        return GpuKind(amd=True, lanes=int(getattr(torch.cuda.get_device_properties(device), "warp_size", 32)))
+    return GpuKind(fed_from_registers=torch.cuda.get_device_capability(device)[0] in (8, 12))
+
+
 def query_block(queries: int, channels: int = 128) -> Block:
     """A power of two that wastes few rows; dots need 16."""
     most = 128 if channels <= 128 else 64

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .hadamard import hadamard
+
 _FLOAT16_MAX = 65504.0
 _FLOAT16_SMALLEST = 2.0**-24
 
@@ -33,6 +35,16 @@ def quantize_rows(x: Tensor) -> Rows8:
     scales = torch.where(scales.float() < wanted, _next_up(scales), scales)
     values = torch.round(x.float() / scales.float()[..., None]).clamp(-127, 127).to(torch.int8)
     return Rows8(values, scales)
+
+
+def synthesis(directions: Tensor | None, scales: Tensor) -> Tensor:
+    """Transform from coefficients (as row vectors) to residuals: float32 [..., D, D].
+
+    directions: int8 [..., D, D], one per row, with scales [..., D]; None: the Hadamard matrix, with a scale for each channel.
+    """
+    if directions is not None:
+        return Rows8(directions, scales).dequantize()
+    return hadamard(scales.shape[-1]).to(scales.device) * scales.float()[..., None, :]
 
 
 def _next_up(x: Tensor) -> Tensor:

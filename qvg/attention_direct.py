@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..kernels.attention import Attended, attention, merge_attention, nothing_seen
 from ..kernels.direct import attend_codes
-from ..kernels.dispatch import triton_refusal
+from ..kernels.direct_coefficients import attend_coefficients
+from ..kernels.dispatch import shape_refusal, triton_refusal
 from ..kernels.errors import BackendError
 from .history import History
 from .read import Reading
@@ -22,19 +23,31 @@ _TILE_TOKENS = 1024
 def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -> Tensor:
     """See `attention.attend`."""
     refusal = "backend 'torch' was asked for" if backend == "torch" else triton_refusal("direct", q.device)
+    refusal = refusal or shape_refusal(q.shape[3])
     reading.note("the pack's Triton kernel on codes" if refusal is None else f"torch, a small tile at a time ({refusal})")
     total = nothing_seen(q)
     for start, stop in _stretches(history):
-        keys, values = (history.kept(which, start, stop) for which in (0, 1))
-        if keys is not None and values is not None:
-            attend_codes(q, keys, values, history.rotation(start, stop), backend, total)
-            continue
-        reason = _why_decoded(history, start, stop)
-        if backend == "triton":
-            raise BackendError("direct", backend, reason)
-        reading.note(f"torch, a small tile at a time ({reason})")
-        _attend_decoded(q, history, start, stop, total)
+        if not _attend_in_place(q, history, start, stop, total, backend):
+            reason = _why_decoded(history, start, stop)
+            if backend == "triton":
+                raise BackendError("direct", backend, reason)
+            reading.note(f"torch, a small tile at a time ({reason})")
+            _attend_decoded(q, history, start, stop, total)
     return total.out.to(q.dtype)
+
+
+def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: Attended, backend: str) -> bool:
+    """Tokens start:stop of one stretch folded into `total`; False where no kernel reads them as they are kept."""
+    turn = history.rotation(start, stop)
+    keys, values = (history.coefficients(which, start, stop) for which in (0, 1))
+    if keys is not None and values is not None:
+        attend_coefficients(q, keys, values, turn, backend, total)
+        return True
+    kept_keys, kept_values = (history.kept(which, start, stop) for which in (0, 1))
+    if kept_keys is None or kept_values is None:
+        return False
+    attend_codes(q, kept_keys, kept_values, turn, backend, total)
+    return True
 
 
 def _stretches(history: History) -> list[tuple[int, int]]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.direct import Codes, Stored
+from ..kernels.direct_coefficients import TransformCodes
 from .projective import Projection
 from .rope import Rotation
-from .span import ExactSpan, QuantizedSpan, Span
+from .span import ExactSpan, QuantizedSpan, Span, TransformSpan
 
 # What tokens go through on their way into attention.
 Turn = Rotation | Projection
@@ -108,6 +109,11 @@ class History:
             return None
         return _stored(source, tokens)
 
+    def coefficients(self, which: int, start: int, stop: int) -> TransformCodes | None:
+        """`kept` for tokens that are kept as transform coefficients."""
+        source, tokens, _ = next(self.overlaps(which, start, stop))
+        return None if self.projected else _coefficients(source, tokens)
+
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
         """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; they come out turned."""
         turn = self.turn(which, start, stop)
@@ -130,7 +136,7 @@ class History:
 
 
 def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
-    """Some tokens as kernels read them in place; None of a codec that only decodes."""
+    """Some tokens as kernels read them in place; None of a codec that has to be decoded first."""
     if isinstance(source, Tensor):
         return source[:, :, tokens]
     if isinstance(source, ExactSpan):
@@ -140,3 +146,12 @@ def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
     zero_points = None if source.zero_points is None else source.zero_points[..., tokens]
     codes, scales, ids = source.codes[:, :, tokens], source.scales[..., tokens], source.ids[..., tokens]
     return Codes(codes, scales, zero_points, ids, source.codebook.centroids, source.bits, source.group_size)
+
+
+def _coefficients(source: Span | Tensor, tokens: slice) -> TransformCodes | None:
+    """Some tokens of a span of transform coefficients as `attend_coefficients` reads them in place; None of any other."""
+    if not isinstance(source, TransformSpan):
+        return None
+    codes, gains, ids = source.codes[:, :, tokens], source.gains[:, :, tokens], source.ids[:, :, tokens]
+    basis = source.codebook.basis
+    return TransformCodes(codes, gains, ids, source.codebook.words, basis.rows, basis.scales, basis.planes)

@@ -13,9 +13,12 @@ from .config import QVGConfig
 
 _LOG = logging.getLogger(__name__)
 
-# So many queries read the codes faster than a decoded workspace: their products are cheap, and codes are an eighth of the bytes
-# (reference: kernels, sections 0 and 5.3: about 250 on an H100, 1000 on GeForce cards; the smaller one).
-DIRECT_QUERIES = 250
+# So many queries read the codes faster than a decoded workspace: their products are cheap, and codes are an eighth of the bytes.
+# "qvg": about 250 on an H100, 1000 on GeForce cards; the smaller one (reference: kernels, sections 0 and 5.3). "klt": as many as
+# one program takes. A value costs it 48 instructions (sm_90, counted in the compiled loop), a decoded workspace 37 and four bytes
+# of traffic: a second block of queries, for which all is decoded anew, would lose on an H100 (59 more instructions take 2.1 ps,
+# four bytes 1.4) and win on a GeForce card. Not measured.
+DIRECT_QUERIES = {"qvg": 250, "klt": 64}
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Readings:
     def choose(self, q: Tensor, projected: bool = False) -> Reading:
         """How to read for queries [B, H, Sq, D]. The same reading for the same kind of queries; a new one is logged. `projected`:
         keys and values go through a camera's matrices on their way."""
-        key = (q.device, q.shape[2] <= DIRECT_QUERIES, q.shape[3], projected)
+        key = (q.device, q.shape[2] <= DIRECT_QUERIES.get(self.config.codec, 0), q.shape[3], projected)
         if key not in self._made:
             self._made[key] = reading = _choose(self.config, *key)
             _LOG.info("the cache is read %s: %s", reading.mode, reading.why)
@@ -62,14 +65,17 @@ def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int, p
         return Reading(config.read, "asked for")
     if config.workspace_mb == 0:
         return Reading("direct", "workspace_mb is 0")
+    most = DIRECT_QUERIES.get(config.codec)
+    if most is None:
+        kept = "keeps no codes" if config.codec == "none" else "has no kernel that reads its codes"
+        return Reading("exact", f"codec {config.codec!r} {kept}")
     if not few:
-        return Reading("exact", f"more than {DIRECT_QUERIES} queries are served best by a decoded workspace")
-    refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal("direct", device)
-    refusal = refusal or shape_refusal(channels, config.group_size)
+        return Reading("exact", f"more than {most} queries are served best by a decoded workspace")
+    op, group_size = ("direct", config.group_size) if config.codec == "qvg" else ("direct_coefficients", 64)
+    refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal(op, device)
+    refusal = refusal or shape_refusal(channels, group_size)
     if refusal is None and projected:
         refusal = "no kernel projects what it reads"
-    if refusal is None and config.codec != "qvg":
-        refusal = f"codec {config.codec!r} has no kernel for that"
     if refusal is not None:
         return Reading("exact", f"few queries could read the codes directly, but {refusal}")
-    return Reading("direct", f"at most {DIRECT_QUERIES} queries read the codes faster than they would be decoded")
+    return Reading("direct", f"at most {most} queries read the codes faster than they would be decoded")

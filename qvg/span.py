@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.hadamard import hadamard
-from ..kernels.rows8 import Rows8
+from ..kernels.rows8 import Rows8, synthesis
 
 # Puts a tensor somewhere else: on another device, into pinned memory.
 Put = Callable[[Tensor], Tensor]
@@ -63,9 +63,7 @@ class Basis:
 
     def synthesis(self) -> Tensor:
         """From coefficients (as row vectors) to residuals: float32 [B, H, D, D]."""
-        if self.rows is not None:
-            return Rows8(self.rows, self.scales).dequantize()
-        return hadamard(self.scales.shape[-1]).to(self.scales.device) * self.scales.float()[..., None, :]
+        return synthesis(self.rows, self.scales)
 
     def heads(self, heads: slice) -> Basis:
         """A view of some heads."""

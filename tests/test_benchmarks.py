@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,19 +37,21 @@ def test_codec_rows_name_their_conditions() -> None:
     assert all(row["error"] <= 6e-3 for row in rows if row["what"] == "decode")
 
 
-def test_attention_rows_name_the_way_that_ran_and_a_rehearsal_is_not_kept() -> None:
+@pytest.mark.parametrize("codec", ["qvg", "klt"])
+def test_attention_rows_name_the_way_that_ran_and_a_rehearsal_is_not_kept(codec: str) -> None:
     kept = ROOT / "benchmarks" / "results" / "attention.jsonl"
     before = kept.read_bytes() if kept.exists() else None
-    done = _run("attention.py", "--tiny")
+    done = _run("attention.py", "--tiny", "--codec", codec)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     by_shape: dict[str, set[str]] = {}
     for row in rows:
         by_shape.setdefault(row["shape"]["name"], set()).add(row["way"])
-        assert row["ms"] > 0 and row["attention"] and row["rehearsal"]
+        assert row["ms"] > 0 and row["attention"] and row["rehearsal"] and row["codec"] == codec
         assert {"date", "device", "versions", "bits_per_value", "cache_bytes"} <= set(row)
         assert row["way"] == "bf16" or row["relative_error"] <= (4e-2 if row["way"] == "fast" else 1e-2)
-    assert set(map(frozenset, by_shape.values())) == {frozenset({"bf16", "exact", "fast", "direct", "official"})}
+    ways = {"bf16", "exact", "fast", "direct"} | ({"official"} if codec == "qvg" else set())
+    assert set(map(frozenset, by_shape.values())) == {frozenset(ways)}
     assert (kept.read_bytes() if kept.exists() else None) == before
 
 
@@ -126,6 +130,25 @@ def test_world_bytes_and_operations() -> None:
     assert found["8B", 20, "once", "published, 2 bit", "vendor"]["mib"] == pytest.approx(1908, abs=1)
     (last,) = (row for row in rows if row["what"] == "work" and (row["mode"], row["chunk"]) == ("incremental", 12))
     assert last["times_less_than_vendor"] > 2.5
+
+
+def test_a_way_that_is_wrong_gets_no_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One way with keys that are not turned, one with NaN: no rows of theirs, the others' rows, exit code 1."""
+    program = importlib.import_module("comfyui_qvg.benchmarks.attention")
+    monkeypatch.setattr(program, "rotate", lambda keys, turn: keys)
+    attend = program.attend
+
+    def spoiled(q: torch.Tensor, history: Any, workspace: Any, reading: Any) -> torch.Tensor:
+        out = attend(q, history, workspace, reading)
+        return out * torch.nan if reading.mode == "direct" else out
+
+    monkeypatch.setattr(program, "attend", spoiled)
+    assert program.main(["--tiny", "--only", "few"]) == 1
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["way"] for row in rows] == ["bf16", "exact", "fast"]
+    assert "wrong: tiny, few queries, official, restated in torch: relative error" in printed.err
+    assert "wrong: tiny, few queries, direct, direct (asked for), attention by torch" in printed.err and "nan" in printed.err
 
 
 @pytest.mark.parametrize("program", ["codec.py", "attention.py", "offload.py", "wan.py", "world.py"])

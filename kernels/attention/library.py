@@ -157,9 +157,12 @@ def _call_flash_package_3(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
 
 
 def _call_sage(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """SageAttention 2. The first one swallows what it does not know and returns no lse."""
     function: Any = importlib.import_module("sageattention").sageattn
-    out, lse = function(q, k, v, tensor_layout="HND", is_causal=False, return_lse=True)
-    return out, lse
+    result = function(q, k, v, tensor_layout="HND", is_causal=False, return_lse=True)
+    if not isinstance(result, tuple):
+        raise RuntimeError("this version returns no lse; SageAttention 2 does")
+    return result[0], result[1]
 
 
 def _call_triton(q: Tensor, k: Tensor, v: Tensor) -> Attended:

@@ -6,6 +6,7 @@ and codes then follow the gain. Decoding multiplies in float16, whose rounding l
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 from .. import lloyd_max
 from ..bitplanes import packed_width
 from ..compile_case import CompileCase
+from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
 
 _WARPS = 4
-_BLOCK_D = 64  # channels whose levels are multiplied at a time
+# With four, a thread's 32 values and their borders take 234 registers, and Triton 3.6 spills.
+_ENCODING_WARPS = 8
 
 
 @triton.jit
@@ -78,24 +81,34 @@ def _scaled(y, scale):
 
 
 @triton.jit
-def _levels(
+def load_levels(
     CODES, SIZES, LEVELS, rows, live, first,
     PLANES: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """float16 levels [BLOCK_S, BLOCK_D] of the channels from `first` on; 0 where a channel has no bits."""
-    channel = first + tl.arange(0, BLOCK_D)
+    """Levels [BLOCK_S, BLOCK_D] of the channels from `first` on, in the table's type; 0 where a channel has no bits.
+
+    Eight channels share a byte of every plane, and so their width. Four planes' bytes make one word; one channel's bits in it are
+    gathered by a multiplication (bits 0, 8, 16 and 24 go to 24 to 27, all other products elsewhere): 4 instructions for 12.
+    """
     byte, eight = first // 8 + tl.arange(0, BLOCK_D // 8), tl.arange(0, 8)
-    codes = tl.zeros((BLOCK_S, BLOCK_D), tl.int32)
-    widths = tl.zeros((BLOCK_D,), tl.int32)
+    low = tl.zeros((BLOCK_S, BLOCK_D // 8), tl.uint32)
+    high = tl.zeros((BLOCK_S, BLOCK_D // 8), tl.uint32)
+    widths = tl.zeros((BLOCK_D // 8,), tl.int32)
     place = CODES + rows[:, None] + byte[None, :]
     for plane in tl.static_range(PLANES):
         size = tl.load(SIZES + plane)
-        packed = tl.load(place, mask=live[:, None] & (byte * 8 < size)[None, :], other=0).to(tl.int32)
-        bits = (packed[:, :, None] >> eight[None, None, :]) & 1
-        codes |= tl.reshape(bits, (BLOCK_S, BLOCK_D)) << plane
-        widths += (channel < size).to(tl.int32)
+        packed = tl.load(place, mask=live[:, None] & (byte * 8 < size)[None, :], other=0).to(tl.uint32)
+        if plane < 4:
+            low |= packed << (8 * plane)
+        else:
+            high |= packed << (8 * (plane - 4))
+        widths += (byte * 8 < size).to(tl.int32)
         place += size // 8
-    return tl.load(LEVELS + ((1 << widths) - 1)[None, :] + codes).to(tl.float16)
+    codes = (((low[:, :, None] >> eight[None, None, :]) & 0x01010101) * 0x01020408) >> 24
+    if PLANES > 4:
+        codes |= ((((high[:, :, None] >> eight[None, None, :]) & 0x01010101) * 0x01020408) >> 24) << 4
+    levels = tl.load(LEVELS + (((1 << widths) - 1)[None, :, None] + codes.to(tl.int32)))
+    return tl.reshape(levels, (BLOCK_S, BLOCK_D))
 
 
 @triton.jit
@@ -118,7 +131,7 @@ def _reconstruct(
     low, high = tl.zeros((BLOCK_S, HALF), tl.float32), tl.zeros((BLOCK_S, HALF), tl.float32)
     count = tl.load(SIZES)
     for first in range(0, count, BLOCK_D):
-        levels = _levels(CODES, SIZES, LEVELS, rows, live, first, PLANES, BLOCK_D, BLOCK_S)
+        levels = load_levels(CODES, SIZES, LEVELS, rows, live, first, PLANES, BLOCK_D, BLOCK_S).to(tl.float16)
         channel = first + tl.arange(0, BLOCK_D)
         part = MATRIX + (row * CHANNELS + channel[:, None]) * CHANNELS + column[None, :]
         used = (channel < count)[:, None]
@@ -152,13 +165,15 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _block(channels: int) -> int:
-    """Tokens of one encoding program: 32 values for each of its threads."""
+    """Tokens of one encoding program: 16 values for each of its threads."""
     return 4096 // channels
 
 
-def _decoding_block(channels: int) -> int:
-    """Tokens of one decoding program: both halves' sums stay in registers."""
-    return min(64, 4096 // channels * 2)
+def _decoding_tiles(channels: int, rdna: bool) -> dict[str, int]:
+    """Tokens of one decoding program, whose sums of both halves stay in registers, and channels whose levels are multiplied at a
+    time."""
+    block = min(64, 4096 // channels * 2)
+    return {"BLOCK_S": block, "BLOCK_D": 32 if rdna else 64, "num_warps": 8 if rdna else _WARPS}
 
 
 def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -173,7 +188,7 @@ def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -
             _quantize[(triton.cdiv(tokens, _block(channels)), batch * heads)](
                 y, weights, _sizes(planes, y.device), borders, levels, codes, gains, heads, tokens, width,
                 *y.stride(), *weights.stride(),
-                PLANES=len(planes), CHANNELS=channels, BLOCK_S=_block(channels), num_warps=_WARPS,
+                PLANES=len(planes), CHANNELS=channels, BLOCK_S=_block(channels), num_warps=_ENCODING_WARPS,
             )  # fmt: skip
     return codes, gains
 
@@ -197,13 +212,13 @@ def reconstruct_coefficients(
     if cos is not None and cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
     halves, units = _normalized(matrix)
+    tiles = _decoding_tiles(channels, gpu_kind(out.device).rdna)
     with torch.cuda.device_of(out):
-        _reconstruct[(triton.cdiv(tokens, _decoding_block(channels)), batch * heads)](
+        _reconstruct[(triton.cdiv(tokens, tiles["BLOCK_S"]), batch * heads)](
             codes, gains, ids, words, halves, units, _sizes(planes, out.device), _tables(out.device)[0], cos, sin, out,
             heads, tokens, *codes.stride()[:3], *gains.stride()[:2], *ids.stride()[:2], *words.stride()[:3],
             0 if cos is None else cos.stride(0), *out.stride(),
-            PLANES=len(planes), CHANNELS=channels, BLOCK_D=_BLOCK_D, BLOCK_S=_decoding_block(channels),
-            num_warps=_WARPS, num_stages=1,
+            PLANES=len(planes), CHANNELS=channels, num_stages=1, **tiles,
         )  # fmt: skip
     return out
 
@@ -232,15 +247,20 @@ def compile_cases() -> list[CompileCase]:
             types |= dict.fromkeys(("heads", "tokens", "bytes", "y_b", "y_h", "y_s", "w_b", "w_h"), "i32")
             constants = {"y_d": 1, "w_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
             multiples, default = ("y_b", "y_h", "y_s", "w_b", "w_h"), (channels, planes) == (128, 4)
-            cases.append(CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _WARPS, default=default))
-            for rotated in (False, True):
+            cases.append(
+                CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _ENCODING_WARPS, default=default)
+            )
+            for rotated, rdna in itertools.product((False, True), (False, True)):
                 types = {"CODES": "*u8", "GAINS": "*u8", "IDS": "*u8", "WORDS": "*fp32", "MATRIX": "*fp16", "UNITS": "*fp32"}
                 types |= tables | {"OUT": "*bf16"} | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
                 multiples = ("k_b", "k_h", "c_b", "c_h", "c_c", "r_s", "o_b", "o_h", "o_s")
                 types |= dict.fromkeys(("heads", "tokens", "k_s", "g_b", "g_h", "i_b", "i_h", *multiples), "i32")
-                constants = {"o_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_D": _BLOCK_D}
-                constants["BLOCK_S"] = _decoding_block(channels)
+                tiles = _decoding_tiles(channels, rdna)
+                warps = tiles.pop("num_warps")
+                constants = {"o_d": 1, "PLANES": planes, "CHANNELS": channels, **tiles}
                 constants |= {} if rotated else {"COS": None, "SIN": None}
-                full = f"reconstruct_{name}{'_rotated' if rotated else ''}"
-                cases.append(CompileCase(full, _reconstruct, types, constants, multiples, _WARPS, 1, True, default))
+                full = f"reconstruct_{name}{'_rotated' * rotated}{'_rdna' * rdna}"
+                without = OTHER_TARGETS if rdna else RDNA_TARGETS
+                common = default and not rdna
+                cases.append(CompileCase(full, _reconstruct, types, constants, multiples, warps, 1, True, common, without))
     return cases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,17 +19,26 @@ if TYPE_CHECKING:
 TILE_TOKENS = 1024
 
 
+# decode(heads, tokens) -> float32 [B, h, T, D]
+Decoding = Callable[[slice, slice], Tensor]
+
+
 def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: Turn | None) -> tuple[Tensor, Tensor]:
     """See `kernels.direct.attend_codes`: one part, [1, B, H, Sq, D] and [1, B, H, Sq], both float32."""
+    tokens = keys.shape[2] if isinstance(keys, Tensor) else keys.num_tokens
+    return attend_tiles(q, tokens, partial(decoded, keys), partial(decoded, values), rotation)
+
+
+def attend_tiles(q: Tensor, tokens: int, keys: Decoding, values: Decoding, rotation: Turn | None) -> tuple[Tensor, Tensor]:
+    """`attend_codes` for anything that can be decoded a tile of one head at a time."""
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.full(q.shape[:-1], -torch.inf, device=q.device)
-    tokens = keys.shape[2] if isinstance(keys, Tensor) else keys.num_tokens
     for head in range(q.shape[1]):
         one = slice(head, head + 1)
         for start in range(0, tokens, TILE_TOKENS):
             part = slice(start, min(start + TILE_TOKENS, tokens))
             turn = None if rotation is None else (rotation[0][part], rotation[1][part])
-            k, v = turned(decoded(keys, one, part), turn), decoded(values, one, part)
+            k, v = turned(keys(one, part), turn), values(one, part)
             result, mass = attention(q[:, one].float(), k, v)
             merge_attention(result[None], mass[None], out[:, one], lse[:, one])
     return out[None], lse[None]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..attention.triton_kernel import softmax_step, store_result
 from ..compile_case import CompileCase
-from ..launch import LOG2_E, Launch, dense_rows, flat_rows, key_splits, query_block, row_stride
+from ..launch import LOG2_E, Launch, dense_rows, flat_rows, gpu_kind, key_splits, query_block, row_stride
 from ..tiles.triton_kernel import decode_e4m3
 
 if TYPE_CHECKING:
@@ -45,9 +45,12 @@ def decode_channels(
     else:
         packed = tl.load(base + (channels % (DIM * BITS // 8))[None, :], mask=mask, other=0).to(tl.int32)
         code = (packed >> (channels // (DIM * BITS // 8) * BITS)[None, :]) & ((1 << BITS) - 1)
-    values = code.to(tl.float32)
-    if not ASYMMETRIC:
-        values -= (1 << (BITS - 1)) - 1
+    # Behind 2^23 an integer is its own mantissa: no conversion instruction, which runs at a quarter of the speed.
+    values = (code | 0x4B000000).to(tl.float32, bitcast=True)
+    if ASYMMETRIC:
+        values -= 8388608.0
+    else:
+        values -= 8388608.0 + ((1 << (BITS - 1)) - 1)
     # One scale for all of these channels, or one for each of several groups.
     groups: tl.constexpr = 1 if WIDTH <= GROUP else WIDTH // GROUP
     group = FIRST // GROUP + tl.arange(0, groups)
@@ -74,16 +77,23 @@ def turn_halves(low, high, COS, SIN, tokens, live, HALF: tl.constexpr):
 
 
 @triton.jit
-def half_float(x, FENCE: tl.constexpr):
-    """float16 that saturates.
+def fenced(half, FENCE: tl.constexpr):
+    """A float16 tile as it is.
 
     FENCE keeps the compiler from moving the change of layout for the matrix units above the arithmetic: without it each of eight
     warps would do the work of all (sm_86, stored keys: 3,874 instructions in the loop and spills; with it 979 and none).
     """
-    half = tl.minimum(tl.maximum(x, -65504.0), 65504.0).to(tl.float16)
     if FENCE:
         half = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [half], dtype=tl.float16, is_pure=False, pack=2)
     return half
+
+
+@triton.jit
+def half_float(x, FENCE: tl.constexpr):
+    """float16 that saturates, fenced."""
+    # In 16 bits, where two values share an instruction: what is too large has become infinite.
+    most = tl.full(x.shape, 65504.0, tl.float16)
+    return fenced(tl.minimum(tl.maximum(x.to(tl.float16), -most), most), FENCE)
 
 
 @triton.jit
@@ -136,11 +146,9 @@ def attend_codes_kernel(
 
 @cache
 def needs_fence(device: torch.device) -> bool:
-    """Cards whose matrix units are fed from registers (`mma.sync`). Triton before 3.7 dies of packed inline assembly."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
+    """Cards whose matrix units are fed from registers. Triton before 3.7 dies of packed inline assembly."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return version >= (3, 7) and torch.cuda.get_device_capability(device)[0] in (8, 12)
+    return version >= (3, 7) and gpu_kind(device).fed_from_registers
 
 
 class Operand:

@@ -8,12 +8,15 @@ most 2^-16 of its largest value.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..compile_case import CompileCase
+from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 
 # Tokens that one program of the update adds up; partial sums are then added in a fixed order, so that two runs agree.
 _SPLIT_TOKENS = 4096
@@ -122,7 +125,7 @@ def assign_clusters(x: Tensor, centroids: Tensor) -> Tensor:
     high = flat.bfloat16()
     low = (flat - high).bfloat16()
     ids = torch.empty(batch, heads, tokens, dtype=torch.uint8, device=x.device)
-    config = _assign_tiles(x.dtype == torch.bfloat16, channels)
+    config = _assign_tiles(x.dtype == torch.bfloat16, channels, gpu_kind(x.device).rdna)
     grid = (triton.cdiv(tokens, config["BLOCK_S"]), batch * heads)
     if ids.numel():
         with torch.cuda.device_of(x):
@@ -130,19 +133,20 @@ def assign_clusters(x: Tensor, centroids: Tensor) -> Tensor:
     return ids
 
 
-def _assign_tiles(exact: bool, channels: int) -> dict[str, int | bool]:
+def _assign_tiles(exact: bool, channels: int, rdna: bool) -> dict[str, int | bool]:
     """Tokens stay in shared memory while clusters pass by: as many as leave room for those on cards with 99 KiB."""
     wide = 2 if exact else 1
-    block_s = min(128, 64 * 128 * wide // channels)
-    block_c = min(64, 64 * 128 // channels)
-    return {"EXACT": exact, "CHANNELS": channels, "BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": 4, "num_stages": 2}
+    block_s = 64 if rdna else min(128, 64 * 128 * wide // channels)
+    block_c = 32 if rdna else min(64, 64 * 128 // channels)
+    tiles = {"BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": 8 if rdna else 4, "num_stages": 2}
+    return {"EXACT": exact, "CHANNELS": channels, **tiles}
 
 
 def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
     """See `kernels.update_centroids`."""
     batch, heads, tokens, channels = x.shape
     clusters, rows, splits = centroids.shape[2], batch * heads, max(1, triton.cdiv(tokens, _SPLIT_TOKENS))
-    config = _sum_tiles(x.dtype == torch.bfloat16, channels)
+    config = _sum_tiles(x.dtype == torch.bfloat16, channels, gpu_kind(x.device).rdna)
     sums = torch.empty(rows, splits, clusters, channels, device=x.device)
     counts = torch.empty(rows, splits, clusters, dtype=torch.int32, device=x.device)
     grid = (triton.cdiv(clusters, config["BLOCK_C"]), rows, splits)
@@ -156,13 +160,13 @@ def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
     return torch.where(members > 0, means / members.clamp(min=1), centroids.float())
 
 
-def _sum_tiles(exact: bool, channels: int) -> dict[str, int | bool]:
+def _sum_tiles(exact: bool, channels: int, rdna: bool) -> dict[str, int | bool]:
     """The sums of one block of clusters stay in registers, so wider heads get fewer clusters."""
     block_c = min(128, (128 if exact else 64) * 128 // channels)
     return {
         "EXACT": exact,
         "CHANNELS": channels,
-        "BLOCK_S": 64 if exact else 32,
+        "BLOCK_S": 64 if exact and not rdna else 32,
         "BLOCK_C": block_c,
         "num_warps": 8,
         "num_stages": 2,
@@ -186,22 +190,21 @@ def subtract_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
 def compile_cases() -> list[CompileCase]:
     """For `tools/compile_gate.py`."""
     cases = []
-    for channels in (128, 64, 256):
-        for dtype in ("bf16", "fp32"):
-            name, exact = f"{dtype}_d{channels}", dtype == "bf16"
-            x = {"X": f"*{dtype}", **dict.fromkeys(("heads", "tokens", "clusters", "x_b", "x_h", "x_s"), "i32")}
-            wide = ("clusters", "x_b", "x_h", "x_s")
-            tiles = _assign_tiles(exact, channels)
-            warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
-            types = {**x, "HIGH": "*bf16", "LOW": "*bf16", "HALF_NORMS": "*fp32", "IDS": "*u8"}
-            cases.append(
-                CompileCase(f"assign_{name}", _assign, types, {**tiles, "x_d": 1}, wide, warps, stages, True, channels == 128)
-            )
-            tiles = _sum_tiles(exact, channels)
-            warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
-            types = {**x, "IDS": "*u8", "SUMS": "*fp32", "COUNTS": "*i32", "splits": "i32"}
-            constants = {**tiles, "SPLIT": _SPLIT_TOKENS, "x_d": 1}
-            cases.append(CompileCase(f"sum_{name}", _sum_clusters, types, constants, wide, warps, stages, True, channels == 128))
+    for channels, dtype, rdna in itertools.product((128, 64, 256), ("bf16", "fp32"), (False, True)):
+        name, exact = f"{dtype}_d{channels}{'_rdna' * rdna}", dtype == "bf16"
+        x = {"X": f"*{dtype}", **dict.fromkeys(("heads", "tokens", "clusters", "x_b", "x_h", "x_s"), "i32")}
+        wide, default = ("clusters", "x_b", "x_h", "x_s"), channels == 128 and not rdna
+        without = OTHER_TARGETS if rdna else RDNA_TARGETS
+        tiles = _assign_tiles(exact, channels, rdna)
+        warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
+        types = {**x, "HIGH": "*bf16", "LOW": "*bf16", "HALF_NORMS": "*fp32", "IDS": "*u8"}
+        constants = {**tiles, "x_d": 1}
+        cases.append(CompileCase(f"assign_{name}", _assign, types, constants, wide, warps, stages, True, default, without))
+        tiles = _sum_tiles(exact, channels, rdna)
+        warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
+        types = {**x, "IDS": "*u8", "SUMS": "*fp32", "COUNTS": "*i32", "splits": "i32"}
+        constants = {**tiles, "SPLIT": _SPLIT_TOKENS, "x_d": 1}
+        cases.append(CompileCase(f"sum_{name}", _sum_clusters, types, constants, wide, warps, stages, True, default, without))
     strides = ("heads", "tokens", "x_b", "x_h", "x_s", "i_b", "i_h", "c_b", "c_h", "c_c")
     types = {"X": "*bf16", "IDS": "*u8", "CENTROIDS": "*fp32", "OUT": "*fp32", **dict.fromkeys(strides, "i32")}
     constants = {"x_d": 1, "i_s": 1, "c_d": 1, "CHANNELS": 128, "BLOCK_S": _SUBTRACT_TOKENS}

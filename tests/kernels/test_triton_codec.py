@@ -13,6 +13,7 @@ import torch
 from comfyui_qvg.kernels import e4m3, packing
 from comfyui_qvg.kernels.coefficients import reference as coefficients_reference
 from comfyui_qvg.kernels.kmeans import reference as kmeans_reference
+from comfyui_qvg.kernels.launch import GpuKind
 from comfyui_qvg.kernels.reconstruct import reference as reconstruct_reference
 from comfyui_qvg.kernels.residual import reference as residual_reference
 from torch import Tensor
@@ -302,6 +303,30 @@ def test_coefficients_come_back(
     if tokens:
         assert_close("coefficients", exact, out.cpu(), COEFFICIENT_ERROR + ROUNDING[dtype])
     assert int(whole.isnan().sum()) == whole.numel() - out.numel(), "written outside the slice"
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_smaller_tiles_of_rdna_cards(
+    triton_kernel: Load, dtype: torch.dtype, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cards with 256 registers for a lane get other tiles, and the same results."""
+    kmeans, coefficients = triton_kernel("kmeans"), triton_kernel("coefficients")
+    for module in (kmeans, coefficients):
+        monkeypatch.setattr(module, "gpu_kind", lambda device: GpuKind(amd=True, lanes=32))
+    x, centroids = _randn(1, 2, 150, channels).to(dtype), _randn(1, 2, 70, channels, seed=1)
+    ids = kmeans.assign_clusters(x.to(DEVICE), centroids.to(DEVICE)).cpu()
+    _assert_nearest(x, centroids, ids, SPLIT_ERROR)
+    updated = kmeans.update_centroids(x.to(DEVICE), ids.to(DEVICE), centroids.to(DEVICE)).cpu()
+    expected = kmeans_reference.update_centroids(x, ids, centroids)
+    assert torch.allclose(updated, expected, atol=SPLIT_ERROR * float(x.abs().max()))
+    planes, matrix, rotation = (channels - 8, 40, 8), _randn(1, 2, channels, channels, seed=2) * 0.2, _rotation(150, channels)
+    parts = coefficients_reference.quantize_coefficients(x.float(), torch.ones(1, 2, channels), planes)
+    exact = torch.full(x.shape, torch.nan)
+    coefficients_reference.reconstruct_coefficients(*parts, ids, centroids, matrix, planes, exact, rotation)
+    inputs, turn = [part.to(DEVICE) for part in (*parts, ids, centroids, matrix)], tuple(part.to(DEVICE) for part in rotation)
+    out = coefficients.reconstruct_coefficients(*inputs, planes, _empty(*x.shape, dtype=dtype), turn)
+    assert_close("coefficients", exact, out.cpu(), COEFFICIENT_ERROR + ROUNDING[dtype])
 
 
 # ------------------------------------------------------------------------------------------------------------------ far addresses

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from comfyui_qvg.kernels.attention.library import AttentionOp, choose_attention
 from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.qvg import CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
 from comfyui_qvg.qvg import attention as attention_module
+from comfyui_qvg.qvg import read as read_module
 from comfyui_qvg.qvg.attention import plan_tiling
-from comfyui_qvg.qvg.read import DIRECT_QUERIES
+from comfyui_qvg.qvg.read import DIRECT_QUERIES, Readings
 from comfyui_qvg.qvg.rope import rotate, turn_
 
 from ..helpers import LiveBytes, assert_close
@@ -42,6 +45,8 @@ def test_every_read_is_one_softmax(read: str, name: str, rope: GridRope | None) 
     cache, out, expected = _case(CODECS[name].with_changes(read=read), rope)
     assert_close(read, expected, out, BOUNDS[read])
     assert cache.explain() and cache.explain()[0].startswith(f"{read} (asked for), attention by ")
+    if read == "direct":
+        assert ("codec 'kivi' has no kernel that reads its codes" in cache.explain()[0]) == (name == "kivi")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -121,12 +126,31 @@ def test_auto_says_once_why(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(2):
             cache.attend(0, *torch.randn(3, 1, 2, 12, 128))
             cache.attend(0, *torch.randn(3, 1, 2, 480, 128))
-    assert len(caplog.records) == 2 and 480 > DIRECT_QUERIES >= 12
+    assert len(caplog.records) == 2 and 480 > DIRECT_QUERIES["qvg"] >= 12
     few, many = cache.explain()
     assert few.startswith(
         "exact (few queries could read the codes directly, but our Triton kernels do not run on cpu tensors), attention by aten."
     )
-    assert many.startswith(f"exact (more than {DIRECT_QUERIES} queries are served best by a decoded workspace)")
+    assert many.startswith(f"exact (more than {DIRECT_QUERIES['qvg']} queries are served best by a decoded workspace)")
+
+
+def test_few_queries_read_codes_directly_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How few depends on what a code costs; a codec without such a kernel is decoded."""
+    monkeypatch.setattr(read_module, "triton_refusal", lambda op, device: None)
+
+    def chosen(config: QVGConfig, queries: int) -> str:
+        return Readings(config).choose(torch.zeros(1, 1, queries, 128)).text()
+
+    for codec, most in DIRECT_QUERIES.items():
+        config = CODECS[codec]
+        assert chosen(config, most).startswith(
+            f"direct (at most {most} queries read the codes faster than they would be decoded)"
+        )
+        assert chosen(config, most + 1).startswith(f"exact (more than {most} queries are served best by a decoded workspace)")
+    assert chosen(CODECS["kivi"], 1).startswith("exact (codec 'kivi' has no kernel that reads its codes)")
+    assert chosen(CODECS["exact"], 1).startswith("exact (codec 'none' keeps no codes)")
+    monkeypatch.setattr(read_module, "shape_refusal", lambda channels, group_size: f"head_dim {channels} has none")
+    assert chosen(CODECS["klt"], 1).startswith("exact (few queries could read the codes directly, but head_dim 128 has none)")
 
 
 def test_forced_triton_raises_with_the_reason() -> None:
@@ -160,6 +184,39 @@ def test_an_op_that_is_wrong_is_passed_over(monkeypatch: pytest.MonkeyPatch, cap
         "broken (RuntimeError: no kernel image is available); no_lse (its lse is None); wrong (its result is off by"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    ("package", "attribute", "returns", "reason"),
+    [
+        ("sageattention", "sageattn", None, "ModuleNotFoundError"),
+        ("sageattention", "sageattn_varlen", "out", "AttributeError"),
+        ("sageattention", "sageattn", "out", "RuntimeError: this version returns no lse; SageAttention 2 does"),
+        ("sageattention", "sageattn", "lse of log 2", "its result is off by"),
+        ("sageattention", "sageattn", "both", None),
+        ("flash_attn_interface", "flash_attn_func", None, "ModuleNotFoundError"),
+        ("flash_attn_interface", "flash_attn_func", "out", "its lse is None"),
+        ("flash_attn_interface", "flash_attn_func", "both", None),
+    ],
+)
+def test_packages_of_another_version_are_refused_with_a_reason(
+    package: str, attribute: str, returns: str | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is imported, called with these arguments, and does not give the definition's numbers, is passed over."""
+    from comfyui_qvg.kernels.attention import library, reference
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> object:
+        layout = [x.transpose(1, 2) for x in (q, k, v)] if package == "flash_attn_interface" else [q, k, v]
+        out, lse = reference.attention(*layout)
+        out = out.transpose(1, 2) if package == "flash_attn_interface" else out
+        return out if returns == "out" else (out, lse / 0.6931 if returns == "lse of log 2" else lse)
+
+    module = types.ModuleType(package)
+    setattr(module, attribute, function)
+    monkeypatch.setitem(sys.modules, package, module if returns else None)
+    op = library._SAGE if package == "sageattention" else library._FLASH_PACKAGE_3
+    found = library._trial(op, torch.device("cpu"), torch.float32, 128, True, library._TRIAL_TOLERANCE)
+    assert found is None if reason is None else found is not None and reason in found, found
 
 
 def test_an_installed_package_reads_fast(monkeypatch: pytest.MonkeyPatch) -> None:

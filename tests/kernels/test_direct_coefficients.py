@@ -1,0 +1,264 @@
+"""Attention on transform coefficients: torch against the definition, Triton against torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+from comfyui_qvg.kernels import Rows8, quantize_coefficients, quantize_rows
+from comfyui_qvg.kernels.attention import merge_attention, nothing_seen
+from comfyui_qvg.kernels.bitplanes import packed_width
+from comfyui_qvg.kernels.direct.reference import turned
+from comfyui_qvg.kernels.direct_coefficients import TransformCodes, attend_coefficients, reference
+from comfyui_qvg.kernels.errors import BackendError
+from comfyui_qvg.kernels.launch import GpuKind, coefficient_tiles
+from comfyui_qvg.qvg import QVGConfig
+from comfyui_qvg.qvg.codec import KLTCodec
+from comfyui_qvg.qvg.codec.base import EncodeHint
+from comfyui_qvg.qvg.codec.klt import allocate_planes
+from comfyui_qvg.qvg.history import coefficients
+from torch import Tensor
+
+from ..helpers import assert_close, make_kv
+from ..triton_interpreter import DEVICE
+
+Load = Callable[[str], ModuleType]
+MIXED = (104, 80, 40, 8)  # channels of 4, 3, 2, 1 and 0 bits
+Q = (1, 2, 5, 128)
+
+
+def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def _book(channels: int = 128, heads: int = 2, batch: int = 1, seed: int = 0, words: int = 7) -> tuple[Rows8, Rows8]:
+    """Words, and a basis whose directions fall in length as those of a covariance do; its longest is not 1. Keys come out as
+    large as normal ones, about: float16 costs a share of the logits, so what it costs of the output grows with them."""
+    directions = torch.linalg.qr(_randn(batch, heads, channels, channels, seed=seed + 50).cpu())[0].to(DEVICE)
+    lengths = 1.7 * torch.exp2(-4 * torch.arange(channels, device=DEVICE) / channels)
+    return quantize_rows(_randn(batch, heads, words, channels, seed=seed + 60)), quantize_rows(directions * lengths[:, None])
+
+
+def _kept(
+    tokens: int,
+    *planes: tuple[int, ...],
+    channels: int = 128,
+    heads: int = 2,
+    seed: int = 0,
+    hadamard: bool = False,
+    book: tuple[Rows8, Rows8] | None = None,
+) -> TransformCodes:
+    """Random tokens, with `planes` for every batch row."""
+    words, basis = book or _book(channels, heads, len(planes), seed)
+    y = _randn(len(planes), heads, tokens, channels, seed=seed + 1) * torch.exp2(
+        _randn(len(planes), heads, tokens, 1, seed=seed + 2) / 2
+    )
+    weights = basis.dequantize().square().sum(-1)
+    parts = [quantize_coefficients(y[b : b + 1], weights[b : b + 1], row, "torch") for b, row in enumerate(planes)]
+    codes, gains = (torch.cat(part) for part in zip(*parts, strict=True))
+    generator = torch.Generator().manual_seed(seed + 3)
+    ids = torch.randint(0, words.values.shape[2], gains.shape, dtype=torch.uint8, generator=generator).to(DEVICE)
+    powers = torch.exp2(torch.randint(-3, 2, (len(planes), heads, channels), generator=generator)).half().to(DEVICE)
+    directions, scales = (None, powers) if hadamard else basis
+    return TransformCodes(codes, gains, ids, words, directions, scales, planes)
+
+
+def _angles(tokens: int, channels: int = 128) -> tuple[Tensor, Tensor]:
+    angles = _randn(tokens, channels // 2, seed=9) * 3
+    return angles.cos(), angles.sin()
+
+
+def _definition(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    scores = q.double() @ k.double().transpose(2, 3) / math.sqrt(q.shape[-1])
+    return scores.softmax(-1) @ v.double(), scores.logsumexp(-1)
+
+
+def _same(load: Load, q: Tensor, keys: TransformCodes, values: TransformCodes, rotation: tuple[Tensor, Tensor] | None) -> int:
+    """Triton's parts, folded, are torch's result: 1e-3, because weights, levels and decoded keys are rounded to float16 (2e-4 to
+    5e-4 measured, nothing else is rounded). Returns the number of parts."""
+    expected = merge_attention(*reference.attend_coefficients(q, keys, values, rotation), nothing_seen(q), "torch")
+    parts = load("direct_coefficients").attend_coefficients(q, keys, values, rotation)
+    got = merge_attention(*parts, nothing_seen(q), "torch")
+    assert_close("out", expected.out, got.out, 1e-3)
+    assert_close("lse", expected.lse, got.lse, 1e-3)
+    return len(parts[0])
+
+
+@pytest.mark.parametrize("hadamard", [False, True], ids=["basis", "hadamard"])
+def test_reference_is_the_definition(hadamard: bool) -> None:
+    """Decoded by hand: words and levels through the synthesis matrix, one softmax; more than one tile of 1,024 tokens."""
+    keys, values = (_kept(1100, MIXED, seed=seed, hadamard=hadamard) for seed in (0, 10))
+    k, v = (reference.decoded(kept, slice(None), slice(None)) for kept in (keys, values))
+    words = keys.words.dequantize()
+    word = torch.gather(words, 2, keys.ids.long()[..., None].expand(*keys.ids.shape, 128))
+    assert 0.1 < float((k - word).square().mean() / word.square().mean()) < 100, "neither part hides the other"
+    got = attend_coefficients(_randn(*Q), keys, values, _angles(1100), "torch")
+    for name, expected, part in zip(("out", "lse"), _definition(_randn(*Q), turned(k, _angles(1100)), v), got, strict=True):
+        assert_close(name, expected, part, 1e-5)
+
+
+@pytest.mark.parametrize("hadamard", [False, True], ids=["basis", "hadamard"])
+@pytest.mark.parametrize("quarters", range(2, 25), ids=lambda quarters: f"{quarters / 4}_bits")
+def test_every_bit_split(triton_kernel: Load, quarters: int, hadamard: bool, poisoned_empty: None) -> None:
+    """Half a bit to six in quarters, as the codec allocates them, every other one turned; values get half a bit more."""
+    variances = [2.0 ** (-channel / 16) for channel in range(128)]
+    planes = [allocate_planes(variances, 32 * min(24, quarters + more)) for more in (0, 2)]
+    assert [8 * packed_width(some) for some in planes] == [32 * quarters, 32 * min(24, quarters + 2)]
+    keys, values = (_kept(70, some, seed=10 * i, hadamard=hadamard) for i, some in enumerate(planes))
+    _same(triton_kernel, _randn(*Q, seed=5, dtype=torch.bfloat16), keys, values, _angles(70) if quarters % 2 else None)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 63, 64, 65, 200])
+@pytest.mark.parametrize("channels", [64, 128, 256])
+def test_lengths_and_widths(triton_kernel: Load, tokens: int, channels: int, poisoned_empty: None) -> None:
+    planes = (channels, channels // 2, channels // 4)
+    keys, values = (_kept(tokens, planes, channels=channels, seed=seed) for seed in (0, 10))
+    _same(triton_kernel, _randn(1, 2, 3, channels), keys, values, _angles(tokens, channels))
+
+
+@pytest.mark.parametrize("kind", [GpuKind(), GpuKind(fed_from_registers=True), GpuKind(amd=True, lanes=64), GpuKind(amd=True)])
+@pytest.mark.parametrize("queries", [1, 17, 150])
+def test_tiles_of_every_kind_of_card(
+    triton_kernel: Load, queries: int, kind: GpuKind, poisoned_empty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same result with each card's tiles; 150 queries are three blocks, the last one partly empty."""
+    module = triton_kernel("direct_coefficients")
+    monkeypatch.setattr(module, "gpu_kind", lambda device: kind)
+    keys, values = _kept(130, MIXED), _kept(130, (128, 128), seed=10)
+    _same(triton_kernel, _randn(1, 2, queries, 128), keys, values, _angles(130))
+
+
+def test_tiles_fit_their_queries() -> None:
+    """Dots need 16 rows; nothing is larger than what the compile gate has seen."""
+    for queries in (1, 16, 17, 64, 4680):
+        for channels in (64, 128, 256):
+            for kind in (GpuKind(), GpuKind(fed_from_registers=True), GpuKind(amd=True, lanes=64), GpuKind(amd=True)):
+                block, tile = coefficient_tiles(queries, channels, kind)
+                assert 16 <= block.rows <= 64 and 16 <= tile.keys <= 64 and block.rows * channels <= 64 * 128
+
+
+def test_batches_have_planes_of_their_own_and_views_are_fine(triton_kernel: Load, poisoned_empty: None) -> None:
+    """Two videos whose planes differ; tokens cut out of a longer span, heads out of a wider one, queries whose channels are not
+    dense, float32."""
+    planes = (MIXED, (112, 72, 48))
+    whole = [_kept(120, *planes, heads=3, seed=seed) for seed in (0, 10)]
+    cut, heads = slice(7, 96), slice(1, 3)
+
+    def view(kept: TransformCodes) -> TransformCodes:
+        assert kept.directions is not None
+        codes, gains, ids = (part[:, heads, cut] for part in kept[:3])
+        words = Rows8(*(part[:, heads] for part in kept.words))
+        return TransformCodes(codes, gains, ids, words, kept.directions[:, heads], kept.scales[:, heads], planes)
+
+    keys, values = map(view, whole)
+    q = _randn(2, 5, 128, 2, seed=5).permute(0, 3, 1, 2)
+    _same(triton_kernel, q, keys, values, tuple(part[cut] for part in _angles(120)))
+    decoded = reference.decoded(whole[0], slice(None), slice(None))[:, heads, cut]
+    assert torch.equal(decoded, reference.decoded(keys, slice(None), slice(None)))
+
+
+def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_empty: None) -> None:
+    """Earlier spans read through the longer dictionary give what they gave; one span of one token among them."""
+    words, basis = _book(words=256)
+    total, joined = nothing_seen(_randn(*Q)), []
+    lengths, counts = (90, 1, 40), (9, 70, 256)
+    for i, (tokens, count) in enumerate(zip(lengths, counts, strict=True)):
+        book = (Rows8(words.values[:, :, :count], words.scales[:, :, :count]), basis)
+        own = [_kept(tokens, (128, 128), seed=20 * i + 5 * which, book=book) for which in (0, 1)]
+        grown = [kept._replace(words=words) for kept in own]
+        _same(triton_kernel, _randn(*Q), *own, None)
+        merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(_randn(*Q), *grown, None), total, "torch")
+        joined.append([reference.decoded(kept, slice(None), slice(None)) for kept in grown])
+    k, v = (torch.cat(parts, 2) for parts in zip(*joined, strict=True))
+    expected = _definition(_randn(*Q), k, v)
+    assert_close("out", expected[0], total.out, 1e-3)
+    assert_close("lse", expected[1], total.lse, 1e-3)
+
+
+@pytest.mark.parametrize("transform", ["klt", "hadamard"])
+@pytest.mark.parametrize("bits", [0.75, 2, 3.5])
+def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) -> None:
+    """Keys and values with the statistics of real ones, three spans of a growing dictionary, against the codec's own decoder."""
+    config = QVGConfig("klt", bits, clusters="auto", iterations=2, transform=transform, spans_per_codebook=3, backend="torch")
+    codec, pair = KLTCodec(config), [x[:, :, :600].to(DEVICE) for x in make_kv(frames=1, heads=2)]
+    q = pair[0][:, :, ::40] - pair[0].mean(2, keepdim=True)
+    rotation, total, spans = _angles(600), nothing_seen(q), []
+    for x in pair:
+        spans.append([])
+        for start in range(0, 600, 200):
+            known = spans[-1][-1].codebook if start else None
+            spans[-1].append(codec.encode(x[:, :, start : start + 200], EncodeHint(0, reuse=known)))
+        assert spans[-1][0].codebook.words.scales.shape[2] < spans[-1][-1].codebook.words.scales.shape[2]
+    decoded = [torch.cat([codec.decode(s, slice(None), slice(None), torch.empty_like(x[:, :, :200])) for s in each], 2)
+               for each, x in zip(spans, pair, strict=True)]  # fmt: skip
+    for i, (keys, values) in enumerate(zip(*spans, strict=True)):
+        turn = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
+        kept = [
+            coefficients(span.with_codebook(every[-1].codebook), slice(None))
+            for span, every in zip((keys, values), spans, strict=True)
+        ]
+        merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(q, *kept, turn), total, "torch")
+    expected = _definition(q, turned(decoded[0], rotation), decoded[1])
+    assert_close("out", expected[0], total.out, 2e-3)
+    assert_close("lse", expected[1], total.lse, 1e-3)
+
+
+def test_many_keys_are_split_and_a_lost_tail_would_show(triton_kernel: Load) -> None:
+    """More keys than one program takes alone: 1,100 tokens in four parts; the last words alone carry the answer."""
+    keys, values = _kept(1100, MIXED, heads=1), _kept(1100, (128, 128), heads=1, seed=10)
+    values.ids[..., -3:] = 6
+    values.words.values[:, :, 6] = 127
+    assert _same(triton_kernel, _randn(1, 1, 4, 128) / 50, keys, values, _angles(1100)) > 1
+
+
+@pytest.mark.parametrize("size", [2.0**-9, 1.0, 400.0], ids=lambda size: f"size_{size:g}")
+def test_amplitudes(triton_kernel: Load, size: float) -> None:
+    """Tiny and huge values (E4M3's gains end at 2^-9 and 448), loud and silent tokens side by side: what is multiplied in
+    float16 keeps its precision."""
+    keys, values = _kept(90, (128, 128)), _kept(90, (128, 128), seed=10)
+    words = Rows8(values.words.values, (values.words.scales * size).half())
+    gains = torch.full_like(values.gains, {2.0**-9: 1, 1.0: 0x38, 400.0: 0x7D}[size])
+    gains[..., ::2] = 0
+    _same(triton_kernel, _randn(*Q), keys, values._replace(words=words, gains=gains), _angles(90))
+
+
+def test_silent_tokens_are_their_words(triton_kernel: Load, poisoned_empty: None) -> None:
+    """Gains of zero everywhere: the sum of coefficients vanishes, and nothing is divided by it."""
+    keys, values = _kept(40, MIXED), _kept(40, MIXED, seed=10)
+    values.gains.zero_()
+    _same(triton_kernel, _randn(*Q), keys, values, None)
+
+
+def test_strides_beyond_32_bits(triton_kernel: Load) -> None:
+    """The second head's codes lie more than 2^31 bytes behind the first's, in memory that is reserved and never touched."""
+    keys, values = _kept(40, MIXED), _kept(40, MIXED, seed=10)
+    far, width = (1 << 31) + 64, keys.codes.shape[-1]
+    try:
+        pool = torch.empty(far + 40 * width, dtype=torch.uint8, device=DEVICE)
+    except RuntimeError as error:
+        pytest.skip(f"2 GiB cannot be reserved here: {error}")
+    codes = pool.as_strided((1, 2, 40, width), (2 * far, far, width, 1))
+    codes.copy_(keys.codes)
+    _same(triton_kernel, _randn(*Q), keys._replace(codes=codes), values, _angles(40))
+
+
+def test_refusals() -> None:
+    q, keys = _randn(*Q), _kept(9, MIXED)
+    with pytest.raises(
+        BackendError, match="our Triton kernels do not run on cpu tensors|keys and values are transformed in two ways"
+    ):
+        attend_coefficients(q, keys, _kept(9, MIXED, hadamard=True), None, "triton")
+    with pytest.raises(ValueError, match=r"do not belong to 9 keys"):
+        attend_coefficients(q, keys, _kept(8, MIXED))
+    with pytest.raises(ValueError, match=r"a rotation of .* does not belong to 9 keys of 128"):
+        attend_coefficients(q, keys, keys, _angles(8))
+    with pytest.raises(ValueError, match=r"are not \(1, 2, 9\) in planes"):
+        attend_coefficients(q, keys, keys._replace(planes=((96, 64),)))
+    with pytest.raises(ValueError, match="must be 1 to 6 multiples of 8"):
+        attend_coefficients(q, keys, keys._replace(planes=((136, 96),)))
+    if DEVICE == "cpu":
+        with pytest.raises(BackendError, match="direct_coefficients.*our Triton kernels do not run on cpu tensors"):
+            attend_coefficients(q, keys, keys, None, "triton")
