@@ -136,8 +136,8 @@ def _frames_per_block(sampler: Any, options: CausalOptions | None, variant: Caus
             )
     elif options.frames_per_block == 0 and variant is None:
         raise ConfigError(
-            "frames_per_block is 0, as the model was trained, but this MODEL does not say how; set 3 for Self-Forcing, "
-            "chunk-wise Causal-Forcing, CausVid and LongLive, 1 for frame-wise Causal-Forcing"
+            "frames_per_block is 0, as the model was trained, but this MODEL does not say how; load it with 'Load Causal Wan', "
+            "or set 3 for Self-Forcing, chunk-wise Causal-Forcing, CausVid and LongLive, 1 for frame-wise Causal-Forcing"
         )
     else:
         chosen = options.frames_per_block or variant.frames_per_block  # type: ignore[union-attr]  # one of them is there

@@ -230,12 +230,15 @@ def test_the_model_says_how_it_was_trained(client: Client) -> None:
     """Causal-Forcing++ with one step: one frame per block, and four steps for the first block."""
 
     def trained(prompt: Prompt, name: str) -> Prompt:
-        return between(prompt, "TestingVariant", name=name)
+        prompt = copy.deepcopy(prompt)
+        add(prompt, "loader", "QVGLoadCausalWan", file="causal.safetensors", variant=name, dtype="fp32")
+        add(prompt, "sigmas", "QVGTrainedSigmas", model=["cache", 0])
+        return prompt
 
     one = changed(ours(EXACT, frames=5, block=0), "sigmas", steps=1)
     seen = len(client.log())
     plusplus = client.latent(trained(one, "causal-forcing++-1step"))
-    assert "trained for" not in client.log()[seen:]
+    assert "trained with" not in client.log()[seen:] and "trained for" not in client.log()[seen:]
     by_hand = changed(one, "sampler", frames_per_block=1, first_block_sigmas=["four", 0])
     add(by_hand, "four", "BasicScheduler", model=["cache", 0], scheduler="simple", steps=4, denoise=1.0)
     # The scheduler takes the nearest of 1,000 levels.
@@ -245,11 +248,11 @@ def test_the_model_says_how_it_was_trained(client: Client) -> None:
         > psnr_db(plusplus, client.latent(changed(one, "sampler", frames_per_block=1)))
     )
     client.latent(trained(changed(one, "sampler", frames_per_block=3), "causal-forcing++-1step"))
-    assert (
-        "QVG Causal Sampler makes blocks of 3 latent frame(s), but causal-forcing++-1step was trained with blocks of 1"
-        in client.log()[seen:]
+    blocks = (
+        "makes blocks of 3 latent frame(s), but causal-forcing++-1step was trained with blocks of 1; set frames_per_block to 1"
     )
-    client.latent(trained(one, "self-forcing"))
+    assert f"QVG Causal Sampler {blocks}" in client.log()[seen:]
+    client.latent(trained(one, "self-forcing") | {"sigmas": one["sigmas"]})
     assert "the sigmas are 1, 0, but self-forcing was trained for 1, 0.938, 0.833, 0.625, 0" in client.log()[seen:]
 
 

@@ -301,17 +301,6 @@ class TestingMemoryAsked:
         return (clone,)
 
 
-@_node(("MODEL",), model=("MODEL",), name=("STRING", {"default": ""}))
-class TestingVariant:
-    """Says how a model was trained, as our loader does for the files that it knows."""
-
-    def run(self, model: Any, name: str) -> Any:
-        (known,) = (module for path, module in list(sys.modules.items()) if path.endswith("ComfyUI-QVG.qvg.models.variants"))
-        clone = model.clone()
-        clone.model_options["transformer_options"]["qvg_variant"] = known.VARIANTS[name]
-        return (clone,)
-
-
 @_node(("LATENT",), samples=("LATENT",), frames=("INT", {"default": 1}))
 class TestingFrames:
     """The first frames of a video."""
