@@ -112,7 +112,7 @@ class History:
     def coefficients(self, which: int, start: int, stop: int) -> TransformCodes | None:
         """`kept` for tokens that are kept as transform coefficients."""
         source, tokens, _ = next(self.overlaps(which, start, stop))
-        return None if self.projected else _coefficients(source, tokens)
+        return None if self.projected else transform_codes(source, tokens)
 
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
         """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; they come out turned."""
@@ -148,7 +148,7 @@ def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
     return Codes(codes, scales, zero_points, ids, source.codebook.centroids, source.bits, source.group_size)
 
 
-def _coefficients(source: Span | Tensor, tokens: slice) -> TransformCodes | None:
+def transform_codes(source: Span | Tensor, tokens: slice) -> TransformCodes | None:
     """Some tokens of a span of transform coefficients as `attend_coefficients` reads them in place; None of any other."""
     if not isinstance(source, TransformSpan):
         return None

@@ -19,7 +19,7 @@ from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.codec import KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.klt import allocate_planes
-from comfyui_qvg.qvg.history import coefficients
+from comfyui_qvg.qvg.history import transform_codes
 from torch import Tensor
 
 from ..helpers import assert_close, make_kv
@@ -197,7 +197,7 @@ def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) 
     for i, (keys, values) in enumerate(zip(*spans, strict=True)):
         turn = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
         kept = [
-            coefficients(span.with_codebook(every[-1].codebook), slice(None))
+            transform_codes(span.with_codebook(every[-1].codebook), slice(None))
             for span, every in zip((keys, values), spans, strict=True)
         ]
         merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(q, *kept, turn), total, "torch")
