@@ -29,11 +29,13 @@ _ENCODED, _EXACT = (0, 1), 2
 
 @dataclass(frozen=True)
 class Peak:
-    """After a commit: `frames` of the video so far, bytes of the history now, the most that was held at any moment until now."""
+    """After a commit: `frames` of the video so far, bytes of the history now, the most that was held at any moment until now.
+    `device_bytes`: the same without what `offload` keeps in CPU memory, with its copies on the device; then an upper bound."""
 
     frames: int
     now_bytes: int
     peak_bytes: int
+    device_bytes: int
 
 
 def peaks(
@@ -44,6 +46,7 @@ def peaks(
     `commit_layer`); otherwise all layers hold theirs until `KVCache.commit`."""
     growth, layer = Growth(spec.check(config), config.spans_per_codebook), _Layer(spec, config)
     frames = most = before = 0
+    here = exact = 0
     for chunk in chunks:
         block = layer.exact(chunk) * (block_dtype or spec.dtype).itemsize // spec.dtype.itemsize
         commit = growth.commit(chunk)
@@ -52,8 +55,24 @@ def peaks(
         waiting = before if by_layer else before + block
         # Between the first layer's commit and the last one's the sum rises or falls in equal steps.
         most = max(most, during + (spec.layers - 1) * max(waiting, after), spec.layers * after)
+        packed = before - exact
+        exact += layer.exact_change(commit)
+        working = during - packed + layer.lent(commit)
+        here = max(here, _on_device(spec.layers, working, waiting - packed, packed, exact, after - exact))
         frames, before = frames + chunk, after
-        yield Peak(frames, spec.layers * after, most)
+        yield Peak(frames, spec.layers * after, most, here if config.offloads else most)
+
+
+def _on_device(layers: int, during: int, waiting: int, packed: int, exact: int, packed_after: int) -> int:
+    """The most while packed spans are elsewhere and two layers' are on a visit. `packed` are a layer's before it commits, and
+    `packed_after`; the rest is without them: `during` of the layer that commits, `waiting` of one that has yet to, `exact` of
+    one that has. Beside the last one the first one's new spans are there."""
+    visitors = min(2, layers)
+    return max(
+        during + (layers - 1) * max(waiting, exact) + visitors * packed,
+        during + (layers - 1) * exact + packed + (packed_after if layers > 1 else 0),
+        layers * exact + visitors * packed_after,
+    )
 
 
 class _Layer:
@@ -63,6 +82,7 @@ class _Layer:
         self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
         self._codecs: tuple[Codec, ...] = (*make_codecs(config, spec.dtype), ExactCodec(spec.dtype))
         self._span, self._book = cache(self._count_span), cache(self._count_book)
+        self._newest: Book = ()
 
     def exact(self, frames: int) -> int:
         """Keys and values as they are kept before they are encoded."""
@@ -76,6 +96,15 @@ class _Layer:
         spans = sum(self._span(which, frames) for which in _ENCODED for frames in commit.gone_spans)
         books = sum(self._book(which, book) for which in _ENCODED for book in commit.gone_books)
         return added - spans - books - sum(map(self.exact, commit.gone_chunks))
+
+    def exact_change(self, commit: Commit) -> int:
+        """By how much that part of it grows which is not encoded, and never away from the device."""
+        return self.exact(commit.chunk_frames) - self.exact(commit.span_frames) - sum(map(self.exact, commit.gone_chunks))
+
+    def lent(self, commit: Commit) -> int:
+        """Copies of codebooks on the device that an encoder starts from, at most."""
+        start, self._newest = self._newest, commit.book_after or self._newest
+        return sum(self._book(which, start) for which in _ENCODED) if commit.span_frames else 0
 
     def during(self, commit: Commit, before: int, block: int) -> int:
         """The most that the layer holds from the moment when it has the block until it has committed it."""

@@ -26,6 +26,7 @@ from .activations import Activations, Block, activations
 
 # Nobody asks for more in one run: at 16 pictures a second 1.7 hours.
 MOST_LATENT_FRAMES = 25_000
+_OWN_MEMORY = ("cuda", "xpu")
 WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1, "fp32": 4}
 
 
@@ -57,7 +58,7 @@ class Plan:
     `exact_cache_bytes` of 16 bits per value without a window; `workspace_bytes` of what attention reads through;
     `activation_bytes` of one block, the prompt and the latents; `decode_bytes` with the VAE's weights, 0 where no decoder is
     known. `fits` is None where the device's memory is not known, `longest_frames` (pictures, whole blocks) also where any length
-    fits.
+    fits. `offloaded_bytes`: of the cache at its worst moment, so much at least is in main memory instead.
     """
 
     latent_frames: int
@@ -71,6 +72,7 @@ class Plan:
     peak_bytes: int
     fits: bool | None
     longest_frames: int | None
+    offloaded_bytes: int = 0
 
     @property
     def sampling_bytes(self) -> int:
@@ -80,7 +82,7 @@ class Plan:
     @property
     def streamed_bytes(self) -> int:
         """The same with all weights elsewhere: what no offloading makes smaller."""
-        return self.cache_peak_bytes + self.workspace_bytes + self.activation_bytes
+        return self.cache_peak_bytes - self.offloaded_bytes + self.workspace_bytes + self.activation_bytes
 
 
 def plan(
@@ -98,7 +100,7 @@ def plan(
     frames = latent_frames(video.frames, network)
     end = run.last_peak(run.chunks(frames))
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
-    sampling = run.device_bytes(frames, end.peak_bytes)
+    sampling = run.device_bytes(frames, end.device_bytes)
     most = max(sampling, decode)
     return Plan(
         latent_frames=frames,
@@ -112,6 +114,7 @@ def plan(
         peak_bytes=most,
         fits=None if device_bytes is None else most <= device_bytes,
         longest_frames=None if device_bytes is None else run.longest(device_bytes, decode),
+        offloaded_bytes=end.peak_bytes - end.device_bytes,
     )
 
 
@@ -127,6 +130,8 @@ class Run:
         triton: bool | None = None,
         device_type: str = "cuda",
     ):
+        if device_type not in _OWN_MEMORY:
+            config = config.with_changes(offload="gpu")  # main memory is what it has
         self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
         self._device_type = device_type
         self.weights_bytes = _weights_bytes(network, self.weights)
@@ -144,7 +149,7 @@ class Run:
 
     def last_peak(self, chunks: Iterable[int]) -> Peak:
         """How it stands at the end of a run."""
-        last = Peak(0, 0, 0)
+        last = Peak(0, 0, 0, 0)
         for peak in self.peaks(chunks):
             last = peak
         return last
@@ -167,7 +172,7 @@ class Run:
         if decode > device_bytes:
             return 0
         for peak in self.peaks(self._endless()):
-            if self.device_bytes(peak.frames, peak.peak_bytes) > device_bytes:
+            if self.device_bytes(peak.frames, peak.device_bytes) > device_bytes:
                 return pictures(longest, self.network)
             longest = peak.frames
         return None

@@ -33,6 +33,7 @@ class Setting:
             window_frames=self.window_frames,
             workspace_mb=asked.workspace_mb,
             backend=asked.backend,
+            offload=asked.offload,
         )
 
 

@@ -7,13 +7,17 @@ that a GPU takes, but for streams and pinned memory (`tests/test_gpu.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheFileError, CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
 from comfyui_qvg.qvg import offload as offload_module
+from comfyui_qvg.qvg.bench.held import HeldBytes
+from comfyui_qvg.qvg.codec.base import EncodeHint
+from comfyui_qvg.qvg.peak import peaks
 from comfyui_qvg.qvg.rope import geometric_frequencies
 from comfyui_qvg.qvg.session import load_cache, save_cache
 from comfyui_qvg.qvg.span import storage_bytes
@@ -232,3 +236,44 @@ def test_without_pinned_memory_it_is_pageable_and_said_once(caplog: pytest.LogCa
     assert all(room.shape == like.shape and room.dtype == like.dtype for room in rooms)
     messages = [record.message for record in caplog.records]
     assert len(set(messages)) == 1 and messages[0].startswith("packed spans are kept in pageable memory")
+
+
+@pytest.mark.parametrize("by_layer", [True, False], ids=["by_layer", "at_once"])
+@pytest.mark.parametrize("name", ["qvg", "qvg_shared", "klt", "klt_window", "kivi"])
+def test_the_most_on_the_device_is_bounded_before_the_run(name: str, by_layer: bool) -> None:
+    """And not by much: what encoders borrow, and keys that go home before values do, count as if they were there together."""
+    cache = KVCache(CacheSpec(8, 2, 64, 48, batch=2), CONFIGS[name].with_changes(offload="cpu"), home="cpu:0")
+    bounds = list(peaks(cache.spec, cache.config, [1] * 22, torch.float32, by_layer))
+    held, most, generator = HeldBytes(cache), 0, torch.Generator().manual_seed(0)
+
+    def on_device() -> int:
+        home = [span for layer in cache.layers for pair in layer.state.spans for span in pair]
+        return held.now() - sum(storage_bytes(home).values()) + sum(_here(cache).values())
+
+    for codec in {id(codec): codec for layer in cache.layers for codec in layer.codecs}.values():
+        _watch(codec, lambda extra: watched.append(on_device() + extra))
+    for bound in bounds:
+        watched: list[int] = []
+        for layer in range(8):
+            cache.attend(layer, *(torch.randn(2, 2, 48, 64, generator=generator) for _ in range(3)))
+            watched.append(on_device())
+            if by_layer:
+                cache.commit_layer(layer)
+        if not by_layer:
+            cache.commit()
+        most = max(most, *watched)
+        assert most <= bound.device_bytes
+    assert most > 0.9 * bound.device_bytes and bound.device_bytes < bound.peak_bytes
+
+
+def _watch(codec: Any, note: Callable[[int], None]) -> None:
+    """Have `note` called with the bytes that an encoder is lent, while it has them and what it made."""
+    encode = codec.encode
+
+    def noting(x: torch.Tensor, hint: EncodeHint) -> Any:
+        span = encode(x, hint)
+        books = {id(book): book for book in (hint.reuse, hint.warm) if book is not None}
+        note(sum(tensor.nbytes for book in books.values() for tensor in book.tensors().values()))
+        return span
+
+    codec.encode = noting

@@ -21,6 +21,7 @@ from comfyui_qvg.qvg.models.shapes import SHAPES
 from comfyui_qvg.qvg.plan import Plan, Run, Video, Weights, plan
 from comfyui_qvg.qvg.plan.activations import Block, activations
 from comfyui_qvg.qvg.plan.advice import setting_that_fits
+from comfyui_qvg.qvg.plan.words import report
 from comfyui_qvg.qvg.plan_decode import WAN_2_1, decode_bytes
 
 from ..helpers import ROOT, LiveBytes
@@ -194,7 +195,7 @@ def test_the_command_prints_the_keys_programs_rely_on(capsys: pytest.CaptureFixt
     printed = json.loads(out)
     assert code == 0 and list(printed)[: len(KEYS)] == KEYS
     expected = _plan(717, "qvg", span_frames=6)
-    assert {key: printed[key] for key in KEYS} == asdict(expected)
+    assert {key: printed[key] for key in asdict(expected)} == asdict(expected)
     assert printed["setting"] is None and printed["verdict"].startswith("It fits: ")
 
 
@@ -214,7 +215,8 @@ def test_arguments_mean_what_the_node_makes_of_its_widgets(
 ) -> None:
     code, out, _ = _command(capsys, *arguments, "--vram-gb", "24", "--json")
     found = plan(WAN, Video(832, 480, 717), config, 24 * GB)
-    assert code == 0 and {key: json.loads(out)[key] for key in KEYS} == asdict(found)
+    printed = json.loads(out)
+    assert code == 0 and {key: printed[key] for key in asdict(found)} == asdict(found)
 
 
 def test_people_get_sentences(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,3 +285,24 @@ def test_a_network_that_computes_in_float32() -> None:
     assert exact.cache_end_bytes == 2 * _plan(81, "exact").cache_end_bytes
     assert klt.cache_end_bytes == _plan(81).cache_end_bytes
     assert klt.cache_peak_bytes > _plan(81).cache_peak_bytes and klt.activation_bytes > 1.5 * _plan(81).activation_bytes
+
+
+def test_offload_takes_packed_spans_off_the_device() -> None:
+    here, away = _plan(717), _plan(717, offload="cpu")
+    assert (away.cache_peak_bytes, away.cache_end_bytes) == (here.cache_peak_bytes, here.cache_end_bytes)
+    spec, config = Run(WAN, Video(832, 480, 717), PRESETS["balanced"]).spec, PRESETS["balanced"].with_changes(offload="cpu")
+    at_the_end = spec.device_bytes(config, 180)
+    assert at_the_end <= away.cache_peak_bytes - away.offloaded_bytes < 1.25 * at_the_end
+    assert here.sampling_bytes - away.sampling_bytes == away.offloaded_bytes > 5 * GB and here.offloaded_bytes == 0
+    assert _plan(717, gigabytes=10).fits is False and _plan(717, gigabytes=10, offload="cpu").fits
+    assert (_plan(717, gigabytes=10, offload="cpu").longest_frames or 0) > (_plan(717, gigabytes=10).longest_frames or 0)
+    text = report(WAN, Video(832, 480, 717), "preset balanced", away, 10 * GB, None)
+    (line,) = (line for line in text.splitlines() if "of that in main memory" in line)
+    assert line.endswith(f" {away.offloaded_bytes / GB:.2f} GB")
+    assert "of that in main memory" not in report(WAN, Video(832, 480, 717), "preset balanced", here, 10 * GB, None)
+
+
+def test_a_device_that_shares_main_memory_gains_nothing_by_offload() -> None:
+    config = PRESETS["balanced"].with_changes(offload="cpu")
+    for device_type in ("cpu", "mps"):
+        assert plan(WAN, Video(832, 480, 717), config, device_type=device_type).offloaded_bytes == 0
