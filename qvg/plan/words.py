@@ -35,7 +35,7 @@ def verdict(found: Plan, device_bytes: int | None, setting: Setting | None) -> s
 def report(
     network: NetworkShape, video: Video, label: str, found: Plan, device_bytes: int | None, setting: Setting | None
 ) -> str:
-    """Several lines: what is to be made, what each part takes, and whether it fits."""
+    """Several lines: whether it fits, which a small node shows first; what is to be made, and what each part takes."""
     seconds = f", {video.frames / PICTURES_PER_SECOND:.1f} s" if network.frame_pictures > 1 else ""
     batch = f", {video.batch} at once" if video.batch > 1 else ""
     made = f"{video.frames} frames of {video.width}x{video.height}{seconds} ({found.latent_frames} latent frames){batch}"
@@ -56,7 +56,7 @@ def report(
     table = [f"{name:<{width}}  {size}" if size else name for name, size in lines]
     if not network.is_counted:
         table.append("Activations follow from this network's layers; they were not counted on the network itself.")
-    return "\n".join([*table, verdict(found, device_bytes, setting)])
+    return "\n".join([verdict(found, device_bytes, setting), *table])
 
 
 def _longest(found: Plan) -> str:
