@@ -29,11 +29,13 @@ _ENCODED, _EXACT = (0, 1), 2
 
 @dataclass(frozen=True)
 class Peak:
-    """After a commit: `frames` of the video so far, bytes of the history now, the most that was held at any moment until now."""
+    """After a commit: `frames` of the video so far, bytes of the history now, the most that was held at any moment until now.
+    `device_bytes`: the most of it that was on the device that attends, an upper bound where packed spans are kept elsewhere."""
 
     frames: int
     now_bytes: int
     peak_bytes: int
+    device_bytes: int
 
 
 def peaks(
@@ -43,17 +45,21 @@ def peaks(
     they are kept in. `by_layer`: the network lets go of a layer's block before it makes the next one's (`KVCache.release`,
     `commit_layer`); otherwise all layers hold theirs until `KVCache.commit`."""
     growth, layer = Growth(spec.check(config), config.spans_per_codebook), _Layer(spec, config)
-    frames = most = before = 0
+    frames = most = on_device = before = exact_before = 0
     for chunk in chunks:
         block = layer.exact(chunk) * (block_dtype or spec.dtype).itemsize // spec.dtype.itemsize
         commit = growth.commit(chunk)
         during = layer.during(commit, before, block)
-        after = before + layer.change(commit)
+        after, exact_after = before + layer.change(commit), exact_before + layer.exact_change(commit)
         waiting = before if by_layer else before + block
         # Between the first layer's commit and the last one's the sum rises or falls in equal steps.
         most = max(most, during + (spec.layers - 1) * max(waiting, after), spec.layers * after)
-        frames, before = frames + chunk, after
-        yield Peak(frames, spec.layers * after, most)
+        # Of packed spans, those of the layer at work and of the next one are there.
+        packed = max(before - exact_before, after - exact_after) if spec.layers > 1 else 0
+        others = (spec.layers - 1) * max(exact_before + waiting - before, exact_after)
+        on_device = max(on_device, during + packed + others) if config.offloads else most
+        frames, before, exact_before = frames + chunk, after, exact_after
+        yield Peak(frames, spec.layers * after, most, min(most, on_device))
 
 
 class _Layer:
@@ -70,12 +76,14 @@ class _Layer:
 
     def change(self, commit: Commit) -> int:
         """By how much the history grows."""
-        added = self.exact(commit.chunk_frames)
-        if commit.span_frames:
-            added += sum(self._encoded(which, commit) for which in _ENCODED) - self.exact(commit.span_frames)
+        added = sum(self._encoded(which, commit) for which in _ENCODED) if commit.span_frames else 0
         spans = sum(self._span(which, frames) for which in _ENCODED for frames in commit.gone_spans)
         books = sum(self._book(which, book) for which in _ENCODED for book in commit.gone_books)
-        return added - spans - books - sum(map(self.exact, commit.gone_chunks))
+        return self.exact_change(commit) + added - spans - books
+
+    def exact_change(self, commit: Commit) -> int:
+        """By how much that part of it grows which is kept exactly."""
+        return self.exact(commit.chunk_frames) - self.exact(commit.span_frames) - sum(map(self.exact, commit.gone_chunks))
 
     def during(self, commit: Commit, before: int, block: int) -> int:
         """The most that the layer holds from the moment when it has the block until it has committed it."""

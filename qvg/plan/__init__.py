@@ -57,7 +57,7 @@ class Plan:
     `exact_cache_bytes` of 16 bits per value without a window; `workspace_bytes` of what attention reads through;
     `activation_bytes` of one block, the prompt and the latents; `decode_bytes` with the VAE's weights, 0 where no decoder is
     known. `fits` is None where the device's memory is not known, `longest_frames` (pictures, whole blocks) also where any length
-    fits.
+    fits. `away_bytes` of the cache are in main memory, not on the device, when it holds most (setting `offload`).
     """
 
     latent_frames: int
@@ -71,6 +71,7 @@ class Plan:
     peak_bytes: int
     fits: bool | None
     longest_frames: int | None
+    away_bytes: int = 0
 
     @property
     def sampling_bytes(self) -> int:
@@ -80,7 +81,7 @@ class Plan:
     @property
     def streamed_bytes(self) -> int:
         """The same with all weights elsewhere: what no offloading makes smaller."""
-        return self.cache_peak_bytes + self.workspace_bytes + self.activation_bytes
+        return self.cache_peak_bytes - self.away_bytes + self.workspace_bytes + self.activation_bytes
 
 
 def plan(
@@ -98,7 +99,7 @@ def plan(
     frames = latent_frames(video.frames, network)
     end = run.last_peak(run.chunks(frames))
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
-    sampling = run.device_bytes(frames, end.peak_bytes)
+    sampling = run.device_bytes(frames, end.device_bytes)
     most = max(sampling, decode)
     return Plan(
         latent_frames=frames,
@@ -112,6 +113,7 @@ def plan(
         peak_bytes=most,
         fits=None if device_bytes is None else most <= device_bytes,
         longest_frames=None if device_bytes is None else run.longest(device_bytes, decode),
+        away_bytes=end.peak_bytes - end.device_bytes,
     )
 
 
@@ -127,7 +129,9 @@ class Run:
         triton: bool | None = None,
         device_type: str = "cuda",
     ):
-        self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
+        # On a CPU nothing is away.
+        self.config = config.with_changes(offload="gpu") if device_type == "cpu" else config
+        self.network, self.video, self.weights = network, video, weights or Weights()
         self._device_type = device_type
         self.weights_bytes = _weights_bytes(network, self.weights)
         self.spec = cache_spec(network, video, self._kept_in())
@@ -144,7 +148,7 @@ class Run:
 
     def last_peak(self, chunks: Iterable[int]) -> Peak:
         """How it stands at the end of a run."""
-        last = Peak(0, 0, 0)
+        last = Peak(0, 0, 0, 0)
         for peak in self.peaks(chunks):
             last = peak
         return last
@@ -157,9 +161,9 @@ class Run:
         as_core = self.config.codec == "none" and self.network.by_layer
         return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
-    def device_bytes(self, frames: int, cache_peak_bytes: int) -> int:
-        """While blocks are made."""
-        return self.weights_bytes + cache_peak_bytes + self.workspace_bytes(frames) + self.activations.total(frames)
+    def device_bytes(self, frames: int, cache_bytes: int) -> int:
+        """While blocks are made, with so much of the cache on the device at its worst moment."""
+        return self.weights_bytes + cache_bytes + self.workspace_bytes(frames) + self.activations.total(frames)
 
     def longest(self, device_bytes: int, decode: int) -> int | None:
         """Pictures of the longest video of whole blocks that fits; 0 if none does, None if any does."""
@@ -167,7 +171,7 @@ class Run:
         if decode > device_bytes:
             return 0
         for peak in self.peaks(self._endless()):
-            if self.device_bytes(peak.frames, peak.peak_bytes) > device_bytes:
+            if self.device_bytes(peak.frames, peak.device_bytes) > device_bytes:
                 return pictures(longest, self.network)
             longest = peak.frames
         return None
