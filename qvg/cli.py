@@ -68,7 +68,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .config import CODECS, PRESETS
+    from .config import CODECS, OFFLOADS, PRESETS
     from .models.shapes import SHAPES
     from .plan import WEIGHT_BYTES
     from .plan.command import DEFAULT_PRESET
@@ -94,6 +94,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--sink-frames", type=int, metavar="N", help="first latent frames, kept exactly; default 1")
     add("--recent-frames", type=int, metavar="N", help="newest latent frames, kept exactly; default 3")
     add("--workspace-mb", type=int, metavar="N", help="MiB that attention reads through; default 512")
+    add("--offload", choices=OFFLOADS, help="where encoded frames are kept; default gpu")
     add("--block-frames", type=int, metavar="N", help="latent frames denoised together; default as the model was trained")
     add("--given-frames", type=int, default=0, metavar="N", help="latent frames of a start image or video; default 0")
     add("--batch", type=int, default=1, metavar="N", help="videos at once; default 1")

@@ -51,7 +51,7 @@ def refuse_what_cannot_fit(model: Any, config: QVGConfig, spec: CacheSpec, frame
     """Raise ConfigError, with the plan's sentence, where cache and activations are more than the whole device, however little of
     the weights is left there. `frames` are latent ones, `grid` a frame's tokens by row and column."""
     room = known_memory(model.load_device)
-    if room is None or frames > MOST_LATENT_FRAMES or getattr(config, "offload", "gpu") != "gpu":
+    if room is None or frames > MOST_LATENT_FRAMES:
         return
     network, weights, _ = describe(model)
     rows, cols = (side * network.token_pixels for side in grid)
@@ -59,7 +59,8 @@ def refuse_what_cannot_fit(model: Any, config: QVGConfig, spec: CacheSpec, frame
     make_plan = partial(plan, network, video, device_bytes=room, weights=weights)
     found = make_plan(config)
     # Activations are an upper bound, of which four fifths are certain; they are not at their worst when the cache is.
-    if max(found.cache_peak_bytes, found.cache_end_bytes + found.activation_bytes * 4 // 5) <= room:
+    end = found.cache_end_bytes - found.away_bytes
+    if max(found.cache_peak_bytes - found.away_bytes, end + found.activation_bytes * 4 // 5) <= room:
         return
     setting = setting_that_fits(lambda other: make_plan(other), config, spec.chunk_frames)
     raise ConfigError(f"{verdict(found, room, setting)} See QVG Plan; settings are those of QVG KV Cache.")

@@ -58,7 +58,7 @@ class Plan:
     `exact_cache_bytes` of 16 bits per value without a window; `workspace_bytes` of what attention reads through;
     `activation_bytes` of one block, the prompt and the latents; `decode_bytes` with the VAE's weights, 0 where no decoder is
     known. `fits` is None where the device's memory is not known, `longest_frames` (pictures, whole blocks) also where any length
-    fits. `offloaded_bytes`: of the cache at its worst moment, so much at least is in main memory instead.
+    fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead.
     """
 
     latent_frames: int
@@ -72,7 +72,7 @@ class Plan:
     peak_bytes: int
     fits: bool | None
     longest_frames: int | None
-    offloaded_bytes: int = 0
+    away_bytes: int = 0
 
     @property
     def sampling_bytes(self) -> int:
@@ -82,7 +82,7 @@ class Plan:
     @property
     def streamed_bytes(self) -> int:
         """The same with all weights elsewhere: what no offloading makes smaller."""
-        return self.cache_peak_bytes - self.offloaded_bytes + self.workspace_bytes + self.activation_bytes
+        return self.cache_peak_bytes - self.away_bytes + self.workspace_bytes + self.activation_bytes
 
 
 def plan(
@@ -114,7 +114,7 @@ def plan(
         peak_bytes=most,
         fits=None if device_bytes is None else most <= device_bytes,
         longest_frames=None if device_bytes is None else run.longest(device_bytes, decode),
-        offloaded_bytes=end.peak_bytes - end.device_bytes,
+        away_bytes=end.peak_bytes - end.device_bytes,
     )
 
 

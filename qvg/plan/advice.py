@@ -12,18 +12,22 @@ from . import Plan
 
 # The nearest to exact first.
 _BY_QUALITY = ("exact", "near-exact", "balanced", "fewest-bytes")
+_SMALL = ("balanced", "fewest-bytes")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Widgets of QVG KV Cache: a preset, and how many latent frames the model may look back on (None: all)."""
+    """Widgets of QVG KV Cache: a preset, how many latent frames the model may look back on (None: all), where spans are kept."""
 
     preset: str
     window_frames: int | None
+    offload: str = "gpu"
 
     def text(self) -> str:
         """For people."""
-        return f"preset {self.preset}" + ("" if self.window_frames is None else f" with window_frames {self.window_frames}")
+        more = [] if self.window_frames is None else [f"window_frames {self.window_frames}"]
+        more += [] if self.offload == "gpu" else [f"offload {self.offload}"]
+        return ", ".join([f"preset {self.preset}", *more])
 
     def config(self, asked: QVGConfig) -> QVGConfig:
         """The preset, with what was asked for besides."""
@@ -33,13 +37,14 @@ class Setting:
             window_frames=self.window_frames,
             workspace_mb=asked.workspace_mb,
             backend=asked.backend,
-            offload=asked.offload,
+            offload=self.offload,
         )
 
 
 def setting_that_fits(make_plan: Callable[[QVGConfig], Plan], asked: QVGConfig, block_frames: int) -> Setting | None:
-    """The preset nearest to exact with which the video fits, its window as asked for; else `balanced`, else `fewest-bytes`, with
-    the largest window that fits. None: there is no such setting, because what is not cache is too much alone."""
+    """The preset nearest to exact with which the video fits, its window as asked for; else `balanced` or `fewest-bytes` with
+    spans in main memory; else one of these with the largest window that fits. None: there is no such setting, because what is not
+    cache is too much alone."""
 
     def fits(setting: Setting) -> bool:
         try:
@@ -47,15 +52,17 @@ def setting_that_fits(make_plan: Callable[[QVGConfig], Plan], asked: QVGConfig, 
         except ConfigError:  # the window does not hold sink, recent frames and a block
             return False
 
-    whole = next(filter(fits, (Setting(name, asked.window_frames) for name in _BY_QUALITY)), None)
+    here = [Setting(name, asked.window_frames) for name in _BY_QUALITY]
+    away = [Setting(name, asked.window_frames, "cpu") for name in _SMALL]
+    whole = next(filter(fits, [*here, *away]), None)
     if whole is not None:
         return whole
     frames = make_plan(asked).latent_frames
     exact = sum(-(-part // block_frames) * block_frames for part in (asked.sink_frames, asked.recent_frames))
     windows = range(exact + 2 * block_frames, min(frames, asked.window_frames or frames), block_frames)
-    for preset in ("balanced", "fewest-bytes"):
+    for preset in _SMALL:
         # A wider window never takes less.
-        count = bisect_right(windows, False, key=lambda window, preset=preset: not fits(Setting(preset, window)))  # type: ignore[misc]
+        count = bisect_right(windows, False, key=lambda window, preset=preset: not fits(Setting(preset, window, asked.offload)))  # type: ignore[misc]
         if count:
-            return Setting(preset, windows[count - 1])
+            return Setting(preset, windows[count - 1], asked.offload)
     return None

@@ -58,6 +58,7 @@ def make_config(options: Namespace) -> QVGConfig:
         "sink_frames": options.sink_frames,
         "recent_frames": options.recent_frames,
         "workspace_mb": options.workspace_mb,
+        "offload": options.offload,
     }
     return base.with_changes(**{name: value for name, value in changes.items() if value is not None})
 

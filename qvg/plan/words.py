@@ -35,7 +35,7 @@ def verdict(found: Plan, device_bytes: int | None, setting: Setting | None) -> s
 def report(
     network: NetworkShape, video: Video, label: str, found: Plan, device_bytes: int | None, setting: Setting | None
 ) -> str:
-    """Several lines: what is to be made, what each part takes, and whether it fits."""
+    """Several lines: whether it fits, which a small node shows first; what is to be made, and what each part takes."""
     seconds = f", {video.frames / PICTURES_PER_SECOND:.1f} s" if network.frame_pictures > 1 else ""
     batch = f", {video.batch} at once" if video.batch > 1 else ""
     made = f"{video.frames} frames of {video.width}x{video.height}{seconds} ({found.latent_frames} latent frames){batch}"
@@ -47,7 +47,7 @@ def report(
         ("cache at 16 bits per value", gigabytes(found.exact_cache_bytes)),
         (f"cache, {label}, at the end", gigabytes(found.cache_end_bytes) + saved),
         ("  at its worst moment", gigabytes(found.cache_peak_bytes)),
-        *([("  of that in main memory", gigabytes(found.offloaded_bytes))] if found.offloaded_bytes > 0 else []),
+        *([("  of which in main memory", gigabytes(found.away_bytes))] if found.away_bytes else []),
         ("transient: attention's workspace", gigabytes(found.workspace_bytes)),
         ("transient: one block, prompt, latents", gigabytes(found.activation_bytes)),
         ("all of that, while sampling", gigabytes(found.sampling_bytes)),
@@ -57,7 +57,7 @@ def report(
     table = [f"{name:<{width}}  {size}" if size else name for name, size in lines]
     if not network.is_counted:
         table.append("Activations follow from this network's layers; they were not counted on the network itself.")
-    return "\n".join([*table, verdict(found, device_bytes, setting)])
+    return "\n".join([verdict(found, device_bytes, setting), *table])
 
 
 def _longest(found: Plan) -> str:

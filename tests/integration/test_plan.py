@@ -19,14 +19,14 @@ from comfyui_qvg.qvg.plan.activations import Block, activations
 
 from . import tiny_wan
 from .client import Client, Result, between, workflow
-from .conftest import _comfyui
+from .conftest import comfyui
 from .test_causal_wan import BALANCED, EXACT, FRAMES, QVG, TOKENS, native
 
 
 @pytest.mark.parametrize(("name", "frames"), [("self-forcing-1.3b", 3), ("self-forcing-1.3b", 1), ("krea-14b", 3)])
 def test_a_pass_takes_what_is_planned_for_it(name: str, frames: int) -> None:
     """480 x 832, every tensor of ComfyUI's network counted: 80 to 100 per cent of the bound."""
-    home, python = _comfyui()
+    home, python = comfyui()
     network = SHAPES[name]
     sizes = [str(home), *map(str, (network.layers, network.heads, network.mlp, frames))]
     script = Path(__file__).with_name("count_activations.py")
@@ -65,7 +65,7 @@ def test_the_node_says_what_the_command_says(client: Client) -> None:
     said = text(asked(client))
     found = plan(SHAPES["self-forcing-1.3b"], Video(832, 480, 717), PRESETS["balanced"], 12 * 10**9)
     assert f"{found.cache_end_bytes / 1e9:.2f} GB (6.6 times less)" in said
-    assert said.splitlines()[-1].startswith("It does not fit: 12.01 GB of 12.00 GB. The longest that fits has 705 frames.")
+    assert said.startswith("It does not fit: 12.01 GB of 12.00 GB. The longest that fits has 705 frames.")
     assert "It fits" in text(asked(client, weights="fp8"))
 
 
@@ -77,13 +77,13 @@ def test_this_machines_memory_is_taken_where_none_is_named(client: Client) -> No
 def test_a_model_tells_its_own_shape_and_setting(client: Client) -> None:
     tiny_wan.write(models(client) / "causal.safetensors")
     bare = text(asked(client, model=["loader", 0], width=96, height=64, frames=25))
-    assert bare.startswith("causal Wan: 25 frames of 96x64, 1.6 s (7 latent frames)") and "cache, preset balanced" in bare
+    assert "\ncausal Wan: 25 frames of 96x64, 1.6 s (7 latent frames)\n" in bare and "cache, preset balanced" in bare
     kept = text(asked(client, model=["cache", 0], width=96, height=64, frames=25))
     spec = CacheSpec(2, 2, 128, 24, 3, dtype=torch.float32)  # what a CPU computes in
     size = f"{spec.predict(PRESETS['exact'], 7).total / 1e6:.2f} MB"
     assert re.search(rf"^cache, as this MODEL keeps it, at the end +{re.escape(size)}$", kept, re.MULTILINE), kept
     world = text(asked(client, model=["world", 0], frames=151))
-    assert world.startswith("demo world: 151 frames of 64x64 (151 latent frames)")
+    assert "\ndemo world: 151 frames of 64x64 (151 latent frames)\n" in world
     assert f"{CacheSpec(5, 2, 128, 64).exact_bytes(151) / 1e6:.2f} MB" in world
 
 
