@@ -7,7 +7,7 @@ check:
 lint type layering test compile:
 	bash .ci/run $@
 
-# Every configuration of every kernel, for more cards than CI has time for. Fails where a pair has no budget yet: see CONTRIBUTING.md.
+# Every configuration of every kernel, for more cards than CI has time for.
 compile-all:
 	bash .ci/run compile --all
 

@@ -42,7 +42,7 @@ class Launch(NamedTuple):
     def for_attention(rows: int, channels: int) -> Launch:
         """128 x 64 tiles with eight warps: what fits a GeForce card's shared memory and registers; wider heads halve them."""
         keys = max(16, min(64, _TILE_CHANNELS // channels))
-        return Launch(keys, 8 if rows >= 128 else 4, 2)
+        return Launch(keys, 8 if rows >= 128 or rows * channels >= 128 * 128 else 4, 2)
 
 
 class GpuKind(NamedTuple):
