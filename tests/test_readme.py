@@ -44,3 +44,16 @@ def test_the_table_of_settings_is_the_measured_one() -> None:
     with (ROOT / "benchmarks" / "results" / "codecs_presets.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert settings_table(rows) in README
+
+
+def test_the_table_of_cache_bytes_is_the_counted_one() -> None:
+    with (ROOT / "benchmarks" / "results" / "cache_bytes.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for preset in {row["preset"] for row in rows}:
+        cells = [
+            f"{int(row['counted_end_bytes']) / 1e9:.2f} / {int(row['counted_peak_bytes']) / 1e9:.2f}"
+            for row in sorted(rows, key=lambda row: int(row["frames"]))
+            if row["preset"] == preset
+        ]
+        name = "`exact`, 16 bits" if preset == "exact" else f"`{preset}`"
+        assert f"| {name} | {' | '.join(cells)} |" in README
