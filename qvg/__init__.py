@@ -1,6 +1,6 @@
 """A KV cache for autoregressive video models in about two bits per value. Needs torch; knows nothing of ComfyUI."""
 
-from .cache import KVCache, LayerCache
+from .cache import KVCache
 from .config import PRESETS, QVGConfig
 from .errors import (
     BackendError,
@@ -13,6 +13,7 @@ from .errors import (
     QVGError,
     UnsupportedModelError,
 )
+from .layer_cache import LayerCache
 from .rope import GridRope
 from .span import Codebook, ExactSpan, QuantizedSpan
 from .spec import CacheBytes, CacheSpec

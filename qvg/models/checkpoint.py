@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, UnsupportedModelError
 from .variants import CausalVariant
 from .wan_names import is_quantized, plain_name, plain_names, require_text_to_video
-from .weight_files import WeightFile, causal_metadata, is_tensors, open_weights
+from .weight_files import WeightFile, causal_metadata, is_tensors, named_tensors, open_weights
 from .which_variant import AUTO, Found, find_variant
 
 WEIGHTS = ("generator", "generator_ema")
@@ -65,7 +65,7 @@ def read_causal_wan(
     ConfigError: a choice that is not there. UnsupportedModelError: truncated, foreign, or another model than a causal Wan.
     """
     file = file or open_weights(path)
-    groups = {name: plain_names(group) for name, group in weight_groups(file).items()}
+    groups = {name: plain_names(named_tensors(group)) for name, group in weight_groups(file).items()}
     first = next(iter(groups.values()))
     unused = require_text_to_video(first, path.name)
     names = [name for name in groups if name != _PLAIN]
@@ -76,7 +76,7 @@ def read_causal_wan(
     tensors = {name: tensor for name, tensor in groups[chosen].items() if name not in unused}
     remarks += [f"of no use to the network and left out: {', '.join(unused[:5])}"] if unused else []
     remarks += _remarks(found, has_lora or LORA_KEY in file.metadata)
-    return CausalCheckpoint(path, tensors, _metadata(file.metadata), found, chosen, tuple(remarks))
+    return CausalCheckpoint(path, tensors, _metadata(file.metadata, path.name), found, chosen, tuple(remarks))
 
 
 def weight_groups(file: WeightFile) -> dict[str, dict[str, Tensor]]:
@@ -118,14 +118,24 @@ def choose_weights(file_name: str, groups: Iterable[str], wanted: str, variant: 
     return names[0], [f"{trained} is what {whose} releases, and {file_name} has {names[0]} alone"]
 
 
-def _metadata(metadata: dict[str, str]) -> dict[str, str]:
+def _metadata(metadata: dict[str, str], file_name: str) -> dict[str, str]:
     """With ComfyUI's mark, and layers of quantized weights by their plain names."""
     marked = causal_metadata(metadata)
     if _QUANTIZED_LAYERS in metadata:
-        record = json.loads(metadata[_QUANTIZED_LAYERS])
-        record["layers"] = {plain_name(name): how for name, how in record.get("layers", {}).items()}
-        marked[_QUANTIZED_LAYERS] = json.dumps(record)
+        marked[_QUANTIZED_LAYERS] = _plain_record(metadata[_QUANTIZED_LAYERS], file_name)
     return marked
+
+
+def _plain_record(text: str, file_name: str) -> str:
+    try:
+        record = json.loads(text)
+        layers = {plain_name(name): how for name, how in record.get("layers", {}).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"{file_name} does not say how its weights were packed: its {_QUANTIZED_LAYERS} cannot be read ({error}); take "
+            "another copy of this file"
+        ) from error
+    return json.dumps({**record, "layers": layers})
 
 
 def _remarks(found: Found, has_lora: bool) -> list[str]:

@@ -86,7 +86,11 @@ def check_out(out: Path) -> None:
     """Raise ConfigError unless a file can begin to be written at `out`."""
     if out.suffix.lower() != ".safetensors":
         raise ConfigError(f"{out.name} is to be a .safetensors file: ComfyUI tells the format by the name's end")
-    if out.exists():
+    try:
+        exists = out.exists()
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"{out} cannot be a file's name ({error.strerror}); give another one") from error
+    if exists:
         raise ConfigError(f"{out} is there already and is not overwritten; give another name, or delete it first")
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is no folder; make it first")
@@ -105,5 +109,9 @@ def _made(name: str, tensor: Tensor, dtype: torch.dtype, lora: LoraLayer | None)
     whole = tensor if lora is None else lora.added_to(tensor)
     made = whole.to(dtype)
     if not bool(made.isfinite().all()):
-        raise UnsupportedModelError(f"{name} holds values that {dtype} does not have (or is damaged); choose bf16 or fp32")
+        if not bool(tensor.float().isfinite().all()):
+            raise UnsupportedModelError(f"{name} holds NaN or infinity, so the file is damaged; take another copy of it")
+        if not bool(whole.isfinite().all()):
+            raise UnsupportedModelError(f"{name} becomes NaN or infinity by the LoRA, which is damaged; take another copy of it")
+        raise UnsupportedModelError(f"{name} holds values that {dtype} does not have; choose bf16 or fp32")
     return made

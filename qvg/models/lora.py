@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from .wan_names import plain_name
-from .weight_files import WeightFile, is_tensors, open_weights
+from .weight_files import WeightFile, is_tensors, named_tensors, open_weights
 
 _GROUPS = ("generator_lora", "state_dict")
 # PEFT writes lora_A and lora_B, with the adapter's name or without; others lora_down and lora_up, and alpha beside them.
@@ -49,7 +49,7 @@ def read_lora(path: Path) -> dict[str, LoraLayer]:
         elif found := _UP.search(plain):
             ups[plain[: found.start()]] = tensor
         elif found := _ALPHA.search(plain):
-            alphas[plain[: found.start()]] = float(tensor)
+            alphas[plain[: found.start()]] = _number(tensor, name, path.name)
         else:
             unknown.append(name)
     if not downs or not ups:
@@ -60,7 +60,19 @@ def read_lora(path: Path) -> dict[str, LoraLayer]:
             f"{path.name} has more than the two matrices of a LoRA for each layer ({', '.join((unknown + unpaired)[:3])}); load "
             "it with ComfyUI's 'LoraLoaderModelOnly' behind the model"
         )
+    for name, down in downs.items():
+        if not down.ndim == ups[name].ndim == 2 or not len(down):
+            raise UnsupportedModelError(
+                f"{path.name} has {list(down.shape)} and {list(ups[name].shape)} for {name}, which are no two matrices; load it "
+                "with ComfyUI's 'LoraLoaderModelOnly' behind the model"
+            )
     return {name: LoraLayer(down, ups[name], alphas.get(name, len(down)) / len(down)) for name, down in downs.items()}
+
+
+def _number(tensor: Tensor, name: str, file_name: str) -> float:
+    if tensor.numel() != 1 or not bool(tensor.isfinite().all()):
+        raise UnsupportedModelError(f"{file_name} has a {name} that is no number; take another copy of this file")
+    return float(tensor)
 
 
 def require_fit(lora: Mapping[str, LoraLayer], tensors: Mapping[str, Tensor], lora_name: str) -> None:
@@ -69,7 +81,10 @@ def require_fit(lora: Mapping[str, LoraLayer], tensors: Mapping[str, Tensor], lo
         weight = tensors.get(f"{name}.weight")
         made = [layer.up.shape[0], layer.down.shape[1]]
         if weight is None:
-            raise UnsupportedModelError(f"{lora_name} changes {name}, which this model does not have; it is another model's LoRA")
+            raise UnsupportedModelError(
+                f"{lora_name} changes {name}, which this model does not have; it is another model's LoRA, or has another tool's "
+                "names: then load it with ComfyUI's 'LoraLoaderModelOnly' behind the model"
+            )
         if list(weight.shape) != made or layer.up.shape[1] != layer.down.shape[0]:
             raise UnsupportedModelError(
                 f"{lora_name} makes {made} of {name}, which is {list(weight.shape)} here; it is another model's LoRA"
@@ -86,4 +101,4 @@ def _tensors(file: WeightFile) -> dict[str, Tensor]:
                 f"{file.path.name} is no LoRA ({', '.join(map(str, content)) or 'nothing'} in it); leave it out"
             )
         content = content[chosen]
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    return named_tensors(content)

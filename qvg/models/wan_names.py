@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
@@ -64,7 +65,7 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` under Wan's own names, without wrappers and prefixes; of a whole checkpoint, only the diffusion model's."""
     if any(name.startswith(_WHOLE_CHECKPOINT) for name in tensors):
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_WHOLE_CHECKPOINT)}
-    return {plain_name(name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    return {plain_name(name): tensor for name, tensor in tensors.items()}
 
 
 def plain_name(name: str) -> str:
@@ -88,7 +89,8 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> list
     if not {"patch_embedding.weight", "head.modulation", "blocks.0.self_attn.q.weight"} <= tensors.keys():
         raise UnsupportedModelError(f"{file_name} {_UNKNOWN.format(names=_some(tensors))}")
     _check_channels(tensors, file_name)
-    layers = 1 + max(int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name))
+    # Counted, not read off the largest number, which a damaged name may have.
+    layers = len({name.split(".")[1] for name in tensors if re.match(r"blocks\.\d+\.", name)})
     expected = {*_OUTSIDE, *(f"blocks.{layer}.{name}" for layer in range(layers) for name in _IN_BLOCK)}
     missing = sorted(expected - tensors.keys())
     if missing:
@@ -107,7 +109,17 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> list
 
 
 def _check_channels(tensors: Mapping[str, Tensor], file_name: str) -> None:
-    width, channels = tensors["patch_embedding.weight"].shape[:2]
+    absent = [name for name, tensor in tensors.items() if tensor.is_meta or tensor.layout != torch.strided]
+    if absent:
+        raise UnsupportedModelError(
+            f"{file_name} has no plain values in {len(absent)} of its tensors ({_some(absent)}); take another copy of this file"
+        )
+    shape = tuple(tensors["patch_embedding.weight"].shape)
+    if len(shape) != 5:
+        raise UnsupportedModelError(
+            f"{file_name} has a patch_embedding of {list(shape)}, and Wan's has five sides; it is another model, or damaged"
+        )
+    width, channels = shape[:2]
     if channels == 48:
         raise UnsupportedModelError(
             f"{file_name} is a Wan 2.2 of 48 latent channels (5B, as LongLive 2); ComfyUI's causal Wan has {LATENT_CHANNELS}"

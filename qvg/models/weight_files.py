@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _read_torch(path: Path, zipped: bool) -> dict[str, Any]:
             f"{path.name} holds more than weights{f' ({named[1]})' if named else ''}, and to read that would run code that the "
             "file brings along; take a .safetensors of this model, or a .pt with nothing but weights"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # what a damaged pickle trips over is anything: struct.error, IndexError, TypeError ...
         reason = str(error).strip().partition("\n")[0]
         raise UnsupportedModelError(f"{path.name} is damaged, or no file of torch's ({reason}); {_AGAIN}") from error
     if not isinstance(content, dict):
@@ -99,7 +100,12 @@ def _read_torch(path: Path, zipped: bool) -> dict[str, Any]:
 
 def is_tensors(value: Any) -> bool:
     """Whether this is a dictionary of tensors by name."""
-    return isinstance(value, dict) and any(isinstance(each, Tensor) for each in value.values())
+    return isinstance(value, dict) and bool(named_tensors(value))
+
+
+def named_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """What of it are tensors by name: a trainer's file has numbers and counters between them."""
+    return {name: each for name, each in content.items() if isinstance(name, str) and isinstance(each, Tensor)}
 
 
 def causal_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -119,6 +125,6 @@ def is_marked_causal(metadata: dict[str, str]) -> bool:
 def _config(metadata: dict[str, str]) -> dict[str, Any]:
     try:
         config = json.loads(metadata.get("config", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

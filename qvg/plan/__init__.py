@@ -32,8 +32,9 @@ WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1, "fp32": 4}
 
 @dataclass(frozen=True)
 class Video:
-    """What to make. `frames` are pictures; `given_frames` latent ones at the beginning, a block of their own (0: none);
-    `block_frames` latent ones denoised together, by default as the model was trained."""
+    """What to make. `frames` are pictures; `given_frames` latent ones at the beginning, which become history block by block, what
+    is over from whole blocks first (`sampling.place_blocks`); `block_frames` latent ones denoised together, by default as the
+    model was trained."""
 
     width: int
     height: int
@@ -57,8 +58,8 @@ class Plan:
     """Bytes on the device. `cache_end_bytes` and `cache_peak_bytes` of the cache at the end and at its worst moment,
     `exact_cache_bytes` of 16 bits per value without a window; `workspace_bytes` of what attention reads through;
     `activation_bytes` of one block, the prompt and the latents; `decode_bytes` with the VAE's weights, 0 where no decoder is
-    known. `fits` is None where the device's memory is not known, `longest_frames` (pictures, whole blocks) also where any length
-    fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead.
+    known. `fits` is None where the device's memory is not known, `longest_frames` (pictures; of whole blocks, or the video asked
+    for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead.
     """
 
     latent_frames: int
@@ -98,10 +99,16 @@ def plan(
     `activations`."""
     run = Run(network, video, config, weights, triton, device_type)
     frames = latent_frames(video.frames, network)
+    if video.given_frames > frames:
+        raise ConfigError(f"given frames is {video.given_frames}, but the video has {frames} latent frames; make it longer")
     end = run.last_peak(run.chunks(frames))
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
     sampling = run.device_bytes(frames, end.device_bytes)
     most = max(sampling, decode)
+    fits = None if device_bytes is None else most <= device_bytes
+    longest = None if device_bytes is None else run.longest(device_bytes, decode)
+    if fits and longest is not None:
+        longest = max(longest, video.frames)  # its last block may be short
     return Plan(
         latent_frames=frames,
         weights_bytes=run.weights_bytes,
@@ -112,8 +119,8 @@ def plan(
         activation_bytes=run.activations.total(frames),
         decode_bytes=decode,
         peak_bytes=most,
-        fits=None if device_bytes is None else most <= device_bytes,
-        longest_frames=None if device_bytes is None else run.longest(device_bytes, decode),
+        fits=fits,
+        longest_frames=longest,
         away_bytes=end.peak_bytes - end.device_bytes,
     )
 
@@ -141,7 +148,7 @@ class Run:
 
     def chunks(self, frames: int) -> list[int]:
         """Sizes of the blocks of a video."""
-        return even_chunks(frames, self._block_frames, self.video.given_frames)
+        return even_chunks(frames, self._block_frames, self._lead_frames)
 
     def peaks(self, chunks: Iterable[int]) -> Iterator[Peak]:
         """How the cache stands after every block."""
@@ -181,8 +188,12 @@ class Run:
     def _block_frames(self) -> int:
         return self.video.block_frames or self.network.chunk_frames
 
+    @property
+    def _lead_frames(self) -> int:
+        return self.video.given_frames % self._block_frames
+
     def _endless(self) -> Iterator[int]:
-        first = [self.video.given_frames] if self.video.given_frames else []
+        first = [self._lead_frames] if self._lead_frames else []
         return chain(first, repeat(self._block_frames, -(-MOST_LATENT_FRAMES // self._block_frames)))
 
     def _kept_in(self) -> torch.dtype:
@@ -224,7 +235,7 @@ def cache_spec(network: NetworkShape, video: Video, dtype: torch.dtype = torch.b
         heads=network.heads,
         head_dim=network.head_dim,
         tokens_per_frame=(video.width // side) * (video.height // side),
-        chunk_frames=max(video.block_frames or network.chunk_frames, video.given_frames),
+        chunk_frames=video.block_frames or network.chunk_frames,
         batch=video.batch,
         dtype=dtype,
     )

@@ -28,7 +28,8 @@ def verdict(found: Plan, device_bytes: int | None, setting: Setting | None) -> s
     if found.decode_bytes > device_bytes:
         ways.append(f"Decoding alone takes {gigabytes(found.decode_bytes)}; tile it, or make smaller pictures.")
     elif found.streamed_bytes <= device_bytes:
-        ways.append("It would also run, slower, with a part of the weights left in main memory, as ComfyUI does by itself.")
+        also = "" if setting is None else "also "
+        ways.append(f"It would {also}run, slower, with a part of the weights left in main memory, as ComfyUI does by itself.")
     return f"It does not fit: {room}. {' '.join(ways)}"
 
 

@@ -282,9 +282,16 @@ def _old_format(folder: Path) -> Path:
     return folder / "old.pt"
 
 
+def _old_format_cut_in_its_names(folder: Path) -> Path:
+    torch.save(NETWORK, folder / "old.pt", _use_new_zipfile_serialization=False)
+    (folder / "old.pt").write_bytes((folder / "old.pt").read_bytes()[:1000])
+    return folder / "old.pt"
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pt cut off": (_cut("self_forcing_dmd.pt", {"generator_ema": NETWORK}, 0.7), r"self_forcing_dmd.pt is cut off \(\d+ bytes"),
     "pt of the old format cut off": (_old_format, "is damaged, or no file of torch's"),
+    "pt of the old format cut off in its names": (_old_format_cut_in_its_names, "is damaged, or no file of torch's"),
     "safetensors cut off": (_cut("a.safetensors", NETWORK, 0.7), "is cut off or damaged"),
     "safetensors cut off in its header": (_cut("a.safetensors", NETWORK, 0.0001), "is cut off or damaged"),
     "empty": (_raw("a.pt", b""), "has 0 bytes, too few for weights"),
@@ -311,6 +318,44 @@ def test_damaged_and_foreign_files_get_a_sentence_and_run_nothing(
     with pytest.raises(UnsupportedModelError, match=sentence) as refused:
         open_weights(make(tmp_path))
     assert "\n" not in str(refused.value) and not Path("it ran").exists()
+
+
+ODD: dict[str, tuple[Callable[[], dict[Any, Any]], str]] = {
+    "numbers for names": (lambda: {0: torch.zeros(2), 1: torch.zeros(2)}, "holds no weights that are known"),
+    "a layer far off": (lambda: {**NETWORK, "blocks.999999999.x": torch.zeros(2)}, "lacks .* of a Wan with 3 layers"),
+    "a vector for patches": (lambda: {**NETWORK, "patch_embedding.weight": torch.zeros(9)}, "has a patch_embedding of .9., and"),
+    "values that are not there": (
+        lambda: {**NETWORK, "head.modulation": NETWORK["head.modulation"].to("meta")},
+        "has no plain values in 1 of its tensors .head.modulation.",
+    ),
+    "a sparse tensor": (
+        lambda: {**NETWORK, "head.modulation": NETWORK["head.modulation"].to_sparse()},
+        "has no plain values in 1 of its tensors .head.modulation.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_tensors_get_a_sentence(tmp_path: Path, kind: str) -> None:
+    make, sentence = ODD[kind]
+    with pytest.raises(UnsupportedModelError, match=sentence):
+        read_causal_wan(saved(tmp_path / "self_forcing.pt", make()))
+
+
+def test_what_a_trainer_puts_between_its_tensors_does_not_matter(tmp_path: Path) -> None:
+    require_equal(read_causal_wan(saved(tmp_path / "self_forcing.pt", {**NETWORK, 0: torch.zeros(2), "step": 7})), NETWORK)
+
+
+@pytest.mark.parametrize("record", ["{bad", "[1]", '{"layers": [1]}', "[" * 100_000])
+def test_a_record_of_packed_weights_that_cannot_be_read(tmp_path: Path, record: str) -> None:
+    file = saved(tmp_path / "self_forcing.safetensors", tiny_wan.scaled(NETWORK), {"_quantization_metadata": record})
+    with pytest.raises(UnsupportedModelError, match="does not say how its weights were packed"):
+        read_causal_wan(file)
+
+
+def test_metadata_without_sense_are_none(tmp_path: Path) -> None:
+    for config in ("{bad", "[" * 100_000):
+        assert read_causal_wan(saved(tmp_path / "self_forcing.safetensors", NETWORK, {"config": config})).variant
 
 
 def test_opening_reads_next_to_nothing(tmp_path: Path) -> None:

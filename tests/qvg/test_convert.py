@@ -134,6 +134,18 @@ def bad_lora(kind: str) -> dict[str, Tensor]:
         return {name: tensor.repeat(2, 1) if "lora_B" in name else tensor for name, tensor in tensors.items()}
     if kind == "half":
         return {name: tensor for name, tensor in tensors.items() if name != first}
+    second, row = first.replace("lora_A", "lora_B"), torch.zeros(4)
+    if kind in ("vectors", "convolution", "nothing"):
+        shape = {"vectors": (4,), "convolution": (4, 256, 1, 1), "nothing": (0, 256)}[kind]
+        return {first: torch.zeros(shape), second: torch.zeros(shape[::-1])}
+    if kind == "kohya":
+        return {f"lora_unet_blocks_0_self_attn_q.lora_{way}.weight": torch.zeros(4, 4) for way in ("down", "up")}
+    if kind == "alphas":
+        return {**tensors, first.replace("lora_A.weight", "alpha"): row}
+    if kind == "numbers for names":
+        return {0: row}  # type: ignore[dict-item]
+    if kind == "NaN":
+        return {name: tensor * torch.nan for name, tensor in tensors.items()}
     if kind == "dora":
         return {**tensors, first.replace("lora_A.weight", "dora_scale"): torch.zeros(2)}
     return dict(NETWORK)
@@ -144,6 +156,12 @@ LORAS = {
     "another shape": "makes [512, 256] of blocks.0.self_attn.q, which is [256, 256] here",
     "half": "has more than the two matrices of a LoRA for each layer (blocks.0.self_attn.q)",
     "dora": "has more than the two matrices of a LoRA for each layer (base_model.model.blocks.0.self_attn.q.dora_scale)",
+    "vectors": "has [4] and [4] for blocks.0.self_attn.q, which are no two matrices",
+    "convolution": "has [4, 256, 1, 1] and [1, 1, 256, 4] for blocks.0.self_attn.q, which are no two matrices",
+    "nothing": "has [0, 256] and [256, 0] for blocks.0.self_attn.q, which are no two matrices",
+    "kohya": "changes lora_unet_blocks_0_self_attn_q, which this model does not have; it is another model's LoRA, or has another",
+    "alphas": "has a base_model.model.blocks.0.self_attn.q.alpha that is no number",
+    "numbers for names": "is no LoRA (0 in it)",
     "a model": "is no LoRA: nothing in it is called lora_A or lora_down",
 }
 
@@ -156,6 +174,15 @@ def test_what_is_no_lora_for_this_model(source: Path, tmp_path: Path, kind: str,
     assert left(tmp_path) == []
 
 
+def test_damaged_values_are_not_taken_for_large_ones(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(bad_lora("NaN"), tmp_path / "lora.pt")
+    assert main(["convert", str(source), str(tmp_path / "o.safetensors"), "--lora", str(tmp_path / "lora.pt")]) == 2
+    assert "becomes NaN or infinity by the LoRA, which is damaged" in capsys.readouterr().err
+    torch.save(NETWORK | {"head.head.bias": torch.full((64,), torch.inf)}, tmp_path / "self_forcing.pt")
+    assert main(["convert", str(tmp_path / "self_forcing.pt"), str(tmp_path / "o.safetensors")]) == 2
+    assert "head.head.bias holds NaN or infinity, so the file is damaged" in capsys.readouterr().err and left(tmp_path) == []
+
+
 def test_nothing_is_overwritten_and_nothing_half_written(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +193,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
         ([str(source), str(out), "--dtype", "fp8"], "dtype is 'fp8'; choose one of bf16, fp16, fp32"),
         ([str(source), str(out), "--variant", "x"], "variant is 'x'; choose auto or one of"),
         ([str(tmp_path / "x.pt"), str(out)], "cannot be opened"),
+        ([str(source), str(tmp_path / f"{'x' * 300}.safetensors")], "File name too long"),
     ):
         assert main(["convert", *arguments]) == 2
         assert sentence in capsys.readouterr().err and left(tmp_path) == []
@@ -238,7 +266,7 @@ raise SystemExit(main(["convert", *sys.argv[2:]]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a program without telling it")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])])
 def test_broken_off_it_leaves_nothing(source: Path, tmp_path: Path, how: signal.Signals) -> None:
     out = tmp_path / "out.safetensors"
     command = [sys.executable, "-c", SLOW, str(ROOT / "tools"), str(source), str(out)]

@@ -23,6 +23,7 @@ from comfyui_qvg.qvg.plan.activations import Block, activations
 from comfyui_qvg.qvg.plan.advice import setting_that_fits
 from comfyui_qvg.qvg.plan.words import report
 from comfyui_qvg.qvg.plan_decode import WAN_2_1, decode_bytes
+from comfyui_qvg.qvg.sampling import place_blocks
 
 from ..helpers import ROOT, LiveBytes
 
@@ -48,7 +49,7 @@ def _plan(frames: int = 81, preset: str = "balanced", gigabytes: float | None = 
     return plan(WAN, Video(832, 480, frames), config, None if gigabytes is None else round(gigabytes * GB))
 
 
-@pytest.mark.parametrize("given", [0, 1])
+@pytest.mark.parametrize("given", [0, 1, 4, 12])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_cache_terms_are_what_a_real_run_counts(preset: str, given: int) -> None:
     network, video = replace(WAN, layers=2, heads=1, token_pixels=160), Video(800, 480, 109, given_frames=given)
@@ -56,6 +57,7 @@ def test_cache_terms_are_what_a_real_run_counts(preset: str, given: int) -> None
     assert run.spec.tokens_per_frame == 15 and found.latent_frames == 28
     with KVCache(run.spec, PRESETS[preset]) as cache:
         held = HeldBytes(cache)
+        assert run.chunks(28) == [place.frames for place in place_blocks(28, given, 3)]
         for chunk in run.chunks(28):
             for layer in range(2):
                 cache.layers[layer].append(*(torch.randn(1, 1, 15 * chunk, 128).bfloat16() for _ in range(2)))
@@ -105,6 +107,13 @@ def test_the_longest_that_fits_fits_and_the_next_does_not(preset: str, changes: 
     assert (longest - 1) % 4 == 0 and (longest + 3) // 4 % 3 == 0
     assert _plan(longest, preset, gigabytes, **changes).fits
     assert not _plan(longest + 12, preset, gigabytes, **changes).fits
+
+
+def test_a_video_that_fits_is_not_longer_than_the_longest() -> None:
+    """Two latent frames fit, a whole block of three does not."""
+    found = _plan(5, gigabytes=4)
+    assert found.fits and found.longest_frames == 5
+    assert _plan(9, gigabytes=4).longest_frames == 0
 
 
 def test_without_a_card_nothing_is_said_about_fitting() -> None:
@@ -175,6 +184,7 @@ def test_worldplay_keeps_half_of_what_its_vendor_keeps() -> None:
         (Video(832, 480, 400_001), "frames is 400001, more than the 99997"),
         (Video(832, 480, 81, batch=0), "batch is 0"),
         (Video(832, 480, 81, given_frames=-1), "given frames is -1"),
+        (Video(832, 480, 81, given_frames=22), "given frames is 22, but the video has 21 latent frames; make it longer"),
         (Video(832, 480, 81, block_frames=-3), "block frames is -3"),
     ],
 )
@@ -225,6 +235,8 @@ def test_people_get_sentences(capsys: pytest.CaptureFixture[str]) -> None:
         "It does not fit: 57.01 GB of 16.00 GB. The longest that fits has 165 frames. It would fit with preset balanced." in out
     )
     assert "cache at 16 bits per value" in out and "51.76 GB" in out
+    code, out, _ = _command(capsys, "--window", "21", "--vram-gb", "4")
+    assert "No preset makes it fit, with any window. It would run, slower" in out
     code, out, _ = _command(capsys, "--vram-gb", "12.5")
     assert "It fits: 12.01 GB of 12.50 GB." in out
 
