@@ -19,14 +19,14 @@ from comfyui_qvg.qvg.plan.activations import Block, activations
 
 from . import tiny_wan
 from .client import Client, Result, between, workflow
-from .conftest import _comfyui
+from .conftest import comfyui
 from .test_causal_wan import BALANCED, EXACT, FRAMES, QVG, TOKENS, native
 
 
 @pytest.mark.parametrize(("name", "frames"), [("self-forcing-1.3b", 3), ("self-forcing-1.3b", 1), ("krea-14b", 3)])
 def test_a_pass_takes_what_is_planned_for_it(name: str, frames: int) -> None:
     """480 x 832, every tensor of ComfyUI's network counted: 80 to 100 per cent of the bound."""
-    home, python = _comfyui()
+    home, python = comfyui()
     network = SHAPES[name]
     sizes = [str(home), *map(str, (network.layers, network.heads, network.mlp, frames))]
     script = Path(__file__).with_name("count_activations.py")
