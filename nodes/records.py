@@ -94,15 +94,21 @@ class RunRecord:
             f"{self.seconds_per_frame:.3f} s per generated frame",
         ]
         if self.config.codec != "none" and not self.components.codes:
-            lines.append("Nothing was encoded: the video is too short. Generate more frames, or use shorter spans.")
+            lines.append(self._why_no_codes())
         return "\n".join(lines)
+
+    def _why_no_codes(self) -> str:
+        """A window lets whole spans go, and has room for one before it is full."""
+        if self.config.window_frames is not None and self.frames >= self.config.window_frames:
+            return "No encoded frames are left at the end: the window has just let a whole span go. Shorter spans leave one by one."
+        return "Nothing was encoded: the video is too short. Generate more frames, or use shorter spans."
 
     def _places(self) -> list[str]:
         """Where packed spans live, if that is not with the rest."""
         if self.places is None or not self.config.offloads:
             return []
         if not self.places.home:
-            why = f"the model runs on {self.device}" if self.components.codes else "nothing was encoded"
+            why = f"the model runs on {self.device}" if self.components.codes else "nothing is encoded"
             return [f"offload cpu: nothing to move, {why}"]
         sizes = (size / 1e6 for size in (self.places.home, self.places.device, self.places.visiting))
         return ["offload cpu: {:.2f} MB in CPU memory; {:.2f} MB on the device, and copies of at most {:.2f} MB".format(*sizes)]

@@ -267,6 +267,9 @@ def test_the_report_counts_in_the_open(part: Any) -> None:
     assert "ratio 4.00x over all 5 frames, exact frames included" in record.text()
     assert "Nothing was encoded" in record.text()
     assert "Nothing was encoded" not in part("records").RunRecord(**run(5, PRESETS["qvg"], codes=10)).text()
+    in_a_window = part("records").RunRecord(**run(5, PRESETS["qvg"].with_changes(window_frames=5))).text()
+    assert "No encoded frames are left at the end" in in_a_window and "too short" not in in_a_window
+    assert "too short" in part("records").RunRecord(**run(5, PRESETS["qvg"].with_changes(window_frames=6))).text()
 
 
 @pytest.mark.parametrize(
@@ -469,7 +472,7 @@ def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest
             "offload cpu: 0.90 MB in CPU memory; 4.10 MB on the device",
         ),
         ("balanced", 900, (5_000_000, 0, 0), "offload cpu: nothing to move, the model runs on cpu"),
-        ("balanced", 0, (5_000_000, 0, 0), "offload cpu: nothing to move, nothing was encoded"),
+        ("balanced", 0, (5_000_000, 0, 0), "offload cpu: nothing to move, nothing is encoded"),
         ("exact", 0, (5_000_000, 0, 0), None),
     ],
 )
