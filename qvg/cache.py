@@ -308,7 +308,9 @@ class KVCache:
             for name, x in zip(("keys", "values"), layer.state.current or (), strict=True):
                 finite = x.isfinite().unflatten(2, (-1, self.spec.tokens_per_frame)).all(-1).all(-1).all(0).all(0)
                 if not bool(finite.all()):
-                    raise NonFiniteError(layer.layer, self.frames_committed + int((~finite).nonzero()[0]), name)
+                    raise NonFiniteError(
+                        layer.layer, self.frames_committed + int((~finite).nonzero()[0]), name, self._commit is not None
+                    )
 
     def _forget_origins(self, step: Step, frames: int) -> None:
         """Keep positions in step with the layers: the block's join, those of evicted frames (behind the sink) leave."""

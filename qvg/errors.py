@@ -30,12 +30,15 @@ class CacheFileError(QVGError, ValueError):
 
 
 class NonFiniteError(QVGError, FloatingPointError):
-    """NaN or infinity in keys or values. Holds `layer` and `frame`."""
+    """NaN or infinity in keys or values. Holds `layer` and `frame`. `begun`: layers before it have committed the block."""
 
-    def __init__(self, layer: int, frame: int, tensor: str):
+    def __init__(self, layer: int, frame: int, tensor: str, begun: bool = False):
+        kept = "the frame was not committed and the cache is as it was before it"
+        if begun:
+            kept = "layers before it have committed the block, so this run is over"
         super().__init__(
-            f"{tensor} of layer {layer} hold NaN or infinity in latent frame {frame}; the frame was not committed and the cache "
-            "is as it was before it. Check the model's precision (fp16 overflow is the usual cause; use bf16 or fp32)."
+            f"{tensor} of layer {layer} hold NaN or infinity in latent frame {frame}; {kept}. Check the model's precision (fp16 "
+            "overflow is the usual cause; use bf16 or fp32)."
         )
         self.layer, self.frame, self.tensor = layer, frame, tensor
 

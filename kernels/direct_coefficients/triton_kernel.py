@@ -34,7 +34,7 @@ _BLOCK_D = 64  # coefficients that are turned back at a time
 
 @triton.jit
 def whole_numbers(x):
-    """int8 -> float16, exactly: behind 1024 an integer is its own mantissa. Conversions run at a quarter of the speed."""
+    """int8 -> float32, exactly: behind 2^23 an integer is its own mantissa. Conversions run at a quarter of the speed."""
     return ((x.to(tl.uint8, bitcast=True).to(tl.uint32) ^ 0x4B000080).to(tl.float32, bitcast=True)) - 8388736.0
 
 

@@ -35,6 +35,7 @@ _IN_BLOCK = (
     *(f"{layer}.{part}" for layer in ("norm3", "ffn.0", "ffn.2") for part in ("weight", "bias")),
     "modulation",
 )
+_NORMS = ("norm3", "self_attn.norm", "cross_attn.norm")
 
 # A name, as a pattern, that only files of another kind have, and what to do with such a file.
 _OTHERS = (
@@ -98,6 +99,8 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> list
             f"{file_name} lacks {len(missing)} of the {len(expected)} tensors of a Wan with {layers} layers ({_some(missing)}); "
             "the network would be noise there: take another copy of this file"
         )
+    if not is_quantized(tensors):  # packed weights have shapes of their own
+        _check_shapes({name: tensors[name] for name in expected}, file_name)
     unknown = [name for name in tensors if name not in expected and not is_quantized([name])]
     inside = [name for name in unknown if name.startswith("blocks.")]
     if inside:
@@ -131,6 +134,23 @@ def _check_channels(tensors: Mapping[str, Tensor], file_name: str) -> None:
         )
     if width % HEAD_DIM:
         raise UnsupportedModelError(f"{file_name} is {width} channels wide, which heads of {HEAD_DIM} do not divide; not a Wan")
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], file_name: str) -> None:
+    """Layers that all have the network's width, or the MLP's."""
+    width, mlp = (tensors[f"blocks.0.{name}.bias"].numel() for name in ("self_attn.q", "ffn.0"))
+    sides = {"ffn.0": (mlp, width), "ffn.2": (width, mlp)}
+    for name, tensor in tensors.items():
+        if not name.startswith("blocks."):
+            continue
+        layer, _, part = name.split(".", 2)[2].rpartition(".")
+        out, into = sides.get(layer, (width, width))
+        shape = (1, 6, width) if not layer else (out, into) if part == "weight" and not layer.startswith(_NORMS) else (out,)
+        if tuple(tensor.shape) != shape:
+            raise UnsupportedModelError(
+                f"{file_name} has {name} in {list(tensor.shape)}, which is {list(shape)} in a Wan {width} channels wide; take "
+                "another copy of this file"
+            )
 
 
 def _some(names: Iterable[str]) -> str:

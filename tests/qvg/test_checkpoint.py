@@ -324,6 +324,10 @@ ODD: dict[str, tuple[Callable[[], dict[Any, Any]], str]] = {
     "numbers for names": (lambda: {0: torch.zeros(2), 1: torch.zeros(2)}, "holds no weights that are known"),
     "a layer far off": (lambda: {**NETWORK, "blocks.999999999.x": torch.zeros(2)}, "lacks .* of a Wan with 3 layers"),
     "a vector for patches": (lambda: {**NETWORK, "patch_embedding.weight": torch.zeros(9)}, "has a patch_embedding of .9., and"),
+    "a layer of another width": (
+        lambda: {**NETWORK, "blocks.1.ffn.2.weight": NETWORK["blocks.1.ffn.2.weight"][:, :8]},
+        r"has blocks.1.ffn.2.weight in \[256, 8\], which is \[256, \d+\] in a Wan 256 channels wide",
+    ),
     "values that are not there": (
         lambda: {**NETWORK, "head.modulation": NETWORK["head.modulation"].to("meta")},
         "has no plain values in 1 of its tensors .head.modulation.",
