@@ -429,8 +429,10 @@ def test_what_cannot_work_gets_a_sentence(client: Client, name: str) -> None:
 
 
 def test_a_size_is_refused_before_it_is_queued(client: Client) -> None:
-    code, answer = client.post("/prompt", {"prompt": changed(ours(EXACT), "latent", width=100)})
-    assert code == 400 and "width is 100, but must be a multiple of 16; use 96" in json.dumps(answer)
+    for width, use in ((100, 96), (0, 16), (1_000_000, 8192)):
+        code, answer = client.post("/prompt", {"prompt": changed(ours(EXACT), "latent", width=width)})
+        said = f"width is {width}, but must be a multiple of 16 from 16 to 8192; use {use}"
+        assert code == 400 and said in json.dumps(answer)
 
 
 def test_after_all_that_core_is_as_it_was(client: Client) -> None:
