@@ -142,6 +142,9 @@ def _text(checkpoint: CausalCheckpoint, lora: str | None) -> str:
     if variant:
         sigmas = ", ".join(f"{sigma:.4g}" for sigma in variant.sigmas)
         lines += [f"blocks of {variant.frames_per_block} latent frame(s), sigmas {sigmas}, shift {variant.shift:g}"]
+    if variant and variant.window_frames:
+        window, sink = variant.window_frames, variant.sink_frames
+        lines += [f"trained with window_frames {window} and sink_frames {sink}: set these on QVG KV Cache for long videos"]
     of = f"{checkpoint.weights}, " if checkpoint.weights else ""
     stored = f"{_short(checkpoint.stored_dtype)}{' with scales' if checkpoint.quantized else ''}"
     lines += [f"weights {of}stored in {stored}{f', with {lora}' if lora else ''}"]

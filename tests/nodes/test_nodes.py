@@ -423,10 +423,20 @@ def test_a_prompt_is_added_at_a_frame_of_its_own(part: Any) -> None:
 def test_sides_of_a_video_are_multiples_of_16(part: Any, side: str, use: int) -> None:
     node = part("causal").QVGVideoStart
     said = node.validate_inputs(**{side: 850})
-    assert said == f"{side} is 850, but must be a multiple of 16; use {use}"
+    assert said == f"{side} is 850, but must be a multiple of 16 from 16 to 8192; use {use}"
     assert node.validate_inputs(width=832, height=480) is True and node.validate_inputs() is True
     with pytest.raises(ConfigError, match=f"{side} is 850"):
         node.execute(**{"width": 832, "height": 480, side: 850}, frames=81, batch_size=1)
+
+
+@pytest.mark.parametrize(("pixels", "use"), [(0, 16), (-16, 16), (8208, 8192), (1_000_000, 8192), ("abc", 16)])
+def test_a_side_out_of_range_is_refused_before_it_is_queued(part: Any, pixels: Any, use: int) -> None:
+    """ComfyUI leaves the range of inputs that a node validates to the node, and hands a text over that is no number."""
+    node = part("causal").QVGVideoStart
+    said = node.validate_inputs(width=pixels, height=480)
+    assert said == f"width is {pixels!r}, but must be a multiple of 16 from 16 to 8192; use {use}"
+    with pytest.raises(ConfigError, match=f"width is {pixels!r}"):
+        node.execute(pixels, 480, 81, 1)
 
 
 def test_a_video_begins_with_an_image_or_a_video(part: Any) -> None:
