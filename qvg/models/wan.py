@@ -272,8 +272,9 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def gated(x: Tensor, gate: Tensor) -> Tensor:
-    gated: Tensor = x.unflatten(1, (gate.shape[1], -1)) * gate
-    return gated.flatten(1, 2)
+    """x [B, F*S, W], gate [B, F, 1, W]."""
+    by_frame: Tensor = x.unflatten(1, (gate.shape[1], -1)) * gate
+    return by_frame.flatten(1, 2)
 
 
 def sines(t: Tensor) -> Tensor:

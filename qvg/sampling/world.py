@@ -39,6 +39,7 @@ class World:
     rule       which frames become context in mode "vendor", by what `field_of_view` counts; None: all of them
     steps      timesteps from 1000 down to 0; Euler steps lie between them
     latents    finished chunks, each [B, 4, C, h, w]
+    context    frames that the newest of them saw
     """
 
     model: WorldModel
@@ -49,6 +50,7 @@ class World:
     field_of_view: FieldOfView | None = None
     steps: tuple[float, ...] = timesteps(4, 8.0)
     latents: list[Tensor] = field(default_factory=list)
+    context: tuple[int, ...] = ()
 
     @torch.inference_mode()
     def next_chunk(
@@ -76,6 +78,7 @@ class World:
         self._remember(plan, cameras, labels, interrupt)
         latent = self._paint(plan, cameras, labels, noise, image, interrupt)
         self.latents.append(latent)
+        self.context = plan.context
         return latent
 
     def adopt(self, latent: Tensor) -> None:
