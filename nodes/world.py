@@ -73,7 +73,7 @@ class QVGWorldStart(io.ComfyNode):
             display_name="World Start",
             category=CATEGORY,
             description="What a walk through a world starts from: a prompt, a camera, and a picture, the prompt alone, or a "
-            "that was walked through before. Four latent frames are a chunk: 13 video frames, then 16 each; 240 latent frames "
+            "world that was walked through before. Four latent frames are a chunk: 13 video frames, then 16 each; 240 latent frames "
             "are a session.",
             search_aliases=["qvg", "worldplay", "image to world", "extend world", "empty latent"],
             inputs=[
