@@ -16,7 +16,7 @@ from ..qvg.world.cameras import Cameras
 from ..qvg.world.overlap import FieldOfView
 from ..qvg.world.pose_files import read_poses, write_poses
 from ..qvg.world.poses import UNITS_PER_FRAME, camera_poses
-from ..qvg.world.schedule import chunks_of, plan_chunk
+from ..qvg.world.schedule import CHUNK_FRAMES, chunks_of, plan_chunk
 from ..qvg.world.selection import HUNYUAN_MEMORY, WAN_MEMORY, MemoryRule, select_context
 from .api import CATEGORY, Camera, io, ui
 from .pictures import Picture, path_picture, remembered_picture
@@ -100,11 +100,11 @@ def remembered(cameras: Cameras, memory: str) -> list[tuple[int, ...]]:
     """The frames that each chunk will see, as the sampler's vendor mode chooses them. Raises ConfigError for a broken chunk."""
     rule, dtype = MEMORIES[memory]
     field, views = FieldOfView(dtype=dtype), torch.from_numpy(cameras.views())
-    plans = []
-    for index in range(chunks_of(len(cameras))):
-        seen = views[: 4 * index + 4]
-        plans.append(plan_chunk(index, "vendor", lambda current, seen=seen: select_context(rule, seen, current, field)))
-    return [plan.context for plan in plans]
+
+    def select(current: int) -> list[int]:
+        return select_context(rule, views[: current + CHUNK_FRAMES], current, field)
+
+    return [plan_chunk(index, "vendor", select).context for index in range(chunks_of(len(cameras)))]
 
 
 def _picture(camera: CameraPath | CameraPoses, memory: str = NO_MEMORY) -> Any:

@@ -73,8 +73,8 @@ class QVGWorldStart(io.ComfyNode):
             display_name="World Start",
             category=CATEGORY,
             description="What a walk through a world starts from: a prompt, a camera, and a picture, the prompt alone, or a "
-            "world that was walked through before. Four latent frames are a chunk: 13 video frames, then 16 each; 240 latent frames "
-            "are a session.",
+            "world that was walked through before. Four latent frames are a chunk: 13 video frames, then 16 each; 240 latent "
+            "frames are a session.",
             search_aliases=["qvg", "worldplay", "image to world", "extend world", "empty latent"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="What there is to see: the prompt, from CLIP Text Encode."),

@@ -176,7 +176,8 @@ def _block(
 def _parts(block: Any, tokens: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
     """Shift, scale and gate of attention, then of the MLP, each [B, F, 1, W]."""
     table = mm.cast_to(block.modulation, dtype=tokens.dtype, device=tokens.device)
-    return (table + shared).unsqueeze(3).unbind(2)
+    parts: tuple[Tensor, ...] = (table + shared).unsqueeze(3).unbind(2)
+    return parts
 
 
 def _keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +185,8 @@ def _keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _heads(attention: Any, x: Tensor) -> Tensor:
-    return x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+    return heads
 
 
 def _joined(x: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ def with_image(prompt: Prompt) -> Prompt:
 
 
 def with_cfg(prompt: Prompt, cfg: float) -> Prompt:
-    return changed(prompt, "guider", "CFGGuider", positive=["start", 0], negative=["prompt", 0], cfg=cfg)
+    prompt = copy.deepcopy(prompt)
+    add(prompt, "guider", "CFGGuider", model=["cache", 0], positive=["start", 0], negative=["prompt", 0], cfg=cfg)
+    return prompt
 
 
 def said_by(client: Client, prompt: Prompt, name: str) -> str:
@@ -89,7 +91,7 @@ def test_the_released_file_and_the_converted_one_are_one_model(client: Client, f
     released, converted = walk(), changed(walk(), "loader", file=out.name)
     assert torch.equal(client.latent(released), client.latent(converted))
     said = said_by(client, released, "loader").splitlines()
-    assert said[0] == "worldplay-5b (known by its layers), 77 tensors"
+    assert said[0] == "worldplay-5b (known by its layers), 106 tensors"
     assert said[1] == "chunks of 4 latent frames, sigmas 1, 0.96, 0.8889, 0.7273, 0, shift 8"
     assert said[2].startswith("weights generator, stored in float32, computed in float32")
     assert "worldplay-5b (known by its metadata)" in said_by(client, converted, "loader")
@@ -120,12 +122,12 @@ def test_what_is_seen_in_each_mode(client: Client) -> None:
 
 def test_retrieval_begins_where_history_is_longer_than_memory(client: Client) -> None:
     seen = len(client.log())
-    few = client.latent(walk(frames=28, path="right-13,left-14"))
+    few = client.latent(walk(frames=28, path="right-10,left-17"))
     lines = re.findall(r"QVG: chunk (\d) of 7 sees (.*?)\x1b?\s*$", client.log()[seen:], re.MULTILINE)
     contexts = [text for _, text in lines]
     assert contexts[:5] == ["no earlier frame", "frames 0-3", "frames 0-7", "frames 0-11", "frames 0-15"]
-    assert all(text.endswith("8-19") for text in contexts[5:6]) and contexts[5] != "frames 4-19"
-    everything = client.latent(changed(walk(frames=28, path="right-13,left-14"), "sampler", memory_frames=0))
+    assert contexts[5] == "frames 0-3, 8-19"
+    everything = client.latent(changed(walk(frames=28, path="right-10,left-17"), "sampler", memory_frames=0))
     assert torch.equal(few[:, :, :20], everything[:, :, :20]) and not torch.equal(few[:, :, 20:], everything[:, :, 20:])
 
 
@@ -149,7 +151,7 @@ def test_a_first_picture_stays_and_is_seen(client: Client) -> None:
     given, made = client.latent(with_image(walk())), client.latent(walk())
     colour = given[0, :3, 0]
     assert torch.allclose(colour, colour.mean((1, 2), keepdim=True).expand_as(colour), atol=1e-4)
-    expected = torch.tensor([0x44, 0x55, 0x66]) / 255 * 2 - 1
+    expected = torch.tensor([0x44, 0x53, 0xAA]) / 255 * 2 - 1
     assert torch.allclose(colour.mean((1, 2)), expected, atol=1e-3)
     assert psnr_db(made[:, :, 1:], given[:, :, 1:]) < 60
 
@@ -182,7 +184,7 @@ def test_a_world_is_walked_on_from_where_it_stands(client: Client, mode: str) ->
 @pytest.mark.parametrize("mode", MODES)
 def test_the_report_counts_what_is_remembered(client: Client, mode: str) -> None:
     exact, coded = (record(client, walk(cache, mode=mode)) for cache in (EXACT, BALANCED))
-    one = 2 * 2 * 256 * TOKENS * 2  # keys and values of a frame, two layers of 256 channels, 16 bits
+    one = 2 * tiny_worldplay.LAYERS * 256 * TOKENS * 2  # keys and values of a frame, layers of 256 channels, 16 bits
     assert exact["model"] == coded["model"] == "WorldPlay 5B"
     assert exact["exact_bytes"] == coded["exact_bytes"] == [one * (frame // 4 * 4) for frame in range(FRAMES)]
     # The network computes in 32 bits here, and exact keeps that.
@@ -203,7 +205,7 @@ def test_room_is_asked_for_what_a_pass_sees(client: Client) -> None:
     for mode, most in (("vendor", 12), ("persistent", 12), ("incremental", 4)):
         prompt = between(walk(BALANCED, mode=mode), "TestingMemoryAsked", "")
         shapes = client.said(prompt)["shapes"]
-        assert shapes and {shape[2] for shape in shapes} == {most}
+        assert max(shape[2] for shape in shapes) == most == shapes[0][2]
 
 
 def test_weights_elsewhere_in_fewer_bits_and_loaded_again(client: Client, record_property: Any) -> None:
@@ -236,7 +238,7 @@ def test_a_lora_reaches_the_layers_that_were_added(client: Client) -> None:
 
 def test_compiled_and_other_attention_change_nothing(client: Client) -> None:
     plain = client.latent(walk())
-    compiled = client.latent(between(walk(), "TorchCompileModel", "", backend="eager"))
+    compiled = client.latent(between(walk(), "TorchCompileModel", "", backend="inductor"))
     assert torch.equal(plain, compiled)
     assert torch.equal(plain, client.latent(with_cfg(walk(), 1.0)))
 
@@ -268,10 +270,11 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
     split = changed(good, "sample", sigmas=["split", 0])
     add(split, "split", "SplitSigmas", sigmas=["sigmas", 0], step=1)
     easy = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-    foreign = copy.deepcopy(good)
-    add(foreign, "sampler", "QVGWorldSampler", mode="vendor")
+    foreign = bypassed(good)
     add(foreign, "loader", "TestingForeignModel", kind="image")
-    foreign["guider"]["inputs"]["model"] = ["loader", 0]
+    add(foreign, "sigmas", "BasicScheduler", model=["loader", 0], scheduler="simple", steps=2, denoise=1.0)
+    del foreign["report"]
+    add(foreign, "save", "SaveLatent", samples=["sample", 0], filename_prefix="latents/foreign")
     bare = changed(good, "guider", conditioning=["prompt", 0])
     other = copy.deepcopy(good)
     add(other, "camera2", "QVGCameraPath", path="w-3", frames=8)

@@ -11,11 +11,13 @@ from torch import Tensor
 from ..golden_worldplay import weights
 
 TEXT_CHANNELS = 4096
+# With two, a frame's keys and values do not know yet what later frames have seen, and modes are alike that are not.
+LAYERS = 3
 
 
 def state_dict() -> dict[str, Tensor]:
     """By Diffusers' names, in float32."""
-    return weights(TEXT_CHANNELS)
+    return weights(TEXT_CHANNELS, LAYERS)
 
 
 def released() -> dict[str, Any]:
