@@ -117,8 +117,8 @@ def test_the_picture_shows_memory_beside_the_path(camera: Any) -> None:
     both = camera.QVGCameraPath.execute("right-20,left-27", 48, memory="worldplay-5b").ui.image
     assert plain.shape == (1, 384, 384, 3) and both.shape == (1, 384, 768, 3)
     orange = ((both[0, :, 384:] * 255 - both.new_tensor([0xF0, 0x92, 0x4A])).abs().sum(-1) < 12).any(1)
-    # Twelve rows of 28 pixels and a bit: the chunk at frame 32 finds frames 4 to 7 again, the next one frames 0 to 3.
-    rows = [bool(orange[round(44 + row * 28.3) + 2 : round(44 + (row + 1) * 28.3) - 2].any()) for row in range(12)]
+    # Twelve rows of 27 pixels: the chunk at frame 32 finds frames 4 to 7 again, the next one frames 0 to 3.
+    rows = [bool(orange[46 + row * 27 : 42 + (row + 1) * 27].any()) for row in range(12)]
     assert [row for row, found in enumerate(rows) if found] == [8, 9]
     with pytest.raises(ConfigError, match="a world of 27 latent frames is not whole chunks"):
         camera.QVGCameraPath.execute("right-10", 27, memory="worldplay-5b")
