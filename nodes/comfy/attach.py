@@ -101,7 +101,7 @@ def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> An
         require_cache(model.model).qvg_cache_spec(1).check(config)
     clone = model.clone()
     if merge_padding and (not core or config.codec == "none"):
-        why = "exact is to be what a bypassed node gives" if core else f"{model.model.qvg_name} has no prompt"
+        why = "exact is to be what a bypassed node gives" if core else f"{counted_model(model)} has no prompt of ours"
         logger.info("QVG: merge_padding has no effect: %s", why)
         merge_padding = False
     put_settings(clone, CacheSettings(config, merge_padding))

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ...qvg import CacheSpec, ConfigError, GridRope, QVGConfig
 from ...qvg.models.worldplay_memory import WorldMemory, world_memory
+from ...qvg.sampling import place_blocks
 from ...qvg.world.cameras import Cameras
 from ...qvg.world.schedule import CHUNK_FRAMES, MODES, chunks_of, video_frames
 from ...qvg.world.selection import MemoryRule
+from ..prompts import PromptStart, prompt_starts
 from .attach import CacheSettings, settings_of, world_of
 from .memory import cache_bytes_needed, give_back, make_room
 from .noise_mask import kept_frames
@@ -54,7 +56,8 @@ class WorldOptions:
 
 @dataclass(frozen=True)
 class WorldPlan:
-    """One run. `settings` are the MODEL's, `config` what they become in this mode. `levels` are timesteps, 1000 down to 0."""
+    """One run. `settings` are the MODEL's, `config` what they become in this mode. `levels` are timesteps, 1000 down to 0;
+    `prompts` say from which chunk on each holds, none where there is but one."""
 
     options: WorldOptions
     settings: CacheSettings
@@ -66,6 +69,7 @@ class WorldPlan:
     given: int
     levels: tuple[float, ...]
     rule: MemoryRule | None
+    prompts: tuple[PromptStart, ...]
 
     @property
     def chunks(self) -> int:
@@ -125,7 +129,8 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     if names:
         logger.warning("QVG: %s attends through its own cache; without effect on it: %s", world.name, ", ".join(names))
     levels = _levels(sigmas)
-    plan = WorldPlan(options, settings, config, spec, world.rope(base_model, grid), cameras, noise.shape[2], given, levels, rule)
+    prompts, rope, frames = _prompts(guider, noise.shape[2]), world.rope(base_model, grid), noise.shape[2]
+    plan = WorldPlan(options, settings, config, spec, rope, cameras, frames, given, levels, rule, prompts)
     plan.memory()  # refuses settings that do not go together
     return plan
 
@@ -171,6 +176,14 @@ def _options(sampler: Any, world: Any) -> WorldOptions:
         f"the sampler is {name}, but {world.name} paints a world chunk after chunk and must know its cameras; connect 'World "
         "Sampler' to SamplerCustomAdvanced"
     )
+
+
+def _prompts(guider: Any, frames: int) -> tuple[PromptStart, ...]:
+    entries = [cond for conds in guider.conds.values() for cond in conds]
+    starts = prompt_starts(entries, place_blocks(frames, 0, CHUNK_FRAMES))
+    if any(start.recache for start in starts):
+        logger.info("QVG: recache is without effect in a world: mode vendor sees its context with the new prompt anyway")
+    return starts
 
 
 def _cameras(guider: Any) -> Cameras:

@@ -20,6 +20,7 @@ from ...qvg.models.worldplay import Recording
 from ...qvg.sampling import Block
 from ...qvg.sampling.world import World
 from ...qvg.world.schedule import CHUNK_FRAMES
+from ..prompts import FRAME_KEY, PromptStart
 from ..records import RECORDS, RunRecord
 from .attach import world_of
 from .keep import keep_frames
@@ -41,6 +42,7 @@ class _GuidedWorld:
 
     def __init__(self, guider: Any, extra_args: dict[str, Any], progress: Progress):
         self._guider, self._progress = guider, progress
+        self._conds = guider.conds
         self._options, self._seed = extra_args["model_options"], extra_args.get("seed")
 
     def __call__(self, x: Tensor, t: Tensor, prompt: Any, attend: Attend, labels: Tensor | None = None) -> Tensor:
@@ -54,6 +56,13 @@ class _GuidedWorld:
     def record(self, x: Tensor, t: Tensor, prompt: Any, recording: Recording, labels: Tensor | None = None) -> None:
         self._pass(x.transpose(1, 2), float(t[0, -1]) / 1000, WorldPass(t, _labels(labels, t), recording=recording))
         self._progress.passed(x[:, -CHUNK_FRAMES:].transpose(1, 2))
+
+    def take_prompt(self, start: PromptStart | None) -> None:
+        """What holds from here on; None: all that the guider has."""
+        self._guider.conds = {
+            name: [cond for cond in conds if start is None or cond.get(FRAME_KEY, start.frame) == start.frame]
+            for name, conds in self._conds.items()
+        }
 
     def _pass(self, x: Tensor, level: float, coming: WorldPass) -> Tensor:
         options = self._options.setdefault("transformer_options", {})
@@ -94,11 +103,13 @@ def sample_world(
             f"World Sampler walks through worlds, and {type(base_model).__name__} is none; connect the MODEL of 'Load WorldPlay'"
         )
     progress = Progress(x.device, base_model.latent_format, plan.passes, plan.chunks)
-    walk = _Walk(plan, World(_GuidedWorld(guider, extra_args, progress), plan.memory(), None, plan.options.mode, plan.rule))
+    network = _GuidedWorld(guider, extra_args, progress)
+    walk = _Walk(plan, World(network, plan.memory(), None, plan.options.mode, plan.rule))
     walk.adopt(model.latent_image)
     try:
         with walk.world.memory as memory:
             for index in range(plan.given_chunks, plan.chunks):
+                network.take_prompt(next((start for start in reversed(plan.prompts) if start.block <= index), None))
                 progress.finished(walk.paint(index, x, model.latent_image))
             record = walk.record(world_of(base_model).name, x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
@@ -106,6 +117,8 @@ def sample_world(
         if plan.options.keep_finished and len(walk.world.latents) > plan.given_chunks:
             keep_frames([latent.transpose(1, 2) for latent in walk.world.latents], base_model)
         raise
+    finally:
+        network.take_prompt(None)
     samples = torch.cat(walk.world.latents, 1).transpose(1, 2).contiguous()
     RECORDS.add(base_model.process_latent_out(samples.float()), record)
     say(record.headline())
@@ -164,6 +177,7 @@ class _Walk:
             workspace_bytes=cache.workspace.nbytes,
             given_frames=plan.given,
             read=tuple(cache.explain()),
+            places=cache.places(),
             remembers=self._remembers(),
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.wan import Attend
+from ..models.wan import Attend, Prompt
 from ..models.worldplay import Recording
 from ..models.worldplay_memory import WorldMemory
 from ..world.cameras import Cameras
@@ -33,7 +33,7 @@ class WorldModel(Protocol):
 
 @dataclass
 class World:
-    """The state of a walk. Change `prompt`, which is the network's own business, between two chunks to change what is there.
+    """The state of a walk. Change `prompt` between two chunks to change what is there; None: the network has one of its own.
 
     mode       one of `schedule.MODES`
     rule       which frames become context in mode "vendor", by what `field_of_view` counts; None: all of them
@@ -44,7 +44,7 @@ class World:
 
     model: WorldModel
     memory: WorldMemory
-    prompt: Any
+    prompt: Prompt | None
     mode: str = "vendor"
     rule: MemoryRule | None = None
     field_of_view: FieldOfView | None = None
@@ -71,7 +71,8 @@ class World:
         prompt meets a memory that is to be exact.
         """
         plan = self._plan(cameras)
-        self.prompt.check(self.memory.cache)
+        if self.prompt is not None:
+            self.prompt.check(self.memory.cache)
         if image is not None and plan.index:
             raise ConfigError(f"a first picture was given for chunk {plan.index}, but it starts the world; give it with chunk 0")
         labels = torch.from_numpy(action_labels(cameras.poses[: plan.frames.stop]))

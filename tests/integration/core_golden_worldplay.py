@@ -37,19 +37,19 @@ WALKS = {"vendor": CHUNKS, "persistent": 3, "incremental": 3}
 
 
 class CoreWorld:
-    """Core's network as the loop asks for it, without a guider. x [B, F, C, h, w]."""
+    """Core's network as the loop asks for it, with its own prompt and without a guider. x [B, F, C, h, w]."""
 
-    def __init__(self, network: Any):
-        self.network = network
+    def __init__(self, network: Any, text: Tensor):
+        self.network, self.text = network, text
 
-    def __call__(self, x: Tensor, t: Tensor, prompt: Tensor, attend: Any, labels: Tensor) -> Tensor:
-        return self._pass(x, prompt, WorldPass(t, labels, attend=attend)).transpose(1, 2)
+    def __call__(self, x: Tensor, t: Tensor, prompt: None, attend: Any, labels: Tensor) -> Tensor:
+        return self._pass(x, WorldPass(t, labels, attend=attend)).transpose(1, 2)
 
-    def record(self, x: Tensor, t: Tensor, prompt: Tensor, recording: Any, labels: Tensor) -> None:
-        self._pass(x, prompt, WorldPass(t, labels, recording=recording))
+    def record(self, x: Tensor, t: Tensor, prompt: None, recording: Any, labels: Tensor) -> None:
+        self._pass(x, WorldPass(t, labels, recording=recording))
 
-    def _pass(self, x: Tensor, prompt: Tensor, coming: WorldPass) -> Tensor:
-        return network_pass(self.network, x.transpose(1, 2), prompt, coming, {})
+    def _pass(self, x: Tensor, coming: WorldPass) -> Tensor:
+        return network_pass(self.network, x.transpose(1, 2), self.text, coming, {})
 
 
 def walk(model: Any, prompt: Any, face: WorldPlay5B, base_model: Any, mode: str) -> list[Tensor]:
@@ -79,7 +79,7 @@ def main() -> None:
     assert patcher.model_size() >= counted > 0, "the added layers are not counted"
     tensors = {}
     for mode in WALKS:
-        for name, model, read in (("core", CoreWorld(network), prompt), ("ours", own, own.read_prompt(prompt))):
+        for name, model, read in (("core", CoreWorld(network, prompt), None), ("ours", own, own.read_prompt(prompt))):
             for index, chunk in enumerate(walk(model, read, base_model.qvg_world, base_model, mode)):
                 tensors[f"{name}.{mode}.{index}"] = chunk
     save_file(tensors, OUT)

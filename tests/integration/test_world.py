@@ -147,6 +147,19 @@ def test_cameras_and_prompt_matter_and_pose_files_say_the_same(client: Client) -
     assert client.run(chart).outputs["camera"]["images"]
 
 
+def test_a_prompt_that_changes_on_the_way(client: Client) -> None:
+    plain, changing = client.latent(walk()), walk()
+    add(changing, "prompt2", "TestingPrompt", seed=2, prompts=1, tokens=12)
+    after = {"conditioning": ["prompt", 0], "next_conditioning": ["prompt2", 0], "frame": 40}
+    add(changing, "at", "QVGPromptAtFrame", **after)
+    changing["start"]["inputs"]["conditioning"] = ["at", 0]
+    made = client.latent(changing)
+    # Video frame 40 is in the third chunk, of frames 29 to 44.
+    assert torch.equal(made[:, :, :8], plain[:, :, :8]) and psnr_db(made[:, :, 8:12], plain[:, :, 8:12]) < 60
+    late = changed(changing, "at", frame=61)
+    assert "a prompt begins at frame 61, but the video ends with frame 60" in client.run(late).error
+
+
 def test_a_first_picture_stays_and_is_seen(client: Client) -> None:
     given, made = client.latent(with_image(walk())), client.latent(walk())
     colour = given[0, :3, 0]
@@ -262,6 +275,20 @@ def test_interrupt_and_failure_free_the_memory_and_keep_chunks(client: Client) -
     assert "QVG: ended by RuntimeError after block 2 of 4; the cache holds 0 bytes now" in client.log()[seen:]
     client.forget()
     assert torch.equal(plain, client.latent(walk()))
+
+
+def test_a_plan_is_made_for_it(client: Client) -> None:
+    prompt = {name: step for name, step in walk(BALANCED).items() if name in ("loader", "cache")}
+    size = {"width": WIDTH, "height": HEIGHT, "frames": 61}
+    add(prompt, "plan", "QVGPlan", network="self-forcing-1.3b", preset="balanced", vram_gb=12.0, model=["cache", 0], **size)
+    assert "WorldPlay 5B" in said_by(client, prompt, "plan")
+
+
+def test_spans_in_main_memory_are_the_same_world(client: Client) -> None:
+    near, away = (
+        walk(BALANCED | {"offload": place, "merge_padding": place == "cpu"}, mode="persistent") for place in ("gpu", "cpu")
+    )
+    assert torch.equal(client.latent(near), client.latent(away))
 
 
 def bad_graphs() -> dict[str, tuple[Prompt, str]]:

@@ -460,7 +460,7 @@ def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest
         (model,) = node.execute(with_memory(), widgets(nodes, "preset"), offload="cpu", merge_padding=True).args
     settings = attach.settings_of(model.model_options)
     assert settings.config == PRESETS["balanced"].with_changes(span_frames="auto", offload="cpu")
-    assert not settings.merge_padding and "merge_padding has no effect: demo world has no prompt" in caplog.text
+    assert not settings.merge_padding and "merge_padding has no effect: demo world has no prompt of ours" in caplog.text
     (exact,) = node.execute(with_memory(), {"cache": "exact"}, offload="cpu").args
     assert attach.settings_of(exact.model_options).config == PRESETS["exact"]
 
