@@ -85,22 +85,24 @@ def attach_layers(network: Any, layers: Mapping[str, Tensor], assign: bool) -> N
             f"this ComfyUI's Wan has no {', '.join(missing)}, which WorldPlay goes through; ComfyUI 0.21 to 0.33 have it: update "
             "QVG, or go back to one of these"
         )
-    network.add_module(ACTION, torch.nn.Sequential(*_like(network.time_embedding)))
-    for block in network.blocks:
-        block.self_attn.add_module(PROJECTION, _twin(block.self_attn.o))
-    unexpected = network.load_state_dict(dict(layers), strict=False, assign=assign).unexpected_keys
-    assert not unexpected, unexpected
-    network.requires_grad_(False)
+    added = {f"blocks.{number}.self_attn.{PROJECTION}": _twin(block.self_attn.o) for number, block in enumerate(network.blocks)}
+    added[ACTION] = torch.nn.Sequential(*(_twin(layer) for layer in network.time_embedding))
+    for name, module in added.items():
+        weights = {key.removeprefix(f"{name}."): weight for key, weight in layers.items() if key.startswith(f"{name}.")}
+        # The types that the model is to have, as core notes its own: assigned weights keep those of the file until they are used.
+        mm.archive_model_dtypes(module)
+        module.load_state_dict(weights, assign=assign)
+        place, _, last = name.rpartition(".")
+        network.get_submodule(place).add_module(last, module.requires_grad_(False))
 
 
-def _like(layers: Any) -> list[Any]:
-    return [_twin(layer) if hasattr(layer, "in_features") else type(layer)() for layer in layers]
-
-
-def _twin(linear: Any) -> Any:
+def _twin(layer: Any) -> Any:
     """A layer of the same class, so of the operations that ComfyUI chose for this model, of the same size and type."""
-    like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
-    return type(linear)(linear.in_features, linear.out_features, bias=True, **like)
+    if not hasattr(layer, "in_features"):
+        return type(layer)()
+    # The weight may still be as it lies in the file, to become what the model is to have when it is used.
+    dtype = getattr(layer, "weight_comfy_model_dtype", None) or layer.weight.dtype
+    return type(layer)(layer.in_features, layer.out_features, bias=True, dtype=dtype, device=layer.weight.device)
 
 
 def world_forward(

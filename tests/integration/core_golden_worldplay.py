@@ -17,6 +17,8 @@ from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True
 import bootstrap_package  # noqa: E402, F401 (makes the repository importable as comfyui_qvg)
+import comfy.memory_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 from comfyui_qvg.nodes.comfy.worldplay import WorldPass, WorldPlay5B, network_pass  # noqa: E402
 from comfyui_qvg.nodes.comfy.worldplay_load import _patcher, _read  # noqa: E402
@@ -67,6 +69,25 @@ def walk(model: Any, prompt: Any, face: WorldPlay5B, base_model: Any, mode: str)
     return chunks
 
 
+def lazily_loaded() -> list[Tensor]:
+    """As where ComfyUI pages weights in from the file: layers are made without weights, and weights are assigned as they lie
+    there. On a CPU it does not do so by itself."""
+    checkpoint = _read(FILE)
+    comfy.memory_management.aimdo_enabled = True
+    comfy.model_patcher.CoreModelPatcher = _Paging
+    patcher = _patcher(checkpoint, {"dtype": torch.float32})
+    layer = patcher.model.diffusion_model.blocks[1].self_attn.o_prope
+    assert patcher.is_dynamic() and layer.weight_comfy_model_dtype == torch.float32 and not layer.weight.requires_grad
+    chunks = walk(CoreWorld(patcher.model.diffusion_model, inputs()[2]), None, patcher.model.qvg_world, patcher.model, "vendor")
+    comfy.memory_management.aimdo_enabled = False
+    return chunks
+
+
+class _Paging(comfy.model_patcher.ModelPatcher):
+    def is_dynamic(self) -> bool:
+        return True
+
+
 def main() -> None:
     """See the module docstring."""
     own = load_worldplay(weights())
@@ -82,6 +103,8 @@ def main() -> None:
         for name, model, read in (("core", CoreWorld(network, prompt), None), ("ours", own, own.read_prompt(prompt))):
             for index, chunk in enumerate(walk(model, read, base_model.qvg_world, base_model, mode)):
                 tensors[f"{name}.{mode}.{index}"] = chunk
+    if hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
+        tensors |= {f"lazy.vendor.{index}": chunk for index, chunk in enumerate(lazily_loaded())}
     save_file(tensors, OUT)
 
 
