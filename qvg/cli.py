@@ -177,7 +177,8 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "convert",
         help="make a file that ComfyUI's own loader knows to be a causal Wan",
         description="Read a checkpoint of the causal Wan family (Self-Forcing, Causal-Forcing, CausVid, LongLive) and write it "
-        "as a .safetensors file with the mark by which ComfyUI's Load Diffusion Model knows a causal Wan. Memory holds one "
+        "as a .safetensors file with the mark by which ComfyUI's Load Diffusion Model knows a causal Wan; or HY-WorldPlay's "
+        "model.pt (40 GB), of which 10.6 GB are left for Load WorldPlay. Memory holds one "
         "tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
     )
     command.add_argument("source", type=Path, metavar="IN", help=".pt, .pth or .safetensors")
