@@ -117,7 +117,9 @@ class KVCache:
         if self.config.keys == "after_rope":
             self.layers[layer].append(k, v)
             return self._read(layer, q, with_beside(beside, k, v))
-        return self._read(layer, q, with_beside(beside, k, v), lambda which, start, stop: None if which else self._rotation(start, stop))
+        return self._read(
+            layer, q, with_beside(beside, k, v), lambda which, start, stop: None if which else self._rotation(start, stop)
+        )
 
     @torch.no_grad()
     def attend_projected(

@@ -119,6 +119,7 @@ def load_worldplay_hunyuan(
         network.load_state_dict(whole)
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"the checkpoint does not fit HY-WorldPlay on HunyuanVideo 1.5 ({str(error).splitlines()[1].strip()}); use a whole file"
+            f"the checkpoint does not fit HY-WorldPlay on HunyuanVideo 1.5 ({str(error).splitlines()[1].strip()}); use a whole "
+            "file"
         ) from error
     return WorldPlayHunyuan(network.eval().requires_grad_(False))

@@ -52,7 +52,7 @@ def hunyuan_parts(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
     _check_layers(parted)
     made = {}
     for name, weights in parted.items():
-        if len(weights) > 1 and set(weights) != set("qkv") or len(weights) == 1 and "" not in weights:
+        if (len(weights) > 1 and set(weights) != set("qkv")) or (len(weights) == 1 and "" not in weights):
             raise UnsupportedModelError(f"the checkpoint has {', '.join(sorted(weights))} alone of {name!r}; {GET_8B}")
         made[name] = tuple(weights[which] for which in ("q", "k", "v")) if len(weights) > 1 else (weights[""],)
     return made

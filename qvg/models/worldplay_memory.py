@@ -21,7 +21,7 @@ from ..beside import Beside, with_beside
 from ..cache import KVCache
 from ..config import QVGConfig
 from ..errors import ConfigError
-from ..projective import Projector, projection_matrices
+from ..projective import Projector, project, projection_matrices
 from ..rope import GridRope, Rotation, rotate
 from ..spec import CacheSpec
 from ..world.cameras import Cameras
@@ -94,6 +94,7 @@ class WorldMemory(ABC):
         rotation = self._own_rotation(q)
         along = scaled_dot_product_attention(rotate(q, rotation), *with_beside(beside, rotate(k, rotation), v))
         queries, *projected = self._own.block(q, k, v)
+        beside = self._beside_cameras(beside)
         by_cameras = self._own.leave(scaled_dot_product_attention(queries, *with_beside(beside, *projected)))
         return torch.cat([along, by_cameras], -1)
 
@@ -109,6 +110,10 @@ class WorldMemory(ABC):
     def _centred(self, cameras: Cameras, plan: ChunkPlan) -> Cameras:
         """The world in which this chunk is computed."""
         return cameras
+
+    def _beside_cameras(self, beside: Beside | None) -> Beside | None:
+        """As the attention in coordinates of the cameras sees it: untransformed in the world of `cameras`."""
+        return beside
 
     @abstractmethod
     def _place(self, block: Sequence[int], positions: range, memory: Sequence[int]) -> None:
@@ -127,7 +132,15 @@ class StoredOnce(WorldMemory):
     """Layout "once"."""
 
     def _centred(self, cameras: Cameras, plan: ChunkPlan) -> Cameras:
+        self._origin = torch.from_numpy(cameras.views()[plan.frames.start : plan.frames.start + 1]).float()
         return cameras.recentred(plan.frames.start)
+
+    def _beside_cameras(self, beside: Beside | None) -> Beside | None:
+        """A text knows no camera and stays where the world began; from the chunk's camera, the world begins at `_origin`."""
+        if beside is None:
+            return None
+        keys, values = beside
+        return project(keys, self._origin, apart=True), project(values, self._origin)
 
     def _place(self, block: Sequence[int], positions: range, memory: Sequence[int]) -> None:
         self.cache.replace_origins([(place, 0, 0) for place in range(len(memory))])
@@ -138,7 +151,7 @@ class StoredOnce(WorldMemory):
 
     def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
         along = self.cache.attend(layer, q, k, v, beside)
-        return torch.cat([along, self.cache.attend_projected(layer, q, k, v, self._own, beside)], -1)
+        return torch.cat([along, self.cache.attend_projected(layer, q, k, v, self._own, self._beside_cameras(beside))], -1)
 
 
 class StoredAsVendor(WorldMemory):
