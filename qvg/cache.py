@@ -105,7 +105,7 @@ class KVCache:
         self._origins = rows
 
     @torch.no_grad()
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None = None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, beside: Beside | None = None) -> Tensor:
         """Attention of the current block over history, itself and `beside`. All [B, H, S, D], before RoPE; k and v replace the
         block's."""
         self._append(layer, q, k, v)
@@ -123,7 +123,7 @@ class KVCache:
 
     @torch.no_grad()
     def attend_projected(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector, beside: Beside | None = None
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector, *, beside: Beside | None = None
     ) -> Tensor:
         """`attend` in coordinates of the cameras instead of along a rope, over the same stored keys and values, so that a layer
         may do both. `projector` holds the cameras of all frames in memory, oldest first, and of the block."""

@@ -150,8 +150,8 @@ class StoredOnce(WorldMemory):
         return k, v
 
     def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
-        along = self.cache.attend(layer, q, k, v, beside)
-        return torch.cat([along, self.cache.attend_projected(layer, q, k, v, self._own, self._beside_cameras(beside))], -1)
+        along = self.cache.attend(layer, q, k, v, beside=beside)
+        return torch.cat([along, self.cache.attend_projected(layer, q, k, v, self._own, beside=self._beside_cameras(beside))], -1)
 
 
 class StoredAsVendor(WorldMemory):
@@ -170,7 +170,7 @@ class StoredAsVendor(WorldMemory):
         # Each half of the queries meets its half of the keys. Twice the channels would halve the softmax's scale squared.
         queries = torch.cat([torch.cat([along, nothing], -1), torch.cat([nothing, projected], -1)], 2) * 2**0.5
         both = None if beside is None else (beside[0].repeat(1, 1, 1, 2), beside[1].repeat(1, 1, 1, 2))
-        out = self.cache.attend(layer, queries, *self._stored(k, v), both)
+        out = self.cache.attend(layer, queries, *self._stored(k, v), beside=both)
         (first, _), (_, second) = (half.chunk(2, -1) for half in out.chunk(2, 2))
         return torch.cat([first, self._own.leave(second)], -1)
 
