@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..beside import Beside
 from ..errors import ConfigError
 from ..rope import pairs_apart
+from .hunyuan_modules import HEAD_DIM
 from .wan import gated, modulated, sines
 
 # Rows of cond_type_embedding.
@@ -91,7 +92,7 @@ def parts(modulation: Any, level: Tensor) -> tuple[Tensor, ...]:
 def queries_keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B, S, W] -> three of [B, H, S, D], of normalised queries and keys."""
     norms = attention.norm
-    q, k, v = rearrange(attention.qkv(x), "b s (three h d) -> three b h s d", three=3, d=norms.query_norm.weight.shape[0])
+    q, k, v = rearrange(attention.qkv(x), "b s (three h d) -> three b h s d", three=3, d=HEAD_DIM)
     return norms.query_norm(q).to(v), norms.key_norm(k).to(v), v
 
 
@@ -103,9 +104,9 @@ def joined(x: Tensor) -> Tensor:
 
 def _check(network: Any, words: Words) -> None:
     wanted = {
-        "text": network.txt_in.input_embedder.weight.shape[1],
-        "byt5": network.byt5_in.fc1.weight.shape[1],
-        "vision": network.vision_in.proj[1].weight.shape[1],
+        "text": network.txt_in.input_embedder.in_features,
+        "byt5": network.byt5_in.fc1.in_features,
+        "vision": network.vision_in.proj[1].in_features,
     }
     for name, channels in wanted.items():
         states = getattr(words, name)
@@ -121,7 +122,8 @@ def _check(network: Any, words: Words) -> None:
 
 def _tokens(network: Any, words: Words, dtype: torch.dtype) -> Tensor:
     """[1, L, W]: picture, letters, text."""
-    kinds = network.cond_type_embedding.weight.to(dtype)
+    # ComfyUI leaves this one where it was loaded.
+    kinds = network.cond_type_embedding.weight.to(words.text.device, dtype)
     made = [_refined(network.txt_in, words.text.to(dtype)) + kinds[_TEXT]]
     if words.byt5 is not None:
         made.insert(0, _letters(network.byt5_in, words.byt5.to(dtype)) + kinds[_BYT5])
@@ -136,8 +138,7 @@ def _refined(refiner: Any, text: Tensor) -> Tensor:
     tokens: Tensor = refiner.input_embedder(text)
     for block in refiner.individual_token_refiner.blocks:
         gate_a, gate_m = block.adaLN_modulation(level).chunk(2, -1)
-        heads = tokens.shape[-1] // 128
-        q, k, v = rearrange(block.self_attn.qkv(block.norm1(tokens)), "b s (three h d) -> three b h s d", three=3, h=heads)
+        q, k, v = rearrange(block.self_attn.qkv(block.norm1(tokens)), "b s (three h d) -> three b h s d", three=3, d=HEAD_DIM)
         tokens = tokens + block.self_attn.proj(joined(F.scaled_dot_product_attention(q, k, v))) * gate_a
         tokens = tokens + block.mlp(block.norm2(tokens)) * gate_m
     return tokens
