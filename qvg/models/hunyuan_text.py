@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..beside import Beside
+from ..cache import KVCache
 from ..errors import ConfigError
 from ..rope import pairs_apart
 from .hunyuan_modules import HEAD_DIM
@@ -54,6 +55,9 @@ class TextRows:
     def nbytes(self) -> int:
         """Counted from the storages that are there."""
         return sum(x.untyped_storage().nbytes() for rows in self.layers for x in rows)
+
+    def check(self, cache: KVCache) -> None:
+        """See `sampling.world`: these are the model's own numbers, whatever the cache is."""
 
 
 def without_padding(states: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -169,4 +173,7 @@ def _block(block: Any, tokens: Tensor, level: Tensor) -> tuple[Tensor, Beside]:
     q, k, v = _queries_keys_values(block, tokens, (*first,))
     tokens = tokens + gated(block.txt_attn.proj(joined(F.scaled_dot_product_attention(q, k, v))), gate_a)
     tokens = tokens + gated(block.txt_mlp(modulated(block.txt_norm2(tokens), shift_m, scale_m)), gate_m)
+    if tokens.dtype == torch.float16:
+        # A text's stream outgrows this type, as ComfyUI knows.
+        tokens = tokens.nan_to_num(nan=0.0)
     return tokens, _kept(k, v)

@@ -34,7 +34,7 @@ class Guidance(NamedTuple):
 
 @dataclass
 class HunyuanWorld(World):
-    """As `World`, with the first picture's latent in `image`, [B, 1, C, h, w]: `next_chunk` keeps what it gets with chunk 0, and a
+    """As `World`, with the first latent in `image`, [B, 1, C, h, w]: `next_chunk` keeps what it gets with chunk 0, and a
     world that goes on from adopted frames needs it set. `guidance` is for the model that is not distilled."""
 
     steps: tuple[float, ...] = timesteps(DISTILLED_STEPS, SHIFT)
