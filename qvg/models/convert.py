@@ -19,6 +19,7 @@ from .safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_saf
 from .weight_files import open_weights
 from .which_variant import AUTO, METADATA_KEY
 from .worldplay_file import is_worldplay, read_worldplay, require_variant
+from .worldplay_hunyuan_file import is_worldplay_hunyuan, read_worldplay_hunyuan
 
 DTYPE_NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_DTYPE = "bf16"  # what the family is trained and run in
@@ -59,6 +60,7 @@ def plan_conversion(
     tensors = {
         name: _late(name, tensor, to, layers.get(name.removesuffix(".weight"))) for name, tensor in checkpoint.tensors.items()
     }
+    tensors |= {name: _late_joined(name, parts, to) for name, parts in checkpoint.joined.items()}
     metadata = dict(checkpoint.metadata)
     metadata |= {METADATA_KEY: checkpoint.variant.name} if checkpoint.variant else {}
     metadata |= {LORA_KEY: lora.name} if lora else {}
@@ -68,6 +70,10 @@ def plan_conversion(
 
 def _read(source: Path, variant: str, weights: str, has_lora: bool) -> CausalCheckpoint:
     file = open_weights(source)
+    if is_worldplay_hunyuan(file):
+        if has_lora:
+            raise ConfigError(f"{source.name} is HY-WorldPlay on HunyuanVideo 1.5; merge no LoRA here, but load it in ComfyUI")
+        return read_worldplay_hunyuan(source, variant, weights, file)
     if not is_worldplay(file):
         return read_causal_wan(source, variant, weights, file, has_lora)
     require_variant(variant)
@@ -113,6 +119,12 @@ def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | N
         return LateTensor(tensor.shape, tensor.dtype, lambda: tensor)
     dtype = torch.float32 if name.startswith(_KEPT) else to
     return LateTensor(tensor.shape, dtype, partial(_made, name, tensor, dtype, lora if name.endswith(".weight") else None))
+
+
+def _late_joined(name: str, parts: tuple[Tensor, ...], to: torch.dtype | None) -> LateTensor:
+    first = _late(name, parts[0], to, None)
+    shape = torch.Size((sum(part.shape[0] for part in parts), *first.shape[1:]))
+    return LateTensor(shape, first.dtype, lambda: torch.cat([_made(name, part, first.dtype, None) for part in parts]))
 
 
 def _made(name: str, tensor: Tensor, dtype: torch.dtype, lora: LoraLayer | None) -> Tensor:

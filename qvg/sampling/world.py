@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..cache import KVCache
 from ..errors import ConfigError
-from ..models.wan import Attend, Prompt
-from ..models.worldplay import Recording
 from ..models.worldplay_memory import WorldMemory
 from ..world.cameras import Cameras
 from ..world.labels import action_labels
@@ -22,13 +21,20 @@ from ..world.selection import MemoryRule, select_context
 
 
 class WorldModel(Protocol):
-    """What the loop asks of a network; `qvg.models.worldplay.WorldPlay` is one."""
+    """What the loop asks of a network; `qvg.models.worldplay.WorldPlay` is one. What it hands to `attend` is the memory's."""
 
-    def __call__(self, x: Tensor, t: Tensor, prompt: Any, attend: Attend, labels: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, prompt: Any, attend: Callable[..., Tensor], labels: Tensor | None = None) -> Tensor:
         """Velocity of x [B, F, C, h, w] at timesteps t [B, F], 0 to 1000, with action labels [B, F]."""
 
-    def record(self, x: Tensor, t: Tensor, prompt: Any, recording: Recording, labels: Tensor | None = None) -> None:
+    def record(self, x: Tensor, t: Tensor, prompt: Any, recording: WorldMemory, labels: Tensor | None = None) -> None:
         """The context pass: leaves keys and values of finished frames."""
+
+
+class WorldPrompt(Protocol):
+    """What a network has read of a text."""
+
+    def check(self, cache: KVCache) -> None:
+        """Raise ConfigError where it is less exact than the cache is to be."""
 
 
 @dataclass
@@ -44,7 +50,7 @@ class World:
 
     model: WorldModel
     memory: WorldMemory
-    prompt: Prompt | None
+    prompt: WorldPrompt | None
     mode: str = "vendor"
     rule: MemoryRule | None = None
     field_of_view: FieldOfView | None = None
