@@ -80,6 +80,7 @@ class HunyuanWorld(World):
         return x
 
     def _texts(self) -> list[tuple[TextRows, WorldMemory]]:
+        assert isinstance(self.prompt, TextRows)
         texts: list[tuple[TextRows, WorldMemory]] = [(self.prompt, self.memory)]
         return texts if self.guidance is None else [*texts, self.guidance[:2]]
 
