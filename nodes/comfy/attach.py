@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 SETTINGS_KEY = "qvg_settings"
 # The `Run` in progress; the sampler puts it there, the model attends through it.
 RUN_KEY = "qvg_run"
+# Says that a causal Wan of core's has the hooks of `causal_wan`: our loader puts them on, and QVG KV Cache.
+HOOKED_KEY = "qvg_hooked"
 # How a causal Wan file was trained to be run, a `CausalVariant`; our loader puts it there.
 VARIANT_KEY = "qvg_variant"
 # What ComfyUI's own causal Wan is called in reports.
@@ -80,7 +82,7 @@ def counted_model(model: Any) -> str:
         return str(world_of(model.model).name)
     if not has_cache_of_core(model.model):
         return str(require_cache(model.model).qvg_name)
-    if SETTINGS_KEY not in model.model_options.get("transformer_options", {}):
+    if HOOKED_KEY not in model.model_options.get("transformer_options", {}):
         raise ConfigError(
             "this MODEL's cache is ComfyUI's own, of which nothing is counted; connect the MODEL as it comes from QVG KV Cache "
             "(mode exact keeps what ComfyUI keeps), and sample with it"

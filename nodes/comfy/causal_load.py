@@ -21,6 +21,7 @@ from ...qvg import UnsupportedModelError
 from ...qvg.models.checkpoint import CausalCheckpoint, read_causal_wan
 from ...qvg.models.lora import LoraLayer, read_lora, require_fit
 from ...qvg.models.weight_files import open_weights
+from . import causal_wan
 from .attach import VARIANT_KEY, has_cache_of_core
 from .files import lora_path, model_path
 
@@ -61,6 +62,7 @@ def load_causal_wan(file: str, variant: str, weights: str, dtype: str, lora: str
         model.cached_patcher_init = (_load_again, (path, variant, weights, options))
     _put_variant(model, checkpoint)
     _put_lora(model, layers)
+    causal_wan.attach(model)
     text = f"{text}, computed in {short_dtype(model.model.get_dtype_inference())}"
     logger.info("QVG: %s", text.replace("\n", "; "))
     for remark in checkpoint.remarks:

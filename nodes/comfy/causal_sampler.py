@@ -17,7 +17,7 @@ from torch import Tensor
 from ...qvg import ConfigError, KVCache, UnsupportedModelError
 from ...qvg.sampling import BlockPlace, RenoiseSchedule, generate
 from ..prompts import FRAME_KEY
-from .attach import SETTINGS_KEY, has_cache_of_core, require_cache
+from .attach import HOOKED_KEY, has_cache_of_core, require_cache
 from .causal_plan import OPTIONS, CausalOptions, start_latent
 from .causal_run import CausalPass, CausalRun, LayerSlot
 from .causal_wan import PASS_KEY
@@ -84,7 +84,7 @@ def _cached_run(base_model: Any, model_options: dict[str, Any], x: Tensor) -> tu
                 f"the {base_model.qvg_name} is no causal Wan model; connect 'QVG Sampler' in place of QVG Causal Sampler"
             )
         require_cache(base_model)
-    if SETTINGS_KEY not in model_options.get("transformer_options", {}):
+    if HOOKED_KEY not in model_options.get("transformer_options", {}):
         raise ConfigError(
             "this MODEL has no QVG KV Cache, through which QVG Causal Sampler attends; put one between the loader and the guider "
             "(mode exact keeps what ComfyUI keeps)"

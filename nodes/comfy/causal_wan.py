@@ -5,6 +5,7 @@ whole video; each pass, `CausalWanSelfAttention.forward` writes the block's at `
 between passes the sampler takes `end` back; the pass at noise level 0 comes last and leaves what later blocks see. A clone of
 the MODEL gets object patches for those two functions, and wrappers around sampling; ComfyUI puts them in when it loads the clone
 and takes them out after. Nothing is kept on the network: core carries our `LayerSlot`s to attention in place of its dictionaries.
+Hooks on a MODEL without QVG KV Cache, as our loader makes it, do something under our own sampler only: that one has no other cache.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor
 from ...qvg import CacheSpec, QVGConfig, UnsupportedModelError
 from ..records import RECORDS
 from . import prompt_memory
-from .attach import settings_of
-from .causal_plan import CausalPlan, make_plan
+from .attach import HOOKED_KEY, SETTINGS_KEY, settings_of
+from .causal_plan import OPTIONS, CausalPlan, make_plan
 from .causal_run import CausalPass, CausalRun, LayerSlot
 from .keep import keep_frames
 from .memory import cache_bytes_needed, give_back, make_room
@@ -36,10 +37,15 @@ _ATTENTION_PARTS = ("q", "k", "v", "o", "norm_q", "norm_k", "num_heads", "head_d
 
 
 def attach(clone: Any) -> None:
-    """Have a clone of a causal Wan MODEL, which nobody else has yet, keep its cache as its settings say."""
+    """Have a clone of a causal Wan MODEL, which nobody else has yet, keep its cache as its settings say; without settings, under
+    our own sampler, exactly."""
     network = clone.model.diffusion_model
     _check_network(network)
-    sampling = CausalSampling(prompt_memory.attach(clone, settings_of(clone.model_options).merge_padding))
+    options = clone.model_options.setdefault("transformer_options", {})
+    options[HOOKED_KEY] = True
+    sampling = CausalSampling(
+        prompt_memory.attach(clone, settings_of(clone.model_options).merge_padding), SETTINGS_KEY in options
+    )
     clone.add_object_patch("diffusion_model.init_kv_caches", sampling.init_kv_caches)
     for layer, block in enumerate(network.blocks):
         # A patch becomes an attribute of the module, which does not bind it.
@@ -89,15 +95,20 @@ def _attention(
 
 
 class CausalSampling:
-    """The hooks of one MODEL: `plan` and `run` are there only while it is sampled."""
+    """The hooks of one MODEL: `plan` and `run` are there only while it is sampled. `has_settings`: of QVG KV Cache; core's own
+    loop is left alone without."""
 
-    def __init__(self, prompt: prompt_memory.PromptMemory) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: prompt_memory.PromptMemory, has_settings: bool) -> None:
+        self.prompt, self.has_settings = prompt, has_settings
         self.plan: CausalPlan | None = None
         self.run: CausalRun | None = None
 
     def init_kv_caches(self, batch_size: int, max_seq_len: int, device: Any, dtype: Any) -> list[Any]:
         """In core's place: nothing is allocated, and `max_seq_len`, the video's tokens, is no limit."""
+        if self.plan is None and not self.has_settings:
+            network = self.prompt.network
+            own: list[Any] = type(network).init_kv_caches(network, batch_size, max_seq_len, device, dtype)
+            return own
         if self.plan is None:
             raise UnsupportedModelError(
                 "something other than a ComfyUI sampler asked this model for a KV cache; sample with SamplerCustomAdvanced, or "
@@ -119,6 +130,8 @@ class CausalSampling:
     ) -> Tensor:
         """The whole run: refuse what cannot work before weights are loaded, and free the cache however it ends."""
         guider = executor.class_obj
+        if not self.has_settings and OPTIONS not in getattr(sampler, "extra_options", {}):
+            return self._as_core_does(executor, noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         plan = make_plan(guider, noise, sampler, sigmas, denoise_mask)
         refuse_what_cannot_fit(guider.model_patcher, plan.settings.config, plan.spec, plan.frames, plan.grid)
         self.plan = plan
@@ -142,6 +155,13 @@ class CausalSampling:
             self.plan = self.run = None
             self.prompt.clear()
             give_back()
+
+    def _as_core_does(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        try:
+            samples: Tensor = executor(*args, **kwargs)
+            return samples
+        finally:
+            self.prompt.clear()
 
     def prepare_sampling(self, executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
         """Core reserves activations of all frames at once and nothing for the cache; a pass sees one block of them."""
