@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .api import ComfyExtension, io
 from .cache import QVGKVCache
-from .camera import QVGCameraPath
+from .camera import QVGCameraPath, QVGCameraPoses
 from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .decode import QVGSaveVideo
@@ -16,6 +16,7 @@ from .plan import QVGPlan
 from .prompts import QVGPromptAtFrame
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
+from .world import QVGLoadWorldPlay, QVGWorldSampler, QVGWorldStart
 
 NODES: list[type[io.ComfyNode]] = [
     QVGLoadDemoWorld,
@@ -32,6 +33,10 @@ NODES: list[type[io.ComfyNode]] = [
     QVGPromptAtFrame,
     QVGCausalSampler,
     QVGPlan,
+    QVGCameraPoses,
+    QVGLoadWorldPlay,
+    QVGWorldStart,
+    QVGWorldSampler,
 ]
 
 

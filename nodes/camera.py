@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,36 +11,109 @@ from numpy.typing import NDArray
 
 from ..qvg.camera import Move, format_path, parse_path, walk
 from ..qvg.demo import DEFAULT_PATH
-from ..qvg.errors import CameraPathError
+from ..qvg.errors import CameraPathError, ConfigError
+from ..qvg.world.cameras import Cameras
+from ..qvg.world.overlap import FieldOfView
+from ..qvg.world.pose_files import read_poses, write_poses
+from ..qvg.world.poses import UNITS_PER_FRAME, camera_poses
+from ..qvg.world.schedule import CHUNK_FRAMES, chunks_of, plan_chunk
+from ..qvg.world.selection import HUNYUAN_MEMORY, WAN_MEMORY, MemoryRule, select_context
 from .api import CATEGORY, Camera, io, ui
-from .pictures import path_picture
+from .pictures import Picture, path_picture, remembered_picture
 
 _MOVING = ("w", "a", "s", "d")
+AGAIN, NO_MEMORY = "again", "none"
+# Whose choice of frames to draw, and what the official code computes it in.
+MEMORIES: dict[str, tuple[MemoryRule, torch.dtype]] = {
+    "worldplay-5b": (WAN_MEMORY, torch.float32),
+    "worldplay-8b": (HUNYUAN_MEMORY, torch.float64),
+}
 
 
 @dataclass(frozen=True)
 class CameraPath:
-    """What travels along a QVG_CAMERA link."""
+    """What travels along a QVG_CAMERA link: keys held for latent frames; `beyond` as in `qvg.world.poses`."""
 
     moves: tuple[Move, ...]
     frames: int
+    beyond: str = AGAIN
 
     @property
     def path(self) -> str:
         """The pose string in its shortest form."""
         return format_path(self.moves)
 
-    def from_above(self) -> NDArray[np.int64]:
-        """Where each frame stands, (row, column), as far as moving keys tell. -> [frames, 2]"""
-        moving = [_moving_part(move) for move in self.moves]
-        if all(part is None for part in moving):
-            return np.zeros((self.frames, 2), np.int64)
-        return walk([part for part in moving if part is not None], self.frames)
+    def keys(self) -> str:
+        """The pose string for a world that walks it again when it ends. Raises ConfigError where that was not wanted."""
+        if self.beyond == "stay" and sum(move.frames for move in self.moves) + 1 < self.frames:
+            raise ConfigError(
+                "the camera is to stay where its path ends, but the demo world walks its path again; choose again, or lengthen it"
+            )
+        return self.path
+
+    def cameras(self) -> Cameras:
+        """A camera per latent frame, in space."""
+        return Cameras(camera_poses(self.moves, self.frames, self.beyond))
+
+    def from_above(self) -> NDArray[np.float64]:
+        """Where each frame stands, (row, column) in steps. -> [frames, 2]"""
+        if self.beyond == AGAIN and all(key in _MOVING for move in self.moves for key in move.keys):
+            return walk(self.moves, self.frames).astype(np.float64)
+        return _from_above(self.cameras())
 
 
-def _moving_part(move: Move) -> Move | None:
-    keys = tuple(key for key in move.keys if key in _MOVING)
-    return Move(keys, move.frames) if keys else None
+@dataclass(frozen=True, eq=False)
+class CameraPoses:
+    """What travels along a QVG_CAMERA link: poses, whatever keys may lead along them."""
+
+    poses: Cameras
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the video."""
+        return len(self.poses)
+
+    def keys(self) -> str:
+        """Raises ConfigError: there are none."""
+        raise ConfigError("this camera is given by poses, but the demo world walks by keys; connect 'QVG Camera Path' to it")
+
+    def cameras(self) -> Cameras:
+        """A camera per latent frame, in space."""
+        return self.poses
+
+    def from_above(self) -> NDArray[np.float64]:
+        """Where each frame stands, (row, column) in steps. -> [frames, 2]"""
+        return _from_above(self.poses)
+
+
+def _from_above(cameras: Cameras) -> NDArray[np.float64]:
+    """x to the right, z up the picture."""
+    return cameras.poses[:, (2, 0), 3] * (-1.0, 1.0) / UNITS_PER_FRAME
+
+
+def _looking(cameras: Cameras) -> NDArray[np.float64]:
+    """Which way each frame looks, from above. -> [frames, 2], (row, column), shorter where it looks up or down"""
+    return cameras.poses[:, (2, 0), 2] * (-1.0, 1.0)
+
+
+def remembered(cameras: Cameras, memory: str) -> list[tuple[int, ...]]:
+    """The frames that each chunk will see, as the sampler's vendor mode chooses them. Raises ConfigError for a broken chunk."""
+    rule, dtype = MEMORIES[memory]
+    field, views = FieldOfView(dtype=dtype), torch.from_numpy(cameras.views())
+
+    def select(current: int) -> list[int]:
+        return select_context(rule, views[: current + CHUNK_FRAMES], current, field)
+
+    return [plan_chunk(index, "vendor", select).context for index in range(chunks_of(len(cameras)))]
+
+
+def _picture(camera: CameraPath | CameraPoses, memory: str = NO_MEMORY) -> Any:
+    """For the page: the path from above, beside it what is remembered. -> [1, H, W, 3]"""
+    looks = isinstance(camera, CameraPoses) or any(key not in _MOVING for move in camera.moves for key in move.keys)
+    pictures: list[Picture] = [path_picture(camera.from_above(), _looking(camera.cameras()) if looks else None)]
+    if memory != NO_MEMORY:
+        pictures.append(remembered_picture(remembered(camera.cameras(), memory), camera.frames))
+    return torch.from_numpy(np.concatenate(pictures, 1))[None].float() / 255
 
 
 class QVGCameraPath(io.ComfyNode):
@@ -62,8 +136,24 @@ class QVGCameraPath(io.ComfyNode):
                     "with +, as in w+d-8. The demo world looks straight down and knows w a s d only.",
                 ),
                 io.Int.Input("frames", default=101, min=2, max=100_000, tooltip="Latent frames of the video."),
+                io.Combo.Input(
+                    "beyond",
+                    options=["again", "stay", "refuse"],
+                    default=AGAIN,
+                    tooltip="When the path ends before the video. again: walk it again from where the camera is. stay: stand "
+                    "still. refuse: path and video must be of one length, a frame more than the keys are held.",
+                    optional=True,
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=[NO_MEMORY, *MEMORIES],
+                    default=NO_MEMORY,
+                    tooltip="Also draw which earlier frames each chunk of four will see, as this model chooses them by where the "
+                    "camera looks. Changes nothing but the picture.",
+                    optional=True,
+                ),
             ],
-            outputs=[Camera.Output(display_name="camera", tooltip="For Demo World Start.")],
+            outputs=[Camera.Output(display_name="camera", tooltip="For Demo World Start and World Start.")],
             is_output_node=True,
         )
 
@@ -79,7 +169,69 @@ class QVGCameraPath(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, path: str, frames: int) -> io.NodeOutput:
-        camera = CameraPath(parse_path(path), frames)
-        picture = torch.from_numpy(path_picture(camera.from_above()))[None].float() / 255
-        return io.NodeOutput(camera, ui=ui.PreviewImage(picture, cls=cls))
+    def execute(cls, path: str, frames: int, beyond: str = AGAIN, memory: str = NO_MEMORY) -> io.NodeOutput:
+        camera = CameraPath(parse_path(path), frames, beyond)
+        if beyond == "refuse":
+            camera.cameras()
+        return io.NodeOutput(camera, ui=ui.PreviewImage(_picture(camera, memory), cls=cls))
+
+
+class QVGCameraPoses(io.ComfyNode):
+    """Pose file to camera, and camera to pose file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="QVGCameraPoses",
+            display_name="QVG Camera Poses",
+            category=CATEGORY,
+            description="A camera from the text of a pose file, as HY-WorldPlay's tools write them, or the text of one from a "
+            "camera of keys. One pose per latent frame: a camera-to-world matrix and the camera's own.",
+            search_aliases=["qvg", "camera json", "pose file", "camera trajectory", "extrinsics"],
+            inputs=[
+                io.String.Input(
+                    "poses",
+                    default="",
+                    multiline=True,
+                    tooltip="JSON: an object of 0, 1, ... each with extrinsic (4 x 4 camera-to-world) and K (3 x 3 in pixels). "
+                    "Paste it, or connect a node that reads a text file. Empty where a camera is connected.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="Latent frames of the video; other numbers of poses are refused. 0: as many as there are poses.",
+                ),
+                Camera.Input("camera", tooltip="A camera to write down as poses, in place of the text.", optional=True),
+            ],
+            outputs=[
+                Camera.Output(display_name="camera", tooltip="For World Start."),
+                io.String.Output(display_name="poses", tooltip="The text of a pose file, for a node that saves text."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, poses: str | None = None) -> bool | str:
+        if poses is None or not poses.strip():
+            return True
+        try:
+            read_poses(poses)
+        except CameraPathError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, poses: str, frames: int, camera: CameraPath | CameraPoses | None = None) -> io.NodeOutput:
+        if bool(poses.strip()) == (camera is not None):
+            both = "both a text and a camera are given" if camera is not None else "neither a text nor a camera is given"
+            raise ConfigError(f"{both}, but poses come from one of them; paste the text of a pose file, or connect a camera")
+        cameras = read_poses(poses) if camera is None else camera.cameras()
+        if frames and frames != len(cameras):
+            change = f"drop {len(cameras) - frames}" if len(cameras) > frames else f"add {frames - len(cameras)}"
+            raise CameraPathError(
+                f"there are {len(cameras)} camera poses, but the video has {frames} latent frames; {change}, or set frames to 0"
+            )
+        given = CameraPoses(cameras)
+        return io.NodeOutput(given, write_poses(cameras), ui=ui.PreviewImage(_picture(given), cls=cls))

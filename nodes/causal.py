@@ -9,6 +9,7 @@ from .api import CATEGORY, io
 
 FPS = 16
 POSITIONS = ("absolute", "reindexed")
+SIDES = (16, 8192)  # the shortest, which all are a multiple of, and the longest
 
 
 class QVGVideoStart(io.ComfyNode):
@@ -16,7 +17,7 @@ class QVGVideoStart(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size = {"min": 16, "max": 8192, "step": 16}
+        size = {"min": SIDES[0], "max": SIDES[1], "step": SIDES[0]}
         return io.Schema(
             node_id="QVGVideoStart",
             display_name="Causal Video Start",
@@ -87,10 +88,15 @@ class QVGVideoStart(io.ComfyNode):
 
 
 def _size_complaint(**sides: int | None) -> str | None:
-    """What is wrong with width or height; those that are linked are not known yet."""
+    """What is wrong with width or height; those that are linked are not known yet. ComfyUI checks no range of an input whose
+    validation is ours, and hands it over as it came."""
+    least, most = SIDES
     for name, pixels in sides.items():
-        if pixels is not None and pixels % 16:
-            return f"{name} is {pixels}, but must be a multiple of 16; use {max(16, round(pixels / 16) * 16)}"
+        if pixels is None:
+            continue
+        if not isinstance(pixels, int) or pixels % least or not least <= pixels <= most:
+            near = min(most, max(least, round(pixels / least) * least)) if isinstance(pixels, int) else least
+            return f"{name} is {pixels!r}, but must be a multiple of {least} from {least} to {most}; use {near}"
     return None
 
 

@@ -79,7 +79,7 @@ class QVGLoadCausalWan(io.ComfyNode):
 
 
 class QVGTrainedSigmas(io.ComfyNode):
-    """The noise levels that a MODEL of Load Causal Wan was distilled to."""
+    """The noise levels that a MODEL of Load Causal Wan or Load WorldPlay was distilled to."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -87,10 +87,12 @@ class QVGTrainedSigmas(io.ComfyNode):
             node_id="QVGTrainedSigmas",
             display_name="Trained Sigmas",
             category=CATEGORY,
-            description="The noise levels that this member of the causal Wan family was trained to be sampled at, in place of a "
-            "scheduler. Others do not make it better: it was distilled to these.",
+            description="The noise levels that this member of the causal Wan family, or WorldPlay, was trained to be sampled at, "
+            "in place of a scheduler. Others do not make it better: it was distilled to these.",
             search_aliases=["qvg", "scheduler", "self forcing sigmas", "causal forcing sigmas"],
-            inputs=[io.Model.Input("model", tooltip="From Load Causal Wan; cache and LoRA nodes may be in between.")],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Causal Wan or Load WorldPlay; cache and LoRA nodes may be in between.")
+            ],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas", tooltip="For SamplerCustomAdvanced; of every block but a different first."

@@ -32,8 +32,8 @@ class QVGSaveVideo(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="QVG/video",
-                    tooltip="Folder and beginning of the name, in the output folder. Takes %date:yyyy-MM-dd%, %width% and such, "
-                    "as Save Video does.",
+                    tooltip="Folder and beginning of the name, in the output folder. Takes %year%-%month%-%day%, %width% and "
+                    "such, as Save Video does.",
                 ),
                 io.Int.Input(
                     "crf",

@@ -15,6 +15,7 @@ Picture = NDArray[np.uint8]
 _GROUND, _INK, _MUTED, _RULE = "#14181f", "#e8ecf1", "#8b95a1", "#2b323c"
 _COLOURS = ("#7aa7d9", "#3ecf8e", "#f0924a", "#b79ce0")
 _PATH_PIXELS = 384
+_STROKE = 22
 _CHART_PIXELS = (768, 320)
 # Drawn so many times larger and then shrunk: PIL draws lines without smoothing.
 _OVERSAMPLING = 2
@@ -28,8 +29,11 @@ class Curve:
     values: Sequence[float]
 
 
-def path_picture(positions: ArrayLike) -> Picture:
-    """A camera's path from above. positions [F, 2], rows and columns -> [384, 384, 3]. The start is a dot, the end a ring."""
+def path_picture(positions: ArrayLike, looking: ArrayLike | None = None) -> Picture:
+    """A camera's path from above. positions [F, 2], rows and columns -> [384, 384, 3]. The start is a dot, the end a ring.
+
+    looking [F, 2]: which way each frame looks, a stroke of at most this length.
+    """
     size = _PATH_PIXELS * _OVERSAMPLING
     places = np.asarray(positions, np.float64)
     low, high = places.min(0), places.max(0)
@@ -42,12 +46,41 @@ def path_picture(positions: ArrayLike) -> Picture:
         draw.line([(0, size * line / 8), (size, size * line / 8)], _RULE, 2)
     if len(points) > 1:
         draw.line(points, _COLOURS[0], 3 * _OVERSAMPLING, joint="curve")
+    for (x, y), (down, right) in zip(points, () if looking is None else np.asarray(looking, np.float64).tolist(), strict=False):
+        draw.line([(x, y), (x + right * _STROKE, y + down * _STROKE)], _COLOURS[3], _OVERSAMPLING)
     for x, y in points:
         draw.ellipse(_around(x, y, 2.5), _COLOURS[0])
     draw.ellipse(_around(*points[0], 7), _COLOURS[1])
     draw.ellipse(_around(*points[-1], 9), None, _COLOURS[2], 3 * _OVERSAMPLING)
     note = f"{len(places)} latent frames; dot: start, ring: end"
     draw.text((size / 2, size - 14 * _OVERSAMPLING), note, _MUTED, _font(13), anchor="mm")
+    return _shrunk(image)
+
+
+def remembered_picture(contexts: Sequence[Sequence[int]], frames: int) -> Picture:
+    """Which earlier frames each chunk sees: a row per chunk, a column per frame. -> [384, 384, 3]
+
+    Frames that the chunk before saw too are of one colour, those that come back after having been out of sight of another.
+    """
+    size, top, left = _PATH_PIXELS * _OVERSAMPLING, 44 * _OVERSAMPLING, 16 * _OVERSAMPLING
+    side, image = size - 2 * left, Image.new("RGB", (size, size), _GROUND)
+    draw, height, width = ImageDraw.Draw(image), (size - top - left) / len(contexts), side / frames
+    chunk = frames // len(contexts)
+    for row, context in enumerate(contexts):
+        y = top + row * height
+        known = {*contexts[row - 1], *range((row - 1) * chunk, row * chunk)} if row else set()
+        own = range(row * chunk, (row + 1) * chunk)
+        marks = [(frame, _COLOURS[0] if frame in known else _COLOURS[2]) for frame in context] + [(f, _COLOURS[1]) for f in own]
+        for frame, colour in marks:
+            x = left + frame * width
+            gap = min(_OVERSAMPLING, width / 4)
+            draw.rectangle((x, y, max(x, x + width - gap), max(y, y + height - gap)), colour)
+    x = float(left)
+    for words, colour in (("a chunk", _COLOURS[1]), ("sees frames", _COLOURS[0]), ("found again", _COLOURS[2])):
+        draw.text((x, 18 * _OVERSAMPLING), words, colour, _font(13), anchor="lm")
+        x += draw.textlength(words, _font(13)) + 16 * _OVERSAMPLING
+    note = f"{len(contexts)} chunks downwards, {frames} latent frames to the right"
+    draw.text((left, 34 * _OVERSAMPLING), note, _MUTED, _font(11), anchor="lm")
     return _shrunk(image)
 
 

@@ -27,8 +27,8 @@ class QVGPromptAtFrame(io.ComfyNode):
             node_id="QVGPromptAtFrame",
             display_name="Prompt at Frame",
             category=CATEGORY,
-            description="Another prompt from a frame on. Chain several, and connect the last one to the guider. For QVG Causal "
-            "Sampler.",
+            description="Another prompt from a frame on. Chain several, and connect the last one to the guider, or to World "
+            "Start. For QVG Causal Sampler and World Sampler.",
             search_aliases=["qvg", "prompt schedule", "prompt travel", "prompt change"],
             inputs=[
                 io.Conditioning.Input(

@@ -32,9 +32,10 @@ class PromptBytes:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value.
-    `span_frames`: of a whole span, as the codec, the model's blocks and the window left it. `places`: where the bytes at the end
-    are; `prompt`: what cross-attention keeps beside the cache, of a model that has a prompt."""
+    """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value, or those
+    that are to be remembered. `span_frames`: of a whole span, as the codec, the model's blocks and the window left it. `places`:
+    where the bytes at the end are; `prompt`: what cross-attention keeps beside the cache, of a model that has a prompt;
+    `remembers`: what a world remembers, where that is chosen."""
 
     model: str
     device: str
@@ -49,6 +50,7 @@ class RunRecord:
     read: tuple[str, ...] = ()
     places: Places | None = None
     prompt: PromptBytes = PromptBytes()
+    remembers: str = ""
 
     @property
     def frames(self) -> int:
@@ -58,7 +60,8 @@ class RunRecord:
     @property
     def ratio(self) -> float:
         """Bytes of all frames at 16 bits per value over the bytes in memory at the end, exact frames included."""
-        return self.exact_bytes[-1] / self.cache_bytes[-1]
+        # Of a world of one chunk, nothing is remembered.
+        return self.exact_bytes[-1] / self.cache_bytes[-1] if self.cache_bytes[-1] else 1.0
 
     @property
     def seconds_per_frame(self) -> float:
@@ -81,16 +84,18 @@ class RunRecord:
     def text(self) -> str:
         """The report for people. MB are 10^6 bytes."""
         parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in self.components.by_component().items())
+        everything = f"all {self.frames} frames" if not self.remembers else "what it remembers"
         lines = [
             f"{self.model}, {self.frames} latent frames ({self.given_frames} given), {self.device}",
             f"cache: {_settings(self.config, self.span_frames)}",
             f"memory at the end {self.cache_bytes[-1] / 1e6:.2f} MB, at its peak {max(self.cache_bytes) / 1e6:.2f} MB; "
-            f"all frames at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
-            f"ratio {self.ratio:.2f}x over all {self.frames} frames, exact frames included",
+            f"{'all frames' if not self.remembers else everything} at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
+            f"ratio {self.ratio:.2f}x over {everything}, exact frames included",
             f"holds, in MB: {parts}; attention's workspace beside it {self.workspace_bytes / 1e6:.2f}",
             *self._places(),
             *([self.prompt.text()] if self.prompt.keys else []),
             *(f"read: {line}" for line in self.read),
+            *([self.remembers] if self.remembers else []),
             f"{self.seconds_per_frame:.3f} s per generated frame",
         ]
         if self.config.codec != "none" and not self.components.codes:

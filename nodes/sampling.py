@@ -53,7 +53,7 @@ class QVGDemoWorldStart(io.ComfyNode):
 
     @classmethod
     def execute(cls, camera: CameraPath, map_seed: int, batch_size: int = 1) -> io.NodeOutput:
-        walk = plan_walk(camera.path, camera.frames, map_seed)
+        walk = plan_walk(camera.keys(), camera.frames, map_seed)
         pixels = DemoWorldConfig().picture_pixels
         samples = torch.zeros(batch_size, 3, camera.frames, pixels, pixels)
         mask = torch.ones(1, 1, camera.frames, pixels, pixels)

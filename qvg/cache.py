@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..kernels import require_backend
 from .attention import History, Pair, attend
+from .beside import Beside, with_beside
 from .codec.base import TurningCodec
 from .config import QVGConfig
 from .errors import CacheError, ConfigError, NonFiniteError
@@ -104,21 +105,26 @@ class KVCache:
         self._origins = rows
 
     @torch.no_grad()
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the current block over history and itself. All [B, H, S, D], before RoPE; k and v replace the block's."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, beside: Beside | None = None) -> Tensor:
+        """Attention of the current block over history, itself and `beside`. All [B, H, S, D], before RoPE; k and v replace the
+        block's."""
         self._append(layer, q, k, v)
         if self.rope is None:
-            return self._read(layer, q, (k, v))
+            return self._read(layer, q, with_beside(beside, k, v))
         turn = self._block_rotation(k)
         self._device = k.device
         q, k = rotate(q, turn), rotate(k, turn)
         if self.config.keys == "after_rope":
             self.layers[layer].append(k, v)
-            return self._read(layer, q, (k, v))
-        return self._read(layer, q, (k, v), lambda which, start, stop: None if which else self._rotation(start, stop))
+            return self._read(layer, q, with_beside(beside, k, v))
+        return self._read(
+            layer, q, with_beside(beside, k, v), lambda which, start, stop: None if which else self._rotation(start, stop)
+        )
 
     @torch.no_grad()
-    def attend_projected(self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector) -> Tensor:
+    def attend_projected(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector, *, beside: Beside | None = None
+    ) -> Tensor:
         """`attend` in coordinates of the cameras instead of along a rope, over the same stored keys and values, so that a layer
         may do both. `projector` holds the cameras of all frames in memory, oldest first, and of the block."""
         if self.config.keys == "after_rope":
@@ -130,7 +136,7 @@ class KVCache:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
         self._append(layer, q, k, v)
         q, k, v = projector.block(q, k, v)
-        return projector.leave(self._read(layer, q, (k, v), projector.turn, projected=True))
+        return projector.leave(self._read(layer, q, with_beside(beside, k, v), projector.turn, projected=True))
 
     def _append(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.check_usable(layer)

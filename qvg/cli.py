@@ -170,19 +170,20 @@ def _run(options: argparse.Namespace) -> int:
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from .models.checkpoint import WEIGHTS
     from .models.convert import DTYPE_NAMES
-    from .models.variants import VARIANTS
+    from .models.variants import VARIANTS, WORLDPLAY_8B
     from .models.which_variant import AUTO
 
     command = commands.add_parser(
         "convert",
         help="make a file that ComfyUI's own loader knows to be a causal Wan",
         description="Read a checkpoint of the causal Wan family (Self-Forcing, Causal-Forcing, CausVid, LongLive) and write it "
-        "as a .safetensors file with the mark by which ComfyUI's Load Diffusion Model knows a causal Wan. Memory holds one "
+        "as a .safetensors file with the mark by which ComfyUI's Load Diffusion Model knows a causal Wan; or HY-WorldPlay's "
+        "model.pt (40 GB), of which 10.6 GB are left for Load WorldPlay, and its 8B model with ComfyUI's names. Memory holds one "
         "tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
     )
     command.add_argument("source", type=Path, metavar="IN", help=".pt, .pth or .safetensors")
     command.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
-    command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join(VARIANTS)}")
+    command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join([*VARIANTS, *WORLDPLAY_8B])}")
     command.add_argument(
         "--weights", default=AUTO, metavar="NAME", help=f"weights of the file to take: {AUTO} (as released), {', '.join(WEIGHTS)}"
     )

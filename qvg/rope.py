@@ -103,6 +103,13 @@ def wan_rope(grid_rows: int, grid_cols: int, head_dim: int = 128, theta: float =
     return GridRope(grid_rows, grid_cols, (time, rows, cols))
 
 
+def hunyuan_rope(grid_rows: int, grid_cols: int) -> GridRope:
+    """Positions of HunyuanVideo: of a head's 128 channels 16 turn with time, 56 with row and 56 with column; the i-th pair of n
+    turns by 256 ** (-i / n) radians per token. For keys put through `pairs_apart`."""
+    time, rows, cols = (tuple(256.0 ** (-i / count) for i in range(count)) for count in (8, 28, 28))
+    return GridRope(grid_rows, grid_cols, (time, rows, cols))
+
+
 def pairs_apart(x: Tensor) -> Tensor:
     """Channels of a model that turns neighbours, (2i, 2i + 1), in the order that `rotate` turns, (i, i + D/2). [..., D] -> [...,
     D]

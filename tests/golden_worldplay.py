@@ -35,10 +35,10 @@ def selections(rule: str) -> dict[int, list[int]]:
     return {int(current): frames for current, frames in json.loads(_METADATA["selection"])[rule].items()}
 
 
-def weights() -> dict[str, Tensor]:
+def weights(text_channels: int = TEXT, layers: int = LAYERS) -> dict[str, Tensor]:
     """The network's weights by their official names, from numpy's frozen generator."""
     random, state = np.random.RandomState(7), {}
-    for name, shape in sorted(_shapes().items()):
+    for name, shape in sorted(_shapes(text_channels, layers).items()):
         x = random.standard_normal(shape)
         if "norm" in name and name.endswith("weight"):
             x = 1 + 0.1 * x
@@ -60,7 +60,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return noise, image, prompt
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
+def _shapes(text_channels: int, layers: int) -> dict[str, tuple[int, ...]]:
     condition, shapes = "condition_embedder", {"scale_shift_table": (1, 2, WIDTH)}
 
     def linear(name: str, rows: int, columns: int) -> None:
@@ -72,9 +72,9 @@ def _shapes() -> dict[str, tuple[int, ...]]:
         linear(f"{condition}.{name}.linear_1", WIDTH, 256)
         linear(f"{condition}.{name}.linear_2", WIDTH, WIDTH)
     linear(f"{condition}.time_proj", 6 * WIDTH, WIDTH)
-    linear(f"{condition}.text_embedder.linear_1", WIDTH, TEXT)
+    linear(f"{condition}.text_embedder.linear_1", WIDTH, text_channels)
     linear(f"{condition}.text_embedder.linear_2", WIDTH, WIDTH)
-    for block in (f"blocks.{layer}" for layer in range(LAYERS)):
+    for block in (f"blocks.{layer}" for layer in range(layers)):
         shapes |= {
             f"{block}.scale_shift_table": (1, 6, WIDTH),
             f"{block}.norm2.weight": (WIDTH,),

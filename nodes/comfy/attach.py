@@ -23,6 +23,8 @@ RUN_KEY = "qvg_run"
 VARIANT_KEY = "qvg_variant"
 # What ComfyUI's own causal Wan is called in reports.
 CORE_NAME = "causal Wan"
+# Attribute of a `BaseModel` of core's that is a world: what is asked of it (see `worldplay.WorldPlay5B`).
+WORLD = "qvg_world"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ def require_cache(base_model: Any) -> Any:
     if hasattr(base_model, "qvg_cache_spec"):
         return base_model
     name = type(base_model).__name__
+    if hasattr(base_model, WORLD):
+        raise UnsupportedModelError(
+            f"{world_of(base_model).name} is sampled by 'World Sampler', which knows its cameras; connect that one"
+        )
     if has_cache_of_core(base_model):
         raise UnsupportedModelError(
             f"{name} is sampled by 'QVG Causal Sampler' or ComfyUI's own 'Sampler AR Video'; connect one in place of QVG Sampler"
@@ -54,15 +60,24 @@ def require_cache(base_model: Any) -> Any:
             " If the file is a Self-Forcing or Causal-Forcing checkpoint: ComfyUI's own loader takes it for an ordinary Wan; "
             "load it with 'Load Causal Wan', or convert it once with `qvg convert`."
         )
+    if name == "WAN22":
+        hint = " If the file is HY-WorldPlay's: ComfyUI's own loader takes it for a Wan 2.2; load it with 'Load WorldPlay'."
     raise UnsupportedModelError(
         f"{name} has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "
-        "causal Wan (Self-Forcing, Causal-Forcing) as ComfyUI 0.21 or newer loads it, and the demo world (node 'Load "
-        f"Demo World').{hint}"
+        "causal Wan (Self-Forcing, Causal-Forcing) as ComfyUI 0.21 or newer loads it, HY-WorldPlay (node 'Load WorldPlay'), and "
+        f"the demo world (node 'Load Demo World').{hint}"
     )
+
+
+def world_of(base_model: Any) -> Any:
+    """What is asked of a world model; None for others."""
+    return getattr(base_model, WORLD, None)
 
 
 def counted_model(model: Any) -> str:
     """Name of a MODEL whose cache we keep; otherwise UnsupportedModelError or ConfigError says why nothing is known of it."""
+    if hasattr(model.model, WORLD):
+        return str(world_of(model.model).name)
     if not has_cache_of_core(model.model):
         return str(require_cache(model.model).qvg_name)
     if SETTINGS_KEY not in model.model_options.get("transformer_options", {}):
@@ -80,11 +95,13 @@ def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> An
         from . import causal_wan  # needs a ComfyUI that has such models
 
         causal_wan.check_config(model.model, config)
+    elif hasattr(model.model, WORLD):
+        world_of(model.model).check_config(model.model, config)
     else:
         require_cache(model.model).qvg_cache_spec(1).check(config)
     clone = model.clone()
     if merge_padding and (not core or config.codec == "none"):
-        why = "exact is to be what a bypassed node gives" if core else f"{model.model.qvg_name} has no prompt"
+        why = "exact is to be what a bypassed node gives" if core else f"{counted_model(model)} has no prompt of ours"
         logger.info("QVG: merge_padding has no effect: %s", why)
         merge_padding = False
     put_settings(clone, CacheSettings(config, merge_padding))

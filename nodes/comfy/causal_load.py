@@ -53,7 +53,7 @@ def load_causal_wan(file: str, variant: str, weights: str, dtype: str, lora: str
     checkpoint = _read(path, variant, weights, has_lora=lora is not None)
     layers = read_lora(lora_path(lora)) if lora else {}
     require_fit(layers, checkpoint.tensors, str(lora))
-    options = _model_options(checkpoint, dtype)
+    options = dtype_options(checkpoint, dtype)
     # Before loading: ComfyUI takes the tensors out of the dictionary.
     text = _text(checkpoint, lora)
     model = _patcher(checkpoint, options)
@@ -61,7 +61,7 @@ def load_causal_wan(file: str, variant: str, weights: str, dtype: str, lora: str
         model.cached_patcher_init = (_load_again, (path, variant, weights, options))
     _put_variant(model, checkpoint)
     _put_lora(model, layers)
-    text = f"{text}, computed in {_short(model.model.get_dtype_inference())}"
+    text = f"{text}, computed in {short_dtype(model.model.get_dtype_inference())}"
     logger.info("QVG: %s", text.replace("\n", "; "))
     for remark in checkpoint.remarks:
         logger.warning("QVG: %s: %s", path.name, remark)
@@ -84,7 +84,7 @@ def _read(path: Path, variant: str, weights: str, has_lora: bool) -> CausalCheck
     return read_causal_wan(path, variant, weights, replace(ours, content=theirs), has_lora)
 
 
-def _model_options(checkpoint: CausalCheckpoint, dtype: str) -> dict[str, Any]:
+def dtype_options(checkpoint: CausalCheckpoint, dtype: str) -> dict[str, Any]:
     """What UNETLoader would say for this dtype; {} leaves it to ComfyUI."""
     if dtype in _DTYPES:
         return {"dtype": _DTYPES[dtype], **({"fp8_optimizations": True} if dtype == "fp8_e4m3fn_fast" else {})}
@@ -142,11 +142,15 @@ def _text(checkpoint: CausalCheckpoint, lora: str | None) -> str:
     if variant:
         sigmas = ", ".join(f"{sigma:.4g}" for sigma in variant.sigmas)
         lines += [f"blocks of {variant.frames_per_block} latent frame(s), sigmas {sigmas}, shift {variant.shift:g}"]
+    if variant and variant.window_frames:
+        window, sink = variant.window_frames, variant.sink_frames
+        lines += [f"trained with window_frames {window} and sink_frames {sink}: set these on QVG KV Cache for long videos"]
     of = f"{checkpoint.weights}, " if checkpoint.weights else ""
-    stored = f"{_short(checkpoint.stored_dtype)}{' with scales' if checkpoint.quantized else ''}"
+    stored = f"{short_dtype(checkpoint.stored_dtype)}{' with scales' if checkpoint.quantized else ''}"
     lines += [f"weights {of}stored in {stored}{f', with {lora}' if lora else ''}"]
     return "\n".join(lines)
 
 
-def _short(dtype: torch.dtype) -> str:
+def short_dtype(dtype: torch.dtype) -> str:
+    """Its name without torch's."""
     return str(dtype).removeprefix("torch.")

@@ -10,12 +10,12 @@ from typing import Any
 import comfy.model_management as mm
 
 from ...qvg import CacheSpec, ConfigError, QVGConfig
-from ...qvg.models.shapes import NetworkShape, wan_shape
+from ...qvg.models.shapes import SHAPES, NetworkShape, wan_shape
 from ...qvg.plan import MOST_LATENT_FRAMES, Video, Weights, pictures, plan
 from ...qvg.plan.advice import setting_that_fits
 from ...qvg.plan.words import verdict
 from ...qvg.plan_decode import WAN_2_1, WAN_2_2
-from .attach import CORE_NAME, SETTINGS_KEY, has_cache_of_core, require_cache, settings_of, variant_of
+from .attach import CORE_NAME, SETTINGS_KEY, has_cache_of_core, require_cache, settings_of, variant_of, world_of
 
 _DECODERS = {16: WAN_2_1, 48: WAN_2_2}  # by channels of the latent
 
@@ -24,7 +24,10 @@ def describe(model: Any) -> tuple[NetworkShape, Weights, QVGConfig | None]:
     """Shape and weights of a MODEL with a KV cache, and how QVG KV Cache is to keep it, None where that node is not in its way.
     Raises UnsupportedModelError for other models."""
     base_model = model.model
-    shape = _causal_wan(model) if has_cache_of_core(base_model) else _own(require_cache(base_model))
+    if world_of(base_model) is not None:
+        shape = _world(base_model)
+    else:
+        shape = _causal_wan(model) if has_cache_of_core(base_model) else _own(require_cache(base_model))
     has_settings = SETTINGS_KEY in model.model_options.get("transformer_options", {})
     compute = base_model.get_dtype_inference()
     kept = {1: "fp8", 4: "fp32"}.get(getattr(base_model.get_dtype(), "itemsize", 2), "bf16")
@@ -81,6 +84,18 @@ def _causal_wan(model: Any) -> NetworkShape:
         decoder=decoder,
         token_pixels=network.patch_size[-1] * (decoder.latent_pixels if decoder else 8),
         text_channels=getattr(network.text_embedding[0], "in_features", 4096),
+    )
+
+
+def _world(base_model: Any) -> NetworkShape:
+    """As the published one, in this one's sizes. Its memory is planned for all frames, as the modes but vendor keep it."""
+    network, world = base_model.diffusion_model, world_of(base_model)
+    parameters = sum(map(_count, network.parameters()))
+    in_layers = sum(_count(weight) for weight in network.blocks.parameters() if weight.ndim == 2)
+    sizes = {"layers": len(network.blocks), "heads": network.num_heads, "head_dim": network.dim // network.num_heads}
+    mlp = getattr(network.blocks[0].ffn[0], "out_features", network.ffn_dim)
+    return replace(
+        SHAPES[world.variant.name], title=world.name, **sizes, mlp=mlp, parameters=parameters, layer_parameters=in_layers
     )
 
 

@@ -51,8 +51,10 @@ def _encoded(vae: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
 def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
     fits = given.ndim == 5 and given.shape[1] == shape[1] and given.shape[3:] == shape[3:]
     if not fits or given.shape[0] not in (1, shape[0]):
+        batch = "1" if shape[0] == 1 else f"1 or {shape[0]}"
         raise ConfigError(
             f"the latent to extend is {list(given.shape)}, but [batch, channels, frames, height, width] must be "
-            f"[1 or {shape[0]}, {shape[1]}, any, {shape[3]}, {shape[4]}]; set width and height to those of the video to extend"
+            f"[{batch}, {shape[1]}, any, {shape[3]}, {shape[4]}]; set width, height and batch_size to those of the video to "
+            "extend"
         )
     return given

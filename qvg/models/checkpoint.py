@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ LORA_KEY = "qvg_lora"
 
 @dataclass(frozen=True)
 class CausalCheckpoint:
-    """`tensors` have Wan's own names and are mapped from disk. `weights` is the dictionary in the file that was taken, "" where
-    there is but one. `metadata` marks the model as causal for ComfyUI. `remarks` are sentences for the user."""
+    """`tensors` have Wan's own names (a HunyuanVideo's ComfyUI's) and are mapped from disk. `weights` is the dictionary in the
+    file that was taken, "" where there is but one. `metadata` marks the model as causal for ComfyUI. `remarks` are sentences for
+    the user. `joined` are tensors of the model that the file has in parts, one behind another along the first axis."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -37,6 +38,7 @@ class CausalCheckpoint:
     found: Found
     weights: str = _PLAIN
     remarks: tuple[str, ...] = ()
+    joined: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
     def variant(self) -> CausalVariant | None:

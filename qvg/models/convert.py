@@ -1,4 +1,4 @@
-"""A causal Wan of any kind into the one file that ComfyUI's own loader knows to be causal."""
+"""A causal Wan of any kind into the one file that ComfyUI's own loader knows to be causal; WorldPlay into a smaller one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from ..files import written_whole
 from .checkpoint import LORA_KEY, CausalCheckpoint, read_causal_wan
 from .lora import LoraLayer, read_lora, require_fit
 from .safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
+from .weight_files import open_weights
 from .which_variant import AUTO, METADATA_KEY
+from .worldplay_file import is_worldplay, read_worldplay, require_variant
+from .worldplay_hunyuan_file import is_worldplay_hunyuan, read_worldplay_hunyuan
 
 DTYPE_NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_DTYPE = "bf16"  # what the family is trained and run in
@@ -42,7 +45,7 @@ def plan_conversion(
 
     Raises ConfigError and UnsupportedModelError for what cannot be converted.
     """
-    checkpoint = read_causal_wan(source, variant, weights, has_lora=lora is not None)
+    checkpoint = _read(source, variant, weights, has_lora=lora is not None)
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPE_NAMES)}")
     layers = read_lora(lora) if lora else {}
@@ -57,11 +60,24 @@ def plan_conversion(
     tensors = {
         name: _late(name, tensor, to, layers.get(name.removesuffix(".weight"))) for name, tensor in checkpoint.tensors.items()
     }
+    tensors |= {name: _late_joined(name, parts, to) for name, parts in checkpoint.joined.items()}
     metadata = dict(checkpoint.metadata)
     metadata |= {METADATA_KEY: checkpoint.variant.name} if checkpoint.variant else {}
     metadata |= {LORA_KEY: lora.name} if lora else {}
     stored = None if to is None else dtype or DEFAULT_DTYPE
     return Conversion(checkpoint, tensors, metadata, safetensors_bytes(tensors, metadata), stored)
+
+
+def _read(source: Path, variant: str, weights: str, has_lora: bool) -> CausalCheckpoint:
+    file = open_weights(source)
+    if is_worldplay_hunyuan(file):
+        if has_lora:
+            raise ConfigError(f"{source.name} is HY-WorldPlay on HunyuanVideo 1.5; merge no LoRA here, but load it in ComfyUI")
+        return read_worldplay_hunyuan(source, variant, weights, file)
+    if not is_worldplay(file):
+        return read_causal_wan(source, variant, weights, file, has_lora)
+    require_variant(variant)
+    return read_worldplay(source, weights, file)
 
 
 def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object] = lambda size: None) -> None:
@@ -103,6 +119,12 @@ def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | N
         return LateTensor(tensor.shape, tensor.dtype, lambda: tensor)
     dtype = torch.float32 if name.startswith(_KEPT) else to
     return LateTensor(tensor.shape, dtype, partial(_made, name, tensor, dtype, lora if name.endswith(".weight") else None))
+
+
+def _late_joined(name: str, parts: tuple[Tensor, ...], to: torch.dtype | None) -> LateTensor:
+    first = _late(name, parts[0], to, None)
+    shape = torch.Size((sum(part.shape[0] for part in parts), *first.shape[1:]))
+    return LateTensor(shape, first.dtype, lambda: torch.cat([_made(name, part, first.dtype, None) for part in parts]))
 
 
 def _made(name: str, tensor: Tensor, dtype: torch.dtype, lora: LoraLayer | None) -> Tensor:

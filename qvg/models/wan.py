@@ -226,19 +226,19 @@ class WanBlock(nn.Module):
     def forward(self, tokens: Tensor, shared: Tensor, layer: int, attend: Attend, prompt: Prompt) -> Tensor:
         """tokens [B, F*S, W], shared [B, F, 6, W]."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._parts(shared)
-        x = _modulated(self.norm1(tokens), shift_a, scale_a)
+        x = modulated(self.norm1(tokens), shift_a, scale_a)
         k, v = self.self_attn.keys_values(x)
         attention = attend(layer, pairs_apart(self.self_attn.queries(x)), pairs_apart(k), v)
-        tokens = tokens + _gated(self.self_attn.out(attention), gate_a)
+        tokens = tokens + gated(self.self_attn.out(attention), gate_a)
         attention = prompt.attend(layer, self.cross_attn.queries(self.norm3(tokens)))
         tokens = tokens + self.cross_attn.out(attention)
-        update: Tensor = self.ffn(_modulated(self.norm2(tokens), shift_m, scale_m))
-        return tokens + _gated(update, gate_m)
+        update: Tensor = self.ffn(modulated(self.norm2(tokens), shift_m, scale_m))
+        return tokens + gated(update, gate_m)
 
     def keys_values(self, tokens: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` hands to `attend`, where nothing else is asked of this block."""
         shift, scale, *_ = self._parts(shared)
-        k, v = self.self_attn.keys_values(_modulated(self.norm1(tokens), shift, scale))
+        k, v = self.self_attn.keys_values(modulated(self.norm1(tokens), shift, scale))
         return pairs_apart(k), v
 
     def _parts(self, shared: Tensor) -> tuple[Tensor, ...]:
@@ -258,7 +258,7 @@ class _Head(nn.Module):
     def forward(self, tokens: Tensor, level: Tensor) -> Tensor:
         """tokens [B, F*S, W], level [B, F, W]."""
         shift, scale = (level.unsqueeze(2) + self.modulation.to(level)).unsqueeze(3).unbind(2)
-        pixels: Tensor = self.head(_modulated(self.norm(tokens), shift, scale))
+        pixels: Tensor = self.head(modulated(self.norm(tokens), shift, scale))
         return pixels
 
 
@@ -266,14 +266,15 @@ def _norm(width: int, operations: Any, like: dict[str, Any]) -> Any:
     return operations.LayerNorm(width, elementwise_affine=False, eps=EPS, **like)
 
 
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x [B, F*S, W]; shift and scale [B, F, 1, W]."""
     return torch.addcmul(shift, x.unflatten(1, (shift.shape[1], -1)), 1 + scale).flatten(1, 2)
 
 
-def _gated(x: Tensor, gate: Tensor) -> Tensor:
-    gated: Tensor = x.unflatten(1, (gate.shape[1], -1)) * gate
-    return gated.flatten(1, 2)
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    """x [B, F*S, W], gate [B, F, 1, W]."""
+    by_frame: Tensor = x.unflatten(1, (gate.shape[1], -1)) * gate
+    return by_frame.flatten(1, 2)
 
 
 def sines(t: Tensor) -> Tensor:

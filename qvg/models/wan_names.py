@@ -43,6 +43,10 @@ _OTHERS = (
         r"lora_(A|B|up|down)\b",
         "holds a LoRA and no model; give the model's file (for LongLive longlive_base.pt), and this as its LoRA",
     ),
+    (
+        r"^condition_embedder\.action_embedder\.|^action_embedding\.|to_out_prope|\.o_prope\.",
+        "is HY-WorldPlay, which walks through worlds; load it with 'Load WorldPlay'",
+    ),
     (r"^condition_embedder\.", "has Diffusers' names; take the original .pt of this model, or a file repackaged for ComfyUI"),
     (
         r"^(decoder\.(conv1|conv_in|middle|mid)|encoder\.(conv1|conv_in|down))",

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..beside import Beside, with_beside
 from ..cache import KVCache
 from ..config import QVGConfig
 from ..errors import ConfigError
-from ..projective import Projector, projection_matrices
+from ..projective import Projector, project, projection_matrices
 from ..rope import GridRope, Rotation, rotate
 from ..spec import CacheSpec
 from ..world.cameras import Cameras
@@ -31,7 +32,8 @@ LAYOUTS = ("once", "vendor")
 
 class WorldMemory(ABC):
     """For every chunk: `begin_context`, the network's context pass through `attend_context` and `keep`, `begin_chunk`, and
-    denoise steps through `attend`. Keys come before RoPE, pairs apart. Use it in a `with`."""
+    denoise steps through `attend`. Keys come before RoPE, pairs apart; `beside` is what both attentions see besides, such as a
+    text, keys with pairs apart too. Use it in a `with`."""
 
     def __init__(self, cache: KVCache, rope: GridRope):
         self.cache, self.rope = cache, rope
@@ -61,16 +63,16 @@ class WorldMemory(ABC):
         self._place(frames, plan.positions, plan.context)
         self._own, self._own_positions = self._projector(frames, (*plan.context, *frames)), tuple(plan.positions)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None = None) -> Tensor:
         """Both attentions of the chunk over the memory and itself, side by side: [B, H, S, 2D]. Nothing is kept."""
-        out = self._attend_all(layer, q, k, v)
+        out = self._attend_all(layer, q, k, v, beside)
         self.cache.release(layer)
         return out
 
-    def attend_context(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend_context(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None = None) -> Tensor:
         """Both attentions of the context pass; keys and values of `plan.store` are committed."""
         assert self._plan is not None
-        out = self._attend_all(layer, q, k, v) if self._plan.recalls else self._attend_own(q, k, v)
+        out = self._attend_all(layer, q, k, v, beside) if self._plan.recalls else self._attend_own(q, k, v, beside)
         self.keep(layer, k, v)
         return out
 
@@ -87,11 +89,13 @@ class WorldMemory(ABC):
     def __exit__(self, *error: object) -> None:
         self.cache.reset()
 
-    def _attend_own(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_own(self, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
         """The frames of the pass among themselves, exactly."""
         rotation = self._own_rotation(q)
-        along = scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v)
-        by_cameras = self._own.leave(scaled_dot_product_attention(*self._own.block(q, k, v)))
+        along = scaled_dot_product_attention(rotate(q, rotation), *with_beside(beside, rotate(k, rotation), v))
+        queries, *projected = self._own.block(q, k, v)
+        beside = self._beside_cameras(beside)
+        by_cameras = self._own.leave(scaled_dot_product_attention(queries, *with_beside(beside, *projected)))
         return torch.cat([along, by_cameras], -1)
 
     def _own_rotation(self, like: Tensor) -> Rotation:
@@ -107,6 +111,10 @@ class WorldMemory(ABC):
         """The world in which this chunk is computed."""
         return cameras
 
+    def _beside_cameras(self, beside: Beside | None) -> Beside | None:
+        """As the attention in coordinates of the cameras sees it: untransformed in the world of `cameras`."""
+        return beside
+
     @abstractmethod
     def _place(self, block: Sequence[int], positions: range, memory: Sequence[int]) -> None:
         """Where a block's frames stand, and how many are in memory before it."""
@@ -116,15 +124,23 @@ class WorldMemory(ABC):
         """What the cache keeps of a pass's keys and values."""
 
     @abstractmethod
-    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Both attentions over memory and block."""
+    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
+        """Both attentions over memory, block and `beside`."""
 
 
 class StoredOnce(WorldMemory):
     """Layout "once"."""
 
     def _centred(self, cameras: Cameras, plan: ChunkPlan) -> Cameras:
+        self._origin = torch.from_numpy(cameras.views()[plan.frames.start : plan.frames.start + 1]).float()
         return cameras.recentred(plan.frames.start)
+
+    def _beside_cameras(self, beside: Beside | None) -> Beside | None:
+        """A text knows no camera and stays where the world began; from the chunk's camera, the world begins at `_origin`."""
+        if beside is None:
+            return None
+        keys, values = beside
+        return project(keys, self._origin, apart=True), project(values, self._origin)
 
     def _place(self, block: Sequence[int], positions: range, memory: Sequence[int]) -> None:
         self.cache.replace_origins([(place, 0, 0) for place in range(len(memory))])
@@ -133,9 +149,9 @@ class StoredOnce(WorldMemory):
     def _stored(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return k, v
 
-    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        along = self.cache.attend(layer, q, k, v)
-        return torch.cat([along, self.cache.attend_projected(layer, q, k, v, self._own)], -1)
+    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
+        along = self.cache.attend(layer, q, k, v, beside=beside)
+        return torch.cat([along, self.cache.attend_projected(layer, q, k, v, self._own, beside=self._beside_cameras(beside))], -1)
 
 
 class StoredAsVendor(WorldMemory):
@@ -148,12 +164,13 @@ class StoredAsVendor(WorldMemory):
         _, projected_k, projected_v = self._own.block(k, k, v)
         return torch.cat([rotate(k, self._own_rotation(k)), projected_k], -1), torch.cat([v, projected_v], -1)
 
-    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
         along, projected = rotate(q, self._own_rotation(q)), self._own.block(q, k, v)[0]
         nothing = torch.zeros_like(q)
         # Each half of the queries meets its half of the keys. Twice the channels would halve the softmax's scale squared.
         queries = torch.cat([torch.cat([along, nothing], -1), torch.cat([nothing, projected], -1)], 2) * 2**0.5
-        out = self.cache.attend(layer, queries, *self._stored(k, v))
+        both = None if beside is None else (beside[0].repeat(1, 1, 1, 2), beside[1].repeat(1, 1, 1, 2))
+        out = self.cache.attend(layer, queries, *self._stored(k, v), beside=both)
         (first, _), (_, second) = (half.chunk(2, -1) for half in out.chunk(2, 2))
         return torch.cat([first, self._own.leave(second)], -1)
 

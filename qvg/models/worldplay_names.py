@@ -33,7 +33,7 @@ _OUT = re.compile(r"_attn\.out\.0\.")
 
 # Of the checkpoint that the world was trained into: 27 + 2 per block, 15 + 4 around them.
 PER_BLOCK, AROUND = 29, 19
-_GET = (
+GET_5B = (
     "get wan_distilled_model/model.pt of tencent/HY-WorldPlay, whose licence excludes the European Union, the United Kingdom and "
     "South Korea"
 )
@@ -57,11 +57,11 @@ def wan_names(state: Mapping[str, Any]) -> dict[str, Tensor]:
     if not blocks or lacks:
         known = any(name.endswith(".self_attn.q.weight") for name in renamed)
         what = f"a Wan without HY-WorldPlay's layers (it lacks {lacks!r})" if known else "no Wan at all"
-        raise UnsupportedModelError(f"the checkpoint is {what}; {_GET}")
+        raise UnsupportedModelError(f"the checkpoint is {what}; {GET_5B}")
     expected = PER_BLOCK * len(blocks) + AROUND
     if len(renamed) != expected:
         raise UnsupportedModelError(
-            f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {len(blocks)} blocks has {expected}; {_GET}"
+            f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {len(blocks)} blocks has {expected}; {GET_5B}"
         )
     return renamed
 

@@ -60,7 +60,8 @@ class Plan:
     `exact_cache_bytes` of 16 bits per value without a window; `workspace_bytes` of what attention reads through;
     `activation_bytes` of one block, the prompt and the latents; `decode_bytes` with the VAE's weights, 0 where no decoder is
     known. `fits` is None where the device's memory is not known, `longest_frames` (pictures; of whole blocks, or the video asked
-    for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead.
+    for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead;
+    below 0 where the codebooks that an encoder gets copies of are more than that.
     """
 
     latent_frames: int

@@ -48,7 +48,7 @@ def report(
         ("cache at 16 bits per value", gigabytes(found.exact_cache_bytes)),
         (f"cache, {label}, at the end", gigabytes(found.cache_end_bytes) + saved),
         ("  at its worst moment", gigabytes(found.cache_peak_bytes)),
-        *([("  of which in main memory", gigabytes(found.away_bytes))] if found.away_bytes else []),
+        *([("  of which in main memory", gigabytes(found.away_bytes))] if found.away_bytes > 0 else []),
         ("transient: attention's workspace", gigabytes(found.workspace_bytes)),
         ("transient: one block, prompt, latents", gigabytes(found.activation_bytes)),
         ("all of that, while sampling", gigabytes(found.sampling_bytes)),

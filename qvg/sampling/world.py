@@ -5,39 +5,58 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..cache import KVCache
 from ..errors import ConfigError
-from ..models.wan import Prompt
-from ..models.worldplay import WorldPlay
 from ..models.worldplay_memory import WorldMemory
 from ..world.cameras import Cameras
 from ..world.labels import action_labels
 from ..world.overlap import FieldOfView
-from ..world.schedule import CHUNK_FRAMES, CONTEXT_TIMESTEP, ChunkPlan, plan_chunk, timesteps
+from ..world.schedule import CHUNK_FRAMES, CONTEXT_TIMESTEP, ChunkPlan, chunks_of, plan_chunk, timesteps
 from ..world.selection import MemoryRule, select_context
+
+
+class WorldModel(Protocol):
+    """What the loop asks of a network; `qvg.models.worldplay.WorldPlay` is one. What it hands to `attend` is the memory's."""
+
+    def __call__(self, x: Tensor, t: Tensor, prompt: Any, attend: Callable[..., Tensor], labels: Tensor | None = None) -> Tensor:
+        """Velocity of x [B, F, C, h, w] at timesteps t [B, F], 0 to 1000, with action labels [B, F]."""
+
+    def record(self, x: Tensor, t: Tensor, prompt: Any, recording: WorldMemory, labels: Tensor | None = None) -> None:
+        """The context pass: leaves keys and values of finished frames."""
+
+
+class WorldPrompt(Protocol):
+    """What a network has read of a text."""
+
+    def check(self, cache: KVCache) -> None:
+        """Raise ConfigError where it is less exact than the cache is to be."""
 
 
 @dataclass
 class World:
-    """The state of a walk. Change `prompt` between two chunks to change what is there.
+    """The state of a walk. Change `prompt` between two chunks to change what is there; None: the network has one of its own.
 
     mode       one of `schedule.MODES`
     rule       which frames become context in mode "vendor", by what `field_of_view` counts; None: all of them
     steps      timesteps from 1000 down to 0; Euler steps lie between them
     latents    finished chunks, each [B, 4, C, h, w]
+    context    frames that the newest of them saw
     """
 
-    model: WorldPlay
+    model: WorldModel
     memory: WorldMemory
-    prompt: Prompt
+    prompt: WorldPrompt | None
     mode: str = "vendor"
     rule: MemoryRule | None = None
     field_of_view: FieldOfView | None = None
     steps: tuple[float, ...] = timesteps(4, 8.0)
     latents: list[Tensor] = field(default_factory=list)
+    context: tuple[int, ...] = ()
 
     @torch.inference_mode()
     def next_chunk(
@@ -58,16 +77,29 @@ class World:
         prompt meets a memory that is to be exact.
         """
         plan = self._plan(cameras)
-        self.prompt.check(self.memory.cache)
+        if self.prompt is not None:
+            self.prompt.check(self.memory.cache)
         if image is not None and plan.index:
             raise ConfigError(f"a first picture was given for chunk {plan.index}, but it starts the world; give it with chunk 0")
         labels = torch.from_numpy(action_labels(cameras.poses[: plan.frames.stop]))
-        if plan.encode and not self.memory.holds(plan):
-            self._call(interrupt)
-            self._record(plan, cameras, labels)
+        self._remember(plan, cameras, labels, interrupt)
         latent = self._paint(plan, cameras, labels, noise, image, interrupt)
         self.latents.append(latent)
+        self.context = plan.context
         return latent
+
+    def adopt(self, latent: Tensor) -> None:
+        """Go on from frames [B, F, C, h, w] that were painted elsewhere; what is to be remembered of them is computed when the
+        next chunk is. Raises ConfigError unless they are whole chunks."""
+        self.latents.extend(latent.split(CHUNK_FRAMES, 1) if chunks_of(latent.shape[1]) else ())
+
+    def _remember(self, plan: ChunkPlan, cameras: Cameras, labels: Tensor, interrupt: Callable[[], None] | None) -> None:
+        """The context pass, and those of earlier chunks that were adopted: one unbroken history is written chunk by chunk."""
+        first = plan.index if plan.afresh else 1 + self.memory.cache.frames_committed // CHUNK_FRAMES
+        for each in [plan_chunk(index, self.mode) for index in range(first, plan.index)] + [plan]:
+            if each.encode and not self.memory.holds(each):
+                self._call(interrupt)
+                self._record(each, cameras, labels)
 
     def _plan(self, cameras: Cameras) -> ChunkPlan:
         index, rule = len(self.latents), self.rule

@@ -151,6 +151,8 @@ def test_a_base_and_its_lora(client: Client, files: Path, record_property: Any) 
     assert "give its LoRA too" in text(client, ours("longlive_base.pt"))
     said = text(client, ours("longlive_base.pt", lora="longlive_lora.pt"))
     assert "with longlive_lora.pt" in said and "give its LoRA too" not in said
+    assert "\ntrained with window_frames 12 and sink_frames 3: set these on QVG KV Cache" in said
+    assert "window_frames" not in text(client, ours("self_forcing_dmd.pt"))
     merged = files / "merged.safetensors"
     merged.unlink(missing_ok=True)
     lora = client.base / "models" / "loras" / "longlive_lora.pt"

@@ -368,6 +368,8 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
         recache=False,
     )
     chained["guider"]["inputs"]["conditioning"] = ["wrong", 0]
+    two = changed(good, "latent", extend=["two", 0])
+    add(two, "two", "EmptyARVideoLatent", width=96, height=64, length=9, batch_size=2)
     followed = with_prompt(good, 9)
     add(followed, "sampler", "SamplerARVideo", num_frame_per_block=3)
     tight = with_image(changed(good, "cache", cache="exact", sink_frames=3, recent_frames=0, window_frames=6))
@@ -388,6 +390,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
         "image without vae": (_without(image, "latent", "vae"), "a start image needs the VAE"),
         "image and video": (changed(image, "latent", extend=["sixteen", 0]), "a start image and a video to extend are both"),
         "size": (extended, "the latent to extend is [1, 16, 3, 12, 12], but"),
+        "batch": (two, "must be [1, 16, any, 8, 12]; set width, height and batch_size to those of the video to extend"),
         "channels": (four_channels, "the latent to extend is [1, 4, 8, 12], but"),
         "nothing left": (whole, "8 latent frames are given, but frames asks for 8 in all"),
         "latent of a picture": (wide, "the latent is [1, 4, 1, 8, 8], but this model makes [batch, 16, frames"),
@@ -429,8 +432,10 @@ def test_what_cannot_work_gets_a_sentence(client: Client, name: str) -> None:
 
 
 def test_a_size_is_refused_before_it_is_queued(client: Client) -> None:
-    code, answer = client.post("/prompt", {"prompt": changed(ours(EXACT), "latent", width=100)})
-    assert code == 400 and "width is 100, but must be a multiple of 16; use 96" in json.dumps(answer)
+    for width, use in ((100, 96), (0, 16), (1_000_000, 8192)):
+        code, answer = client.post("/prompt", {"prompt": changed(ours(EXACT), "latent", width=width)})
+        said = f"width is {width}, but must be a multiple of 16 from 16 to 8192; use {use}"
+        assert code == 400 and said in json.dumps(answer)
 
 
 def test_after_all_that_core_is_as_it_was(client: Client) -> None:

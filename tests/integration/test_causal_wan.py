@@ -23,7 +23,7 @@ EXACT = {"cache": "exact"}
 QVG = {"cache": "preset", "cache.preset": "qvg", "span_frames": 6}
 BALANCED = {"cache": "preset", "cache.preset": "balanced", "span_frames": 6}
 # Classes of which nothing is to be left when a run is over.
-LEFT = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan")
+LEFT = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan", "StoredOnce", "WorldPlan")
 # Least PSNR against core in float32: measured 93.2, 47.4 and 64.5 dB less what noise of other seeds and shapes takes (ComfyUI
 # 0.33.0 and 0.21.0, CPU, torch 2.13.0, 2026-11-20).
 FLOOR_DB = {"16 bits": 88.0, "qvg": 42.0, "balanced": 55.0}

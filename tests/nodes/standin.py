@@ -14,6 +14,7 @@ from typing import Any
 FILE_LISTS: dict[tuple[str, str], list[str]] = {
     ("QVGLoadCausalWan", "file"): [],
     ("QVGLoadCausalWan", "lora"): ["none"],
+    ("QVGLoadWorldPlay", "file"): [],
 }
 COMPARED = (
     "input",

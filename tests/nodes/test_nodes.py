@@ -211,8 +211,11 @@ def test_camera_path_comes_with_a_picture(part: Any) -> None:
 def test_looking_around_is_drawn_without_moving(part: Any) -> None:
     camera = part("camera").QVGCameraPath.execute("left-4", 5).args[0]
     assert camera.from_above().tolist() == [[0, 0]] * 5
-    mixed = part("camera").QVGCameraPath.execute("w+left-2,right-3", 4).args[0]
-    assert mixed.from_above()[:, 0].tolist() == [0, -1, -2, -3]
+    # Forward along a line that has turned left by three degrees, and by six.
+    turning = part("camera").QVGCameraPath.execute("w+left-2,right-2", 5).args[0].from_above()
+    turns = np.deg2rad([3, 6])
+    assert np.allclose(turning[:, 0], [0, *-np.cumsum(np.cos(turns)), *[-np.cos(turns).sum()] * 2])
+    assert np.allclose(turning[:, 1], [0, *-np.cumsum(np.sin(turns)), *[-np.sin(turns).sum()] * 2])
 
 
 def test_start_gives_four_frames_and_room_for_the_rest(part: Any) -> None:
@@ -423,10 +426,20 @@ def test_a_prompt_is_added_at_a_frame_of_its_own(part: Any) -> None:
 def test_sides_of_a_video_are_multiples_of_16(part: Any, side: str, use: int) -> None:
     node = part("causal").QVGVideoStart
     said = node.validate_inputs(**{side: 850})
-    assert said == f"{side} is 850, but must be a multiple of 16; use {use}"
+    assert said == f"{side} is 850, but must be a multiple of 16 from 16 to 8192; use {use}"
     assert node.validate_inputs(width=832, height=480) is True and node.validate_inputs() is True
     with pytest.raises(ConfigError, match=f"{side} is 850"):
         node.execute(**{"width": 832, "height": 480, side: 850}, frames=81, batch_size=1)
+
+
+@pytest.mark.parametrize(("pixels", "use"), [(0, 16), (-16, 16), (8208, 8192), (1_000_000, 8192), ("abc", 16)])
+def test_a_side_out_of_range_is_refused_before_it_is_queued(part: Any, pixels: Any, use: int) -> None:
+    """ComfyUI leaves the range of inputs that a node validates to the node, and hands a text over that is no number."""
+    node = part("causal").QVGVideoStart
+    said = node.validate_inputs(width=pixels, height=480)
+    assert said == f"width is {pixels!r}, but must be a multiple of 16 from 16 to 8192; use {use}"
+    with pytest.raises(ConfigError, match=f"width is {pixels!r}"):
+        node.execute(pixels, 480, 81, 1)
 
 
 def test_a_video_begins_with_an_image_or_a_video(part: Any) -> None:
@@ -457,7 +470,7 @@ def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest
         (model,) = node.execute(with_memory(), widgets(nodes, "preset"), offload="cpu", merge_padding=True).args
     settings = attach.settings_of(model.model_options)
     assert settings.config == PRESETS["balanced"].with_changes(span_frames="auto", offload="cpu")
-    assert not settings.merge_padding and "merge_padding has no effect: demo world has no prompt" in caplog.text
+    assert not settings.merge_padding and "merge_padding has no effect: demo world has no prompt of ours" in caplog.text
     (exact,) = node.execute(with_memory(), {"cache": "exact"}, offload="cpu").args
     assert attach.settings_of(exact.model_options).config == PRESETS["exact"]
 

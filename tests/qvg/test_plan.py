@@ -346,6 +346,13 @@ def test_offload_takes_packed_spans_off_the_device() -> None:
     assert "of which in main memory" not in report(WAN, Video(832, 480, 717), "preset balanced", here, 10 * GB, None)
 
 
+def test_offload_that_moves_nothing_is_not_said_to_move_less_than_nothing() -> None:
+    """A window of hardly more than is exact: the encoder's copies of codebooks are all that is added to the card."""
+    made = _plan(957, "qvg", offload="cpu", window_frames=15, sink_frames=3, recent_frames=3)
+    assert made.away_bytes < 0 and made.sampling_bytes > made.cache_peak_bytes + made.weights_bytes
+    assert "of which in main memory" not in report(WAN, Video(832, 480, 957), "preset qvg", made, 10 * GB, None)
+
+
 def test_a_device_that_shares_main_memory_gains_nothing_by_offload() -> None:
     config = PRESETS["balanced"].with_changes(offload="cpu")
     for device_type in ("cpu", "mps"):

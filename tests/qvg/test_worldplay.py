@@ -314,3 +314,16 @@ def test_a_base_model_is_told_apart() -> None:
     with pytest.raises(UnsupportedModelError, match="without HY-WorldPlay's layers .*get wan_distilled_model/model.pt"):
         load_worldplay(base)
     assert WanConfig.of(wan_names(weights())).layers == LAYERS
+
+
+@pytest.mark.parametrize("mode", ["vendor", "persistent", "incremental"])
+def test_adopted_chunks_are_gone_on_from_as_if_painted_here(model: WorldPlay, prompt: Prompt, mode: str) -> None:
+    painted = _walk(_world(model, prompt, mode), 4)
+    world = _world(model, prompt, mode)
+    world.adopt(torch.cat(painted[:3], 1))
+    assert_close("chunk 3", painted[3], world.next_chunk(_noise(3), _cameras()), 1e-6)
+
+
+def test_a_part_of_a_chunk_cannot_be_adopted(model: WorldPlay, prompt: Prompt) -> None:
+    with pytest.raises(ConfigError, match="6 latent frames is not whole chunks"):
+        _world(model, prompt).adopt(torch.zeros(1, 6, 48, 4, 4))

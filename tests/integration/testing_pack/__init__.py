@@ -421,6 +421,26 @@ class TestingVAE:
         return (_Pictures(),)
 
 
+class _WorldPictures:
+    """The same for Wan 2.2's VAE: 16 pixels, 48 channels."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        latent = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 16)
+        return latent.repeat(1, 16, 1, 1)[:, :, None] * 2 - 1
+
+
+@_node(("VAE",))
+class TestingWorldVAE:
+    def run(self) -> Any:
+        return (_WorldPictures(),)
+
+
+@_node(("LATENT",), samples=("LATENT",), frames=("INT", {"default": 4}))
+class TestingFirstFrames:
+    def run(self, samples: Any, frames: int) -> Any:
+        return ({"samples": samples["samples"][:, :, :frames].clone()},)
+
+
 @_node(("IMAGE",), samples=("LATENT",))
 class TestingPictures:
     """Three channels of a Wan latent as pictures, one per latent frame."""
@@ -587,9 +607,8 @@ class TestingWatch:
 def _alive() -> dict[str, int]:
     """How many objects there are of the classes that a run's cache is made of."""
     names = [type(each).__name__ for each in gc.get_objects()]
-    return {
-        name: names.count(name) for name in ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan")
-    }
+    kinds = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan", "StoredOnce", "WorldPlan")
+    return {name: names.count(name) for name in kinds}
 
 
 @_node((), report=("QVG_REPORT",))

@@ -1,0 +1,84 @@
+"""HY-WorldPlay's HunyuanVideo as ComfyUI's own HunyuanVideo 1.5 network with the layers that were added to it.
+
+The added layers become modules of core's network, made of its own kind of layers, so LoRA, casting to fewer bits and offloading
+treat them as the rest. The passes are `qvg.models.worldplay_hunyuan`'s, over core's modules: a text alone, frames that see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...qvg import CacheSpec, ConfigError, GridRope, QVGConfig, UnsupportedModelError
+from ...qvg.models.hunyuan_modules import HEAD_DIM
+from ...qvg.models.variants import CausalVariant
+from ...qvg.rope import hunyuan_rope
+from ...qvg.world.selection import HUNYUAN_MEMORY
+
+ACTION, PROJECTION = "action_in", "img_attn_prope_proj"
+_PARTS = ("img_in", "time_in", "txt_in", "byt5_in", "vision_in", "cond_type_embedding", "double_blocks", "final_layer")
+_STREAM_PARTS = ("mod", "norm1", "attn", "norm2", "mlp")
+_BLOCK_PARTS = tuple(f"{stream}_{part}" for stream in ("img", "txt") for part in _STREAM_PARTS)
+# The most tokens of a frame for which settings are checked before the size of a video is known: those of 832 x 480.
+_TOKENS = 1560
+
+
+class WorldPlay8B:
+    """What the sampler and the cache ask of this model, as `WorldPlay5B` for Wan."""
+
+    name = "WorldPlay 8B"
+    rule = HUNYUAN_MEMORY
+    channels = 32
+    # Of the video, per token along a side.
+    token_pixels = 16
+
+    def __init__(self, variant: CausalVariant):
+        self.variant = variant
+
+    def cache_spec(self, base_model: Any, grid: tuple[int, int], chunk_frames: int, batch: int, codec: str) -> CacheSpec:
+        """What its memory is, `grid` rows and columns of tokens in a frame. Codec "none" keeps what the network computes."""
+        network, compute = base_model.diffusion_model, base_model.get_dtype_inference()
+        dtype = torch.bfloat16 if codec != "none" and compute.itemsize > 2 else compute
+        return CacheSpec(len(network.double_blocks), network.num_heads, HEAD_DIM, grid[0] * grid[1], chunk_frames, batch, dtype)
+
+    def check_config(self, base_model: Any, config: QVGConfig) -> None:
+        """Raise ConfigError for settings that no world's memory can have."""
+        if config.window_frames is not None:
+            raise ConfigError(
+                f"window_frames is {config.window_frames}, but which frames a world remembers is chosen on World Sampler; set it "
+                "to 0"
+            )
+        self.cache_spec(base_model, (1, _TOKENS), self.variant.frames_per_block, 1, config.codec).check(config)
+
+    def rope(self, base_model: Any, grid: tuple[int, int]) -> GridRope:
+        """Positions of a frame's tokens."""
+        return hunyuan_rope(*grid)
+
+
+def attach_layers(network: Any, layers: Mapping[str, Tensor], assign: bool) -> None:
+    """Give core's network WorldPlay's own layers. Raises UnsupportedModelError where it is not the network that we know."""
+    missing = [name for name in _PARTS if getattr(network, name, None) is None]
+    missing += [] if missing else [name for name in _BLOCK_PARTS if not hasattr(network.double_blocks[0], name)]
+    if missing:
+        raise UnsupportedModelError(
+            f"this ComfyUI's HunyuanVideo 1.5 has no {', '.join(missing)}, which WorldPlay goes through; ComfyUI 0.21 to 0.33 "
+            "have it: update QVG, or go back to one of these"
+        )
+    action = torch.nn.Module()
+    for name in ("in_layer", "out_layer"):
+        action.add_module(name, _twin(getattr(network.time_in, name)))
+    network.add_module(ACTION, action)
+    for block in network.double_blocks:
+        block.add_module(PROJECTION, _twin(block.img_attn.proj))
+    unexpected = network.load_state_dict(dict(layers), strict=False, assign=assign).unexpected_keys
+    assert not unexpected, unexpected
+    network.requires_grad_(False)
+
+
+def _twin(linear: Any) -> Any:
+    """A layer of the same class, so of the operations that ComfyUI chose for this model, of the same size and type."""
+    like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
+    return type(linear)(linear.in_features, linear.out_features, bias=True, **like)

@@ -1,0 +1,235 @@
+"""Worlds to walk through: HY-WorldPlay's file, what a walk starts from, and the sampler that paints it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..qvg.errors import ConfigError
+from ..qvg.models.worldplay_memory import LAYOUTS
+from ..qvg.world.schedule import MODES
+from .api import CATEGORY, Camera, io, ui
+from .camera import CameraPath, CameraPoses
+from .causal_loaders import DTYPES
+
+STARTS = ("image", "text", "extend")
+# Pixels of a token's side; both sides of a video are whole tokens.
+_TOKEN_PIXELS = 32
+
+
+class QVGLoadWorldPlay(io.ComfyNode):
+    """HY-WorldPlay on Wan 2.2 5B, as released or converted, on ComfyUI's own Wan 2.2."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from .comfy.files import model_files
+
+        return io.Schema(
+            node_id="QVGLoadWorldPlay",
+            display_name="Load WorldPlay",
+            category=CATEGORY,
+            description="Loads HY-WorldPlay (HY-World 1.5) on Wan 2.2 5B: a world that you walk through with a camera. The MODEL "
+            "is ComfyUI's own Wan 2.2 with WorldPlay's layers; LoRA nodes and QVG KV Cache work on it. Nothing is downloaded. "
+            "The weights are under Tencent's community licence, which does not hold in the European Union, the United Kingdom "
+            "and South Korea.",
+            search_aliases=["qvg", "hy-worldplay", "hunyuan world", "world model", "unet loader"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=model_files(),
+                    tooltip="From models/diffusion_models: wan_distilled_model/model.pt of tencent/HY-WorldPlay (40 GB), or what "
+                    "qvg convert makes of it (10.6 GB).",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default=DTYPES[0],
+                    tooltip="What the weights are kept in. auto: bf16, in which it was trained, where the card computes it well, "
+                    "else ComfyUI's choice.",
+                    advanced=True,
+                    optional=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Remembers exactly; QVG KV Cache behind it compresses that."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file: str, dtype: str = DTYPES[0]) -> io.NodeOutput:
+        from .comfy.worldplay_load import load_worldplay
+
+        loaded = load_worldplay(file, dtype)
+        return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))
+
+
+class QVGWorldStart(io.ComfyNode):
+    """Prompt, camera and first picture to conditioning and the latent that sampling starts from."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        size = {"min": 64, "max": 4096, "step": _TOKEN_PIXELS}
+        return io.Schema(
+            node_id="QVGWorldStart",
+            display_name="World Start",
+            category=CATEGORY,
+            description="What a walk through a world starts from: a prompt, a camera, and a picture, the prompt alone, or a "
+            "world that was walked through before. Four latent frames are a chunk: 13 video frames, then 16 each; 240 latent "
+            "frames are a session.",
+            search_aliases=["qvg", "worldplay", "image to world", "extend world", "empty latent"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="What there is to see: the prompt, from CLIP Text Encode."),
+                Camera.Input(
+                    "camera", tooltip="From QVG Camera Path or QVG Camera Poses: a multiple of 4 latent frames, at most 240."
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=list(STARTS),
+                    default=STARTS[0],
+                    tooltip="image: the world begins with a picture. text: it is made up from the prompt. extend: it goes on "
+                    "from a sampled world, whose frames stay as they are; the camera walks all of it, from the first frame on.",
+                ),
+                io.Int.Input(
+                    "width", default=1280, tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704.", **size
+                ),
+                io.Int.Input(
+                    "height", default=704, tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704.", **size
+                ),
+                io.Vae.Input("vae", tooltip="Wan 2.2's VAE, for the picture.", optional=True),
+                io.Image.Input("image", tooltip="The first picture, scaled and cut to the video's size.", optional=True),
+                io.Latent.Input("extend", tooltip="A sampled world of whole chunks to go on from.", optional=True),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="Prompt and cameras; for BasicGuider."),
+                io.Latent.Output(
+                    display_name="latent", tooltip="Given frames, and room for the others; for SamplerCustomAdvanced."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
+        return _size_complaint(width=width, height=height) or True
+
+    @classmethod
+    def execute(
+        cls,
+        conditioning: Any,
+        camera: CameraPath | CameraPoses,
+        start: str,
+        width: int,
+        height: int,
+        vae: Any = None,
+        image: Any = None,
+        extend: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        complaint = _size_complaint(width=width, height=height) or _start_complaint(start, vae, image, extend)
+        if complaint:
+            raise ConfigError(complaint)
+        from .comfy.world_start import start_latent, with_cameras
+
+        conditioned = with_cameras(conditioning, camera.cameras())
+        return io.NodeOutput(conditioned, start_latent((width, height), camera.frames, vae, image, extend))
+
+
+def _size_complaint(**sides: int | None) -> str | None:
+    """What is wrong with width or height; those that are linked are not known yet."""
+    for name, pixels in sides.items():
+        if pixels is not None and pixels % _TOKEN_PIXELS:
+            nearest = max(2, round(pixels / _TOKEN_PIXELS)) * _TOKEN_PIXELS
+            return f"{name} is {pixels}, which tokens of {_TOKEN_PIXELS} pixels do not divide; use {nearest}"
+    return None
+
+
+def _start_complaint(start: str, vae: Any, image: Any, extend: Any) -> str | None:
+    """What is connected too much or too little."""
+    wanted = {"image": {"image": image, "vae": vae}, "text": {}, "extend": {"extend": extend}}
+    if start not in wanted:
+        return f"start is {start!r}, but must be one of {', '.join(STARTS)}; choose one of these"
+    missing = next((name for name, value in wanted[start].items() if value is None), None)
+    if missing:
+        what = {"image": "a first picture", "vae": "Wan 2.2's VAE, which makes a latent of it", "extend": "a sampled world"}[
+            missing
+        ]
+        return f"start is {start}, but nothing is connected to {missing}; connect {what}, or choose another start"
+    given = {"image": image, "extend": extend}
+    spare = next((name for name, value in given.items() if value is not None and name not in wanted[start]), None)
+    if spare:
+        return f"start is {start}, but {spare} is connected and would be left out; choose {spare} as start, or disconnect it"
+    return None
+
+
+class QVGWorldSampler(io.ComfyNode):
+    """The walk as a SAMPLER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        frames = {"min": 0, "max": 240, "step": 4}
+        return io.Schema(
+            node_id="QVGWorldSampler",
+            display_name="World Sampler",
+            category=CATEGORY,
+            description="Paints a world chunk after chunk, four latent frames each, while the camera walks. Connect it to "
+            "SamplerCustomAdvanced with World Start and Trained Sigmas. An interrupt or a failure frees the memory and keeps the "
+            "chunks finished so far.",
+            search_aliases=["qvg", "worldplay sampler", "autoregressive sampler"],
+            inputs=[
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip="vendor: before every chunk the frames that it should see are chosen and computed again; what the "
+                    "official pipeline does. persistent: all earlier frames, each as first written, though all are run again; "
+                    "what Quant-VideoGen does. incremental: only the new chunk is run; ours, much faster, but earlier frames "
+                    "never see later ones, and nobody has judged the videos.",
+                ),
+                io.Int.Input(
+                    "memory_frames",
+                    default=16,
+                    tooltip="vendor mode: latent frames that a chunk sees, the newest and those that look the same way. "
+                    "WorldPlay was trained with 16. 0: all.",
+                    **frames,
+                    optional=True,
+                ),
+                io.Int.Input(
+                    "recent_frames",
+                    default=12,
+                    tooltip="vendor mode: how many of memory_frames are the newest; the others are found by where the camera "
+                    "looks. 0: all but one clip of 4.",
+                    **frames,
+                    advanced=True,
+                    optional=True,
+                ),
+                io.Combo.Input(
+                    "storage",
+                    options=list(LAYOUTS),
+                    default=LAYOUTS[0],
+                    tooltip="once: keys and values as they are, turned when read. vendor: turned and doubled, as the official "
+                    "code and Quant-VideoGen keep them; twice the memory, to compare with.",
+                    advanced=True,
+                    optional=True,
+                ),
+                io.Boolean.Input(
+                    "keep_finished",
+                    default=True,
+                    tooltip="After an interrupt or a failure, leave the finished frames as QVG/interrupted_*.latent in the "
+                    "output folder; World Start goes on from them.",
+                    advanced=True,
+                    optional=True,
+                ),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mode: str,
+        memory_frames: int = 16,
+        recent_frames: int = 12,
+        storage: str = LAYOUTS[0],
+        keep_finished: bool = True,
+    ) -> io.NodeOutput:
+        from .comfy.world_run import WorldOptions
+        from .comfy.world_sampler import make_world_sampler
+
+        return io.NodeOutput(make_world_sampler(WorldOptions(mode, memory_frames, recent_frames, storage, keep_finished)))
