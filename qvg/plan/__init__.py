@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, repeat
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from ..attention import tile_limit
 from ..config import QVGConfig
 from ..errors import ConfigError
-from ..growth import even_chunks
+from ..growth import Growth, even_chunks
 from ..models.shapes import NetworkShape
 from ..peak import Peak, peaks
 from ..plan_decode import decode_bytes
@@ -117,7 +118,7 @@ def plan(
         cache_end_bytes=end.now_bytes,
         cache_peak_bytes=end.peak_bytes,
         workspace_bytes=run.workspace_bytes(frames),
-        activation_bytes=run.activations.total(frames),
+        activation_bytes=run.activation_bytes(frames),
         decode_bytes=decode,
         peak_bytes=most,
         fits=fits,
@@ -170,9 +171,13 @@ class Run:
         as_core = self.config.codec == "none" and self.network.by_layer
         return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
+    def activation_bytes(self, frames: int) -> int:
+        """At most, of what the network and the codec work in; a short run encodes nothing."""
+        return self.activations.total(frames, frames > self._frames_before_encoding)
+
     def device_bytes(self, frames: int, cache_peak_bytes: int) -> int:
         """While blocks are made."""
-        return self.weights_bytes + cache_peak_bytes + self.workspace_bytes(frames) + self.activations.total(frames)
+        return self.weights_bytes + cache_peak_bytes + self.workspace_bytes(frames) + self.activation_bytes(frames)
 
     def longest(self, device_bytes: int, decode: int) -> int | None:
         """Pictures of the longest video of whole blocks that fits; 0 if none does, None if any does."""
@@ -192,6 +197,16 @@ class Run:
     @property
     def _lead_frames(self) -> int:
         return self.video.given_frames % self._block_frames
+
+    @cached_property
+    def _frames_before_encoding(self) -> int:
+        """Of the video before the first block at whose end a span is encoded."""
+        growth, frames = Growth(self.spec.check(self.config), self.config.spans_per_codebook), 0
+        for chunk in self._endless() if self.config.codec != "none" else ():
+            if growth.commit(chunk).span_frames:
+                return frames
+            frames += chunk
+        return MOST_LATENT_FRAMES
 
     def _endless(self) -> Iterator[int]:
         first = [self._lead_frames] if self._lead_frames else []

@@ -26,15 +26,16 @@ _TRITON_BYTES = {**_TORCH_BYTES, "klt": 14.0, "qvg": 4.3}
 
 @dataclass(frozen=True)
 class Activations:
-    """`block_bytes`: at the worst moment of a pass over one block, and what stays for the whole run. `frame_bytes`: of the
-    latents, per latent frame."""
+    """`block_bytes`: at the worst moment of a pass over one block, and what stays for the whole run; `encoding_bytes`: the same
+    of a block at whose end a span is encoded. `frame_bytes`: of the latents, per latent frame."""
 
     block_bytes: int
+    encoding_bytes: int
     frame_bytes: int
 
-    def total(self, latent_frames: int) -> int:
-        """Of a run of so many latent frames."""
-        return self.block_bytes + latent_frames * self.frame_bytes
+    def total(self, latent_frames: int, encodes: bool = True) -> int:
+        """Of a run of so many latent frames, in which spans are encoded or none is."""
+        return (self.encoding_bytes if encodes else self.block_bytes) + latent_frames * self.frame_bytes
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def activations(
         # A weight that is kept in another type than it is used in is cast when its turn comes.
         width * network.mlp * value_bytes if weight_bytes != value_bytes else 0,
     ]
-    return Activations(max(mlp, attention, encoding) + sum(stays), block.frame_values * _LATENT_BYTES)
+    passing = max(mlp, attention)
+    return Activations(passing + sum(stays), max(passing, encoding) + sum(stays), block.frame_values * _LATENT_BYTES)
 
 
 def _by_triton(wanted: bool | None) -> bool:

@@ -80,8 +80,8 @@ class HunyuanWorld(World):
         return x
 
     def _texts(self) -> list[tuple[TextRows, WorldMemory]]:
-        assert isinstance(self.prompt, TextRows)
-        texts: list[tuple[TextRows, WorldMemory]] = [(self.prompt, self.memory)]
+        assert isinstance(self.prompt, TextRows)  # the other networks' prompts are of other kinds
+        texts = [(self.prompt, self.memory)]
         return texts if self.guidance is None else [*texts, self.guidance[:2]]
 
     def _guided(self, wanted: Tensor, unwanted: Tensor | None = None) -> Tensor:

@@ -28,8 +28,8 @@ from .client import ROOT, Client, Prompt
 SELF, CAUSAL = "self_forcing_dmd.pt", "causal_forcing-framewise.safetensors"
 TEXT, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
 FOLDERS = {SELF: "diffusion_models", CAUSAL: "diffusion_models", TEXT: "text_encoders", VAE: "vae"}
-# The model, the video's frames, the size it is made in here, and for the plan: network and what differs from the preset. Sizes are
-# large enough for a span to fill up in so many frames; in a window spans are cut to it.
+# The model, the video's frames, the size it is made in here, and for the plan: network and what differs from the preset. Sizes
+# are large enough for a span to fill up in so many frames; in a window spans are cut to it.
 WORKFLOWS: dict[str, tuple[str, int, tuple[int, int], str, dict[str, Any]]] = {
     "self_forcing_t2v": (SELF, 81, (160, 112), "self-forcing-1.3b", {}),
     "causal_forcing_t2v": (CAUSAL, 81, (160, 112), "causal-forcing-1.3b", {}),
@@ -78,7 +78,9 @@ def files(client: Client) -> Path:
     for name, folder in FOLDERS.items():
         (models / folder).mkdir(parents=True, exist_ok=True)
         (models / folder / name).unlink(missing_ok=True)
-    torch.save({"generator_ema": {f"model.{key}": value for key, value in tiny_wan.state_dict().items()}}, models / FOLDERS[SELF] / SELF)
+    torch.save(
+        {"generator_ema": {f"model.{key}": value for key, value in tiny_wan.state_dict().items()}}, models / FOLDERS[SELF] / SELF
+    )
     tiny_wan.write(models / FOLDERS[CAUSAL] / CAUSAL)
     tiny_vae.write(models / FOLDERS[VAE] / VAE)
     Image.effect_noise((120, 90), 60).convert("RGB").save(client.base / "input" / "example.png")
@@ -122,7 +124,9 @@ def test_without_the_models_nothing_else_is_missing(client: Client, files: Path,
         (files / folder / file).unlink(missing_ok=True)
     code, answer = client.post("/prompt", {"prompt": program(name)})
     missing = [
-        (error["type"], error["extra_info"]["received_value"]) for node in answer["node_errors"].values() for error in node["errors"]
+        (error["type"], error["extra_info"]["received_value"])
+        for node in answer["node_errors"].values()
+        for error in node["errors"]
     ]
     assert code == 400 and sorted(missing) == [("value_not_in_list", file) for file in sorted((WORKFLOWS[name][0], TEXT, VAE))]
 

@@ -109,6 +109,14 @@ def test_the_longest_that_fits_fits_and_the_next_does_not(preset: str, changes: 
     assert not _plan(longest + 12, preset, gigabytes, **changes).fits
 
 
+def test_what_is_never_encoded_needs_no_room_for_encoding() -> None:
+    """Preset qvg encodes 24 frames together, and not before 30 are there: one of sink in a block of 3, 24, and 3 recent ones."""
+    sizes = {latent: _plan(4 * latent - 3, "qvg", None).activation_bytes for latent in (21, 27, 28, 30)}
+    frame = (sizes[27] - sizes[21]) // 6
+    assert sizes[28] - sizes[27] > 100 * frame and sizes[30] - sizes[28] == 2 * frame
+    assert sizes[21] == _plan(81, "exact", None).activation_bytes
+
+
 def test_a_video_that_fits_is_not_longer_than_the_longest() -> None:
     """Two latent frames fit, a whole block of three does not."""
     found = _plan(5, gigabytes=4)
