@@ -100,7 +100,9 @@ class RunRecord:
     def _why_no_codes(self) -> str:
         """A window lets whole spans go, and has room for one before it is full."""
         if self.config.window_frames is not None and self.frames >= self.config.window_frames:
-            return "No encoded frames are left at the end: the window has just let a whole span go. Shorter spans leave one by one."
+            return (
+                "No encoded frames are left at the end: the window has just let a whole span go. Shorter spans leave one by one."
+            )
         return "Nothing was encoded: the video is too short. Generate more frames, or use shorter spans."
 
     def _places(self) -> list[str]:

@@ -78,7 +78,9 @@ def files(client: Client) -> Path:
     for name, folder in FOLDERS.items():
         (models / folder).mkdir(parents=True, exist_ok=True)
         (models / folder / name).unlink(missing_ok=True)
-    torch.save({"generator_ema": {f"model.{key}": value for key, value in tiny_wan.state_dict().items()}}, models / FOLDERS[SELF] / SELF)
+    torch.save(
+        {"generator_ema": {f"model.{key}": value for key, value in tiny_wan.state_dict().items()}}, models / FOLDERS[SELF] / SELF
+    )
     tiny_wan.write(models / FOLDERS[CAUSAL] / CAUSAL)
     tiny_vae.write(models / FOLDERS[VAE] / VAE)
     Image.effect_noise((120, 90), 60).convert("RGB").save(client.base / "input" / "example.png")
@@ -122,7 +124,9 @@ def test_without_the_models_nothing_else_is_missing(client: Client, files: Path,
         (files / folder / file).unlink(missing_ok=True)
     code, answer = client.post("/prompt", {"prompt": program(name)})
     missing = [
-        (error["type"], error["extra_info"]["received_value"]) for node in answer["node_errors"].values() for error in node["errors"]
+        (error["type"], error["extra_info"]["received_value"])
+        for node in answer["node_errors"].values()
+        for error in node["errors"]
     ]
     assert code == 400 and sorted(missing) == [("value_not_in_list", file) for file in sorted((WORKFLOWS[name][0], TEXT, VAE))]
 
