@@ -2,8 +2,8 @@
 
     python tools/memory_thumbnail.py http://127.0.0.1:8188 workflows/self_forcing_t2v.jpg
 
-The curves are bytes that the library counts for the workflow's own settings, at its own size and length, on the 1.3B model. Needs a
-running ComfyUI with this pack and a Chromium (CHROMIUM_PATH, or on PATH); torch and Pillow besides the standard library.
+The curves are bytes that the library counts for the workflow's own settings, at its own size and length, on the 1.3B model.
+Needs a running ComfyUI with this pack and a Chromium (CHROMIUM_PATH, or on PATH); torch and Pillow besides the standard library.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def graph_picture(page: ComfyPage, workflow: dict[str, Any]) -> Image.Image:
         "const x = Math.min(...boxes.map((b) => b[0])), y = Math.min(...boxes.map((b) => b[1]));"
         "const w = Math.max(...boxes.map((b) => b[0] + b[2])) - x, h = Math.max(...boxes.map((b) => b[1] + b[3])) - y;"
         "const scale = Math.min((innerWidth - right) / w, (innerHeight - bottom) / h);"
-        "app.canvas.ds.scale = scale; app.canvas.ds.offset = [left / scale - x, top / scale - y]; app.canvas.setDirty(true, true);"
+        "app.canvas.ds.scale = scale; app.canvas.ds.offset = [left / scale - x, top / scale - y];"
+        "app.canvas.setDirty(true, true);"
         "return [w * scale, h * scale]; })()",
         left=LEFT,
         top=TOP,

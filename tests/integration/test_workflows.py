@@ -20,7 +20,6 @@ import torch
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.models.shapes import SHAPES
 from comfyui_qvg.qvg.plan import Video, plan
-from PIL import Image
 
 from . import tiny_vae, tiny_wan
 from .client import ROOT, Client, Prompt
@@ -28,8 +27,8 @@ from .client import ROOT, Client, Prompt
 SELF, CAUSAL = "self_forcing_dmd.pt", "causal_forcing-framewise.safetensors"
 TEXT, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
 FOLDERS = {SELF: "diffusion_models", CAUSAL: "diffusion_models", TEXT: "text_encoders", VAE: "vae"}
-# The model, the video's frames, the size it is made in here, and for the plan: network and what differs from the preset. Sizes are
-# large enough for a span to fill up in so many frames; in a window spans are cut to it.
+# The model, the video's frames, the size it is made in here, and for the plan: network and what differs from the preset. Sizes
+# are large enough for a span to fill up in so many frames; in a window spans are cut to it.
 WORKFLOWS: dict[str, tuple[str, int, tuple[int, int], str, dict[str, Any]]] = {
     "self_forcing_t2v": (SELF, 81, (160, 112), "self-forcing-1.3b", {}),
     "causal_forcing_t2v": (CAUSAL, 81, (160, 112), "causal-forcing-1.3b", {}),
@@ -73,7 +72,7 @@ def shrunk(prompt: Prompt, width: int, height: int) -> Prompt:
 
 @pytest.fixture
 def files(client: Client) -> Path:
-    """What the loaders ask for, and the picture that every ComfyUI has in its input folder."""
+    """What the loaders ask for."""
     models = client.base / "models"
     for name, folder in FOLDERS.items():
         (models / folder).mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,6 @@ def files(client: Client) -> Path:
     )
     tiny_wan.write(models / FOLDERS[CAUSAL] / CAUSAL)
     tiny_vae.write(models / FOLDERS[VAE] / VAE)
-    Image.effect_noise((120, 90), 60).convert("RGB").save(client.base / "input" / "example.png")
     return models
 
 
