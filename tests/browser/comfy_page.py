@@ -22,7 +22,7 @@ _POLICY = (
     r"The action has been blocked\."
 )
 _REFUSED = r"Refused to connect because it violates the document's Content Security Policy\."
-_DEFAULT_MODEL = r"https://huggingface\.co/Comfy-Org/[\w/.-]+\.safetensors"
+_MODEL = r"https://huggingface\.co/[\w/.-]+\.(safetensors|pt)"
 NOISE = (
     (_MISSING, r"/user\.css", "a style sheet that users may write"),
     (_MISSING, r"/favicon\.ico", "what a browser asks a page without an icon for, as frontend 1.43 is"),
@@ -34,9 +34,9 @@ NOISE = (
         "the order in which the page starts",
     ),
     (
-        rf"Connecting to '{_DEFAULT_MODEL}'{_POLICY}|Fetch API cannot load {_DEFAULT_MODEL}\. {_REFUSED}",
+        rf"Connecting to '{_MODEL}'{_POLICY}|Fetch API cannot load {_MODEL}\. {_REFUSED}",
         r"/assets/missingModelMetadata-[\w-]+\.js",
-        "models of ComfyUI's default graph, looked for on the network, which --disable-api-nodes forbids",
+        "models that a graph asks for and links to, looked for on the network, which --disable-api-nodes forbids",
     ),
 )
 

@@ -7,6 +7,7 @@ environment in or beside it).
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -49,6 +50,8 @@ def started(base: Path) -> Iterator[Client]:
     port = _free_port()
     for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir(exist_ok=True)
+    # A folder of one's own begins without the picture that every ComfyUI has.
+    shutil.copy(home / "input" / "example.png", base / "input")
     command = [str(python), "-u", str(home / "main.py"), "--cpu", "--disable-api-nodes", "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfyui.db"]
     command += ["--cache-classic", "--disable-auto-launch"]

@@ -20,7 +20,6 @@ import torch
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.models.shapes import SHAPES
 from comfyui_qvg.qvg.plan import Video, plan
-from PIL import Image
 
 from . import tiny_vae, tiny_wan
 from .client import ROOT, Client, Prompt
@@ -73,7 +72,7 @@ def shrunk(prompt: Prompt, width: int, height: int) -> Prompt:
 
 @pytest.fixture
 def files(client: Client) -> Path:
-    """What the loaders ask for, and the picture that every ComfyUI has in its input folder."""
+    """What the loaders ask for."""
     models = client.base / "models"
     for name, folder in FOLDERS.items():
         (models / folder).mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,6 @@ def files(client: Client) -> Path:
     )
     tiny_wan.write(models / FOLDERS[CAUSAL] / CAUSAL)
     tiny_vae.write(models / FOLDERS[VAE] / VAE)
-    Image.effect_noise((120, 90), 60).convert("RGB").save(client.base / "input" / "example.png")
     return models
 
 

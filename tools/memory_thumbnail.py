@@ -1,0 +1,144 @@
+"""Make the thumbnail of a workflow whose model is not at hand: its graph in the real page, and what its memory comes to.
+
+    python tools/memory_thumbnail.py http://127.0.0.1:8188 workflows/self_forcing_t2v.jpg
+
+The curves are bytes that the library counts for the workflow's own settings, at its own size and length, on the 1.3B model.
+Needs a running ComfyUI with this pack and a Chromium (CHROMIUM_PATH, or on PATH); torch and Pillow besides the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import bootstrap_package  # noqa: F401  # names the package that is imported below
+from comfyui_qvg.qvg import PRESETS, CacheSpec, QVGConfig
+from comfyui_qvg.qvg.models.shapes import SHAPES
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from browser.chromium import Chromium, find_chromium  # noqa: E402  # the line above makes it findable
+from browser.comfy_page import ComfyPage, change_settings, opened  # noqa: E402  # likewise
+
+WIDTH, HEADER = 768, 76
+PAGE = (2000, 1150)
+LEFT, TOP, RIGHT, BOTTOM = 80, 120, 40, 100  # of the page, beside the graph: bars and buttons
+PIXELS_PER_TOKEN = 16
+GROUND, INK = "#14181f", "#3ecf8e"
+Prompt = dict[str, Any]
+
+
+def main() -> None:
+    """Draw the picture of one workflow."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("server", help="address of a running ComfyUI, such as http://127.0.0.1:8188")
+    options.add_argument("file", type=Path, help="the .jpg to write, beside its workflow")
+    chosen = options.parse_args()
+    chromium = find_chromium()
+    if chromium is None:
+        sys.exit("no Chromium on PATH; install chromium, or set CHROMIUM_PATH to a Chromium or Chrome")
+    change_settings(chosen.server, Comfy__Minimap__Visible=False, Comfy__Graph__CanvasInfo=False)
+    workflow = json.loads(chosen.file.with_suffix(".json").read_text(encoding="utf-8"))
+    program = json.loads((chosen.file.parent / "api" / chosen.file.name).with_suffix(".json").read_text(encoding="utf-8"))
+    with Chromium(chromium) as browser, opened(browser, chosen.server, *PAGE) as page:
+        picture = stacked(program, graph_picture(page, workflow))
+    picture.save(chosen.file, quality=85)
+    print(f"{chosen.file}: {chosen.file.stat().st_size / 1000:.0f} kB")
+
+
+def graph_picture(page: ComfyPage, workflow: dict[str, Any]) -> Image.Image:
+    """The graph without what stands around it in the page."""
+    page.load(workflow)
+    time.sleep(2)
+    width, height = page.page.js(
+        "(() => { const boxes = app.graph.nodes.map((n) => [...n.getBounding()]);"
+        "const x = Math.min(...boxes.map((b) => b[0])), y = Math.min(...boxes.map((b) => b[1]));"
+        "const w = Math.max(...boxes.map((b) => b[0] + b[2])) - x, h = Math.max(...boxes.map((b) => b[1] + b[3])) - y;"
+        "const scale = Math.min((innerWidth - right) / w, (innerHeight - bottom) / h);"
+        "app.canvas.ds.scale = scale; app.canvas.ds.offset = [left / scale - x, top / scale - y];"
+        "app.canvas.setDirty(true, true);"
+        "return [w * scale, h * scale]; })()",
+        left=LEFT,
+        top=TOP,
+        right=LEFT + RIGHT,
+        bottom=TOP + BOTTOM,
+    )
+    time.sleep(2)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "page.png"
+        page.page.picture(file)
+        with Image.open(file) as whole:
+            margin = 16
+            box = (LEFT - margin, TOP - margin, LEFT + round(width) + margin, TOP + round(height) + margin)
+            return whole.convert("RGB").crop(box)
+
+
+def stacked(program: Prompt, graph: Image.Image) -> Image.Image:
+    """Headline, curves, graph."""
+    pictures = _pictures()
+    headline, sizes = memory(program)
+    curves = [pictures.Curve(name, values) for name, values in sizes.items()]
+    chart = Image.fromarray(pictures.chart("Memory of the video in GB, over latent frames", curves))
+    small = graph.resize((WIDTH, round(WIDTH * graph.height / graph.width)), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (WIDTH, HEADER + chart.height + small.height), GROUND)
+    ImageDraw.Draw(sheet).text((WIDTH // 2, HEADER // 2 + 6), headline, INK, ImageFont.load_default(46), anchor="mm")
+    sheet.paste(chart, (0, HEADER))
+    sheet.paste(small, (0, HEADER + chart.height))
+    return sheet
+
+
+def memory(program: Prompt) -> tuple[str, dict[str, list[float]]]:
+    """What it comes to in a few words, and GB at each latent frame: at 16 bits, and as the workflow keeps them. What a window
+    forgets is no merit of the codec, so a workflow with a window is compared with 16 bits in the same window, too."""
+    frames, width, height = (_number(program, *names) for names in (("frames", "length"), ("width",), ("height",)))
+    (inputs,) = (step["inputs"] for step in program.values() if step["class_type"] == "QVGKVCache")
+    changes = {name: inputs[name] for name in ("sink_frames", "recent_frames", "window_frames") if inputs[name]}
+    config, exact = PRESETS[inputs["cache.preset"]].with_changes(**changes), PRESETS["exact"]
+    network = SHAPES["self-forcing-1.3b"]
+    tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
+    block = next(
+        (step["inputs"]["num_frame_per_block"] for step in program.values() if step["class_type"] == "SamplerARVideo"), 3
+    )
+    spec = CacheSpec(network.layers, network.heads, network.head_dim, tokens, block)
+    latents = (frames - 1) // 4 + 1
+
+    def curve(settings: QVGConfig) -> list[float]:
+        return [spec.predict(settings, min(at - at % block + block, latents)).total / 1e9 for at in range(latents)]
+
+    words = f"{(frames - 1) / 16:.0f} s in {spec.predict_peak(config, latents) / 1e9:.1f} GB"
+    if config.window_frames is None:
+        return f"{words}, not {spec.exact_bytes(latents) / 1e9:.1f}", {"16 bits": curve(exact), "QVG KV Cache": curve(config)}
+    window = f"window of {config.window_frames}"
+    in_window = exact.with_changes(**changes)
+    kept = {f"16 bits, {window}": curve(in_window), f"QVG KV Cache, {window}": curve(config)}
+    return f"{words}, and no more", {"16 bits": curve(exact), **kept}
+
+
+def _number(program: Prompt, *names: str) -> int:
+    """The one number by one of these names, an input or a node of its own."""
+    steps = list(program.values())
+    found = [step["inputs"]["value"] for step in steps if step["_meta"]["title"].lower() in names and "value" in step["inputs"]]
+    found += [step["inputs"][name] for step in steps for name in names if isinstance(step["inputs"].get(name), int)]
+    (number,) = found
+    return int(number)
+
+
+def _pictures() -> Any:
+    """The nodes' own charts. The module stands alone; the package around it needs ComfyUI."""
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "nodes" / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["pictures"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
