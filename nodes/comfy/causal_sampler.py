@@ -87,7 +87,7 @@ def _cached_run(base_model: Any, model_options: dict[str, Any], x: Tensor) -> tu
     if HOOKED_KEY not in model_options.get("transformer_options", {}):
         raise ConfigError(
             "this MODEL has no QVG KV Cache, through which QVG Causal Sampler attends; put one between the loader and the guider "
-            "(mode exact keeps what ComfyUI keeps)"
+            "(mode exact keeps what ComfyUI keeps), or load the file with 'Load Causal Wan'"
         )
     network = base_model.diffusion_model
     slots = network.init_kv_caches(x.shape[0], 0, x.device, base_model.get_dtype())

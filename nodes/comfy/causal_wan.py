@@ -5,7 +5,7 @@ whole video; each pass, `CausalWanSelfAttention.forward` writes the block's at `
 between passes the sampler takes `end` back; the pass at noise level 0 comes last and leaves what later blocks see. A clone of
 the MODEL gets object patches for those two functions, and wrappers around sampling; ComfyUI puts them in when it loads the clone
 and takes them out after. Nothing is kept on the network: core carries our `LayerSlot`s to attention in place of its dictionaries.
-Hooks on a MODEL without QVG KV Cache, as our loader makes it, do something under our own sampler only: that one has no other cache.
+Hooks on a MODEL without QVG KV Cache, as our loader makes it, do something only under our own sampler, which has no other cache.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def attach(clone: Any) -> None:
     _check_network(network)
     options = clone.model_options.setdefault("transformer_options", {})
     options[HOOKED_KEY] = True
-    sampling = CausalSampling(
-        prompt_memory.attach(clone, settings_of(clone.model_options).merge_padding), SETTINGS_KEY in options
-    )
+    prompt = prompt_memory.attach(clone, settings_of(clone.model_options).merge_padding)
+    sampling = CausalSampling(prompt, SETTINGS_KEY in options)
     clone.add_object_patch("diffusion_model.init_kv_caches", sampling.init_kv_caches)
     for layer, block in enumerate(network.blocks):
         # A patch becomes an attribute of the module, which does not bind it.

@@ -12,7 +12,7 @@ from comfyui_qvg.qvg.cli import main
 from safetensors.torch import save_file
 
 from . import tiny_wan
-from .client import Client, Prompt, between
+from .client import Client, Prompt, between, bypassed
 from .test_causal_wan import BALANCED, EXACT, add, changed, native, psnr_db
 
 NETWORK = tiny_wan.state_dict()
@@ -127,6 +127,21 @@ def test_our_cache_behind_it_and_another_block_size_warned_of(client: Client) ->
     client.latent(ours("self_forcing_dmd.pt", BALANCED, block=2))
     warning = "makes blocks of 2 latent frame(s), but self-forcing was trained with blocks of 3; set num_frame_per_block to 3"
     assert warning in client.log()[seen:]
+
+
+def test_a_bypassed_cache_node_leaves_our_sampler_the_exact_memory(client: Client) -> None:
+    """And a report of it; under core's sampler, core's own cache."""
+    frames = 12
+    prompt = ours("self_forcing_dmd.pt", EXACT, frames=frames)
+    add(prompt, "sampler", "QVGCausalSampler", frames_per_block=3)
+    exact = client.latent(prompt)
+    result = client.run(bypassed(prompt))
+    assert result.status == "success", result.messages
+    assert torch.equal(client.latent(bypassed(prompt)), exact)
+    assert "cache: exact" in result.outputs["report"]["text"][0]
+    assert torch.equal(exact, client.latent(core(frames=frames)))
+    said = client.run(changed(bypassed(ours("self_forcing_dmd.pt", EXACT)), "noise", noise_seed=123))
+    assert said.status == "error" and "was not sampled with this MODEL" in str(said.messages)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
