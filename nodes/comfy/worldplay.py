@@ -51,8 +51,10 @@ class WorldPlay5B:
     variant = WORLDPLAY_5B
     rule = WAN_MEMORY
     channels = 48
-    # Of the video, per token along a side.
-    token_pixels = 32
+    # Of the video, per token along a side; of the latent.
+    token_pixels, patch = 32, 2
+    # Frames at the beginning that mode vendor always remembers besides.
+    first_frames = 0
 
     def cache_spec(self, base_model: Any, grid: tuple[int, int], chunk_frames: int, batch: int, codec: str) -> CacheSpec:
         """What its memory is, `grid` rows and columns of tokens in a frame. Codec "none" keeps what the network computes."""

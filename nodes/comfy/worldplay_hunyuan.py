@@ -18,6 +18,8 @@ from ...qvg.models.variants import CausalVariant
 from ...qvg.rope import hunyuan_rope
 from ...qvg.world.selection import HUNYUAN_MEMORY
 
+# What ComfyUI's guiders call the prompt that is to be kept away from.
+UNWANTED = "negative"
 ACTION, PROJECTION = "action_in", "img_attn_prope_proj"
 _PARTS = ("img_in", "time_in", "txt_in", "byt5_in", "vision_in", "cond_type_embedding", "double_blocks", "final_layer")
 _STREAM_PARTS = ("mod", "norm1", "attn", "norm2", "mlp")
@@ -32,8 +34,10 @@ class WorldPlay8B:
     name = "WorldPlay 8B"
     rule = HUNYUAN_MEMORY
     channels = 32
-    # Of the video, per token along a side.
-    token_pixels = 16
+    # Of the video, per token along a side; of the latent.
+    token_pixels, patch = 16, 1
+    # Frames at the beginning that mode vendor always remembers besides.
+    first_frames = HUNYUAN_MEMORY.first_frames
 
     def __init__(self, variant: CausalVariant):
         self.variant = variant
@@ -82,3 +86,19 @@ def _twin(linear: Any) -> Any:
     """A layer of the same class, so of the operations that ComfyUI chose for this model, of the same size and type."""
     like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
     return type(linear)(linear.in_features, linear.out_features, bias=True, **like)
+
+
+def check_8b(cfg: float, conds: Mapping[str, Any], face: WorldPlay8B, given: int) -> None:
+    """Raise ConfigError for guidance that the model does not have, or is missing, and for a world without a picture."""
+    wanted = face.variant.guidance
+    if wanted == 1 and cfg != 1:
+        raise ConfigError(
+            f"cfg is {cfg}, but {face.variant.name} is distilled to need no guidance; use BasicGuider, or set cfg to 1"
+        )
+    if cfg < 1 or (cfg > 1 and UNWANTED not in conds):
+        raise ConfigError(
+            f"{face.variant.name} is guided (cfg {wanted:g}), but the guider has cfg {cfg} and "
+            f"{'a' if UNWANTED in conds else 'no'} negative prompt; use CFGGuider with cfg 1 or more"
+        )
+    if not given:
+        raise ConfigError(f"{face.name} begins with a picture, and no frame is given; choose start image on 'World Start'")
