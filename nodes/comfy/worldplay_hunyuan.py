@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ _TOKENS = 1560
 class WorldPlay8B:
     """What the sampler and the cache ask of this model, as `WorldPlay5B` for Wan."""
 
-    name = "WorldPlay 8B"
+    name, shape = "WorldPlay 8B", "worldplay-8b"
     rule = HUNYUAN_MEMORY
     channels = 32
     # Of the video, per token along a side; of the latent.
@@ -47,6 +48,14 @@ class WorldPlay8B:
         network, compute = base_model.diffusion_model, base_model.get_dtype_inference()
         dtype = torch.bfloat16 if codec != "none" and compute.itemsize > 2 else compute
         return CacheSpec(len(network.double_blocks), network.num_heads, HEAD_DIM, grid[0] * grid[1], chunk_frames, batch, dtype)
+
+    def blocks(self, network: Any) -> Any:
+        """The network's layers."""
+        return network.double_blocks
+
+    def mlp(self, block: Any) -> Any:
+        """What widens a layer's tokens."""
+        return block.img_mlp[0]
 
     def check_config(self, base_model: Any, config: QVGConfig) -> None:
         """Raise ConfigError for settings that no world's memory can have."""
@@ -71,21 +80,26 @@ def attach_layers(network: Any, layers: Mapping[str, Tensor], assign: bool) -> N
             f"this ComfyUI's HunyuanVideo 1.5 has no {', '.join(missing)}, which WorldPlay goes through; ComfyUI 0.21 to 0.33 "
             "have it: update QVG, or go back to one of these"
         )
-    action = torch.nn.Module()
-    for name in ("in_layer", "out_layer"):
-        action.add_module(name, _twin(getattr(network.time_in, name)))
-    network.add_module(ACTION, action)
-    for block in network.double_blocks:
-        block.add_module(PROJECTION, _twin(block.img_attn.proj))
-    unexpected = network.load_state_dict(dict(layers), strict=False, assign=assign).unexpected_keys
-    assert not unexpected, unexpected
-    network.requires_grad_(False)
+    added = {
+        f"double_blocks.{number}.{PROJECTION}": _twin(block.img_attn.proj) for number, block in enumerate(network.double_blocks)
+    }
+    added[ACTION] = torch.nn.Module()
+    for part in ("in_layer", "out_layer"):
+        added[ACTION].add_module(part, _twin(getattr(network.time_in, part)))
+    for name, module in added.items():
+        weights = {key.removeprefix(f"{name}."): weight for key, weight in layers.items() if key.startswith(f"{name}.")}
+        # The types that the model is to have, as core notes its own: assigned weights keep those of the file until they are used.
+        mm.archive_model_dtypes(module)
+        module.load_state_dict(weights, assign=assign)
+        place, _, last = name.rpartition(".")
+        network.get_submodule(place).add_module(last, module.requires_grad_(False))
 
 
-def _twin(linear: Any) -> Any:
+def _twin(layer: Any) -> Any:
     """A layer of the same class, so of the operations that ComfyUI chose for this model, of the same size and type."""
-    like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
-    return type(linear)(linear.in_features, linear.out_features, bias=True, **like)
+    # The weight may still be as it lies in the file, to become what the model is to have when it is used.
+    dtype = getattr(layer, "weight_comfy_model_dtype", None) or layer.weight.dtype
+    return type(layer)(layer.in_features, layer.out_features, bias=True, dtype=dtype, device=layer.weight.device)
 
 
 def check_8b(cfg: float, conds: Mapping[str, Any], face: WorldPlay8B, given: int) -> None:

@@ -197,6 +197,27 @@ def test_a_world_is_walked_on_from_where_it_stands(client: Client, mode: str) ->
     assert psnr_db(straight[:, :, :8], extended[:, :, :8]) > 120 and psnr_db(straight, extended) > 15
 
 
+def test_a_prompt_changes_on_the_way(client: Client) -> None:
+    """Its text is read anew where it begins: frame 40 of the video is in the third chunk."""
+    plain, changing = client.latent(walk()), walk()
+    add(changing, "prompt2", "TestingHunyuanPrompt", seed=2, letters=0, valid=6)
+    after = {"conditioning": ["prompt", 0], "next_conditioning": ["prompt2", 0], "frame": 40}
+    add(changing, "at", "QVGPromptAtFrame", **after)
+    changing["start"]["inputs"]["conditioning"] = ["at", 0]
+    made = client.latent(changing)
+    assert torch.equal(made[:, :, :8], plain[:, :, :8]) and psnr_db(made[:, :, 8:12], plain[:, :, 8:12]) < 60
+
+
+def test_the_plan_knows_the_model(client: Client) -> None:
+    prompt = walk(BALANCED)
+    keep = {name: prompt[name] for name in ("loader", "cache")}
+    size = {"width": WIDTH, "height": HEIGHT, "frames": 61}
+    add(keep, "plan", "QVGPlan", network="self-forcing-1.3b", preset="balanced", vram_gb=12.0, model=["cache", 0], **size)
+    result = client.run(keep)
+    assert result.status == "success", result.messages
+    assert "WorldPlay 8B" in json.dumps(result.outputs["plan"])
+
+
 def test_weights_elsewhere_and_a_lora(client: Client) -> None:
     plain = client.latent(walk())
     assert torch.equal(plain, client.latent(between(walk(), "TestingPartlyUnloaded", "", megabytes=4.0)))
