@@ -6,13 +6,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.hunyuan_text import TextRows
 from ..models.worldplay_hunyuan import with_condition
 from ..models.worldplay_memory import WorldMemory
 from ..world.cameras import Cameras
@@ -27,7 +26,7 @@ FULL_STEPS = 50  # of the model that is not distilled, with a guidance of 6 and 
 class Guidance(NamedTuple):
     """Velocities are taken `scale` times as far from what `prompt` asks for; its memory is as long as the other one's."""
 
-    prompt: TextRows
+    prompt: Any
     memory: WorldMemory
     scale: float
 
@@ -90,9 +89,8 @@ class HunyuanWorld(World):
             x += (following - level) / 1000 * self._guided(*velocities)
         return x
 
-    def _texts(self) -> list[tuple[TextRows, WorldMemory]]:
-        assert isinstance(self.prompt, TextRows)
-        texts: list[tuple[TextRows, WorldMemory]] = [(self.prompt, self.memory)]
+    def _texts(self) -> list[tuple[Any, WorldMemory]]:
+        texts: list[tuple[Any, WorldMemory]] = [(self.prompt, self.memory)]
         return texts if self.guidance is None else [*texts, self.guidance[:2]]
 
     def _guided(self, wanted: Tensor, unwanted: Tensor | None = None) -> Tensor:
