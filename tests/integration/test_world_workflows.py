@@ -127,7 +127,9 @@ def test_every_widget_is_held_and_frames_go_together(name: str) -> None:
     camera = prompt[titled(prompt, "QVGCameraPath")]["inputs"]
     network, _, size, _, _ = WORKFLOWS[name]
     keys = sum(int(part.rsplit("-", 1)[1]) for part in camera["path"].split(","))
-    assert (camera["memory"], camera["frames"], keys + 1) == (network, LATENTS, LATENTS)
+    # The way back ends where it began, and stays there for a frame.
+    missing = {"again": 0, "stay": 1}[camera["beyond"]]
+    assert (camera["memory"], camera["frames"], keys + 1 + missing) == (network, LATENTS, LATENTS)
     chosen = prompt[titled(prompt, "QVGPlan")]["inputs"]
     assert (chosen["network"], chosen["frames"]) == (network, 4 * LATENTS - 3 == PICTURES and PICTURES)
     assert tuple(prompt[titled(prompt, "PrimitiveInt", side)]["inputs"]["value"] for side in ("Width", "Height")) == size
