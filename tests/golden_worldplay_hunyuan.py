@@ -47,10 +47,10 @@ def golden() -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
-def weights() -> dict[str, Tensor]:
+def weights(text: int = TEXT) -> dict[str, Tensor]:
     """The network's weights by their official names, from numpy's frozen generator."""
     random, state = np.random.RandomState(17), {}
-    for name, shape in sorted(shapes().items()):
+    for name, shape in sorted(shapes(text=text).items()):
         x = random.standard_normal(shape)
         if "norm" in name and name.endswith("weight"):
             x = 1 + 0.1 * x

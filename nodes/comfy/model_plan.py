@@ -91,12 +91,12 @@ def _world(base_model: Any) -> NetworkShape:
     """As the published one, in this one's sizes. Its memory is planned for all frames, as the modes but vendor keep it."""
     network, world = base_model.diffusion_model, world_of(base_model)
     parameters = sum(map(_count, network.parameters()))
-    in_layers = sum(_count(weight) for weight in network.blocks.parameters() if weight.ndim == 2)
-    sizes = {"layers": len(network.blocks), "heads": network.num_heads, "head_dim": network.dim // network.num_heads}
-    mlp = getattr(network.blocks[0].ffn[0], "out_features", network.ffn_dim)
-    return replace(
-        SHAPES[world.variant.name], title=world.name, **sizes, mlp=mlp, parameters=parameters, layer_parameters=in_layers
-    )
+    blocks, published = world.blocks(network), SHAPES[world.shape]
+    in_layers = sum(_count(weight) for weight in blocks.parameters() if weight.ndim == 2)
+    spec = world.cache_spec(base_model, (1, 1), 1, 1, "none")
+    sizes = {"layers": spec.layers, "heads": spec.heads, "head_dim": spec.head_dim}
+    mlp = getattr(world.mlp(blocks[0]), "out_features", published.mlp)
+    return replace(published, title=world.name, **sizes, mlp=mlp, parameters=parameters, layer_parameters=in_layers)
 
 
 def _own(base_model: Any) -> NetworkShape:

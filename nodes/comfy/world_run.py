@@ -16,11 +16,12 @@ from ...qvg.sampling import place_blocks
 from ...qvg.world.cameras import Cameras
 from ...qvg.world.schedule import CHUNK_FRAMES, MODES, chunks_of, video_frames
 from ...qvg.world.selection import MemoryRule
-from ..prompts import PromptStart, prompt_starts
+from ..prompts import FRAME_KEY, PromptStart, prompt_starts
 from .attach import CacheSettings, settings_of, world_of
 from .memory import cache_bytes_needed, give_back, make_room
 from .noise_mask import kept_frames
 from .run import ignored_patches, refuse_step_caches
+from .worldplay_hunyuan import WorldPlay8B, check_8b
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ class WorldOptions:
     layout: str = "once"
     keep_finished: bool = True
 
-    def rule(self) -> MemoryRule | None:
-        """Which frames a chunk sees; None for everything. Raises ConfigError for numbers that do not go together."""
+    def rule(self, first_frames: int = 0) -> MemoryRule | None:
+        """Which frames a chunk sees, `first_frames` at the beginning besides; None for everything. Raises ConfigError for numbers
+        that do not go together."""
         if self.mode not in MODES:
             raise ConfigError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}; choose one of these")
         if self.mode != "vendor" or self.memory_frames == 0:
@@ -51,7 +53,9 @@ class WorldOptions:
         for name, frames in (("memory_frames", self.memory_frames), ("recent_frames", recent)):
             if frames % CHUNK_FRAMES or frames < 0:
                 raise ConfigError(f"{name} is {frames}, but a world remembers whole chunks; use a multiple of {CHUNK_FRAMES}")
-        return MemoryRule(self.memory_frames, recent, self.memory_frames)
+        context = self.memory_frames + first_frames
+        # The official rule for HunyuanVideo takes everything while it is no more than it holds, the one for Wan while it is less.
+        return MemoryRule(context, recent, context + bool(first_frames), first_frames)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class WorldPlan:
     levels: tuple[float, ...]
     rule: MemoryRule | None
     prompts: tuple[PromptStart, ...]
+    cfg: float = 1.0
 
     @property
     def chunks(self) -> int:
@@ -97,7 +102,12 @@ class WorldPlan:
         """Of the network, over the whole run; it is `World` that decides, so this is for a progress bar."""
         painted = self.chunks - self.given_chunks
         contexts = self.chunks - 1 if self.options.mode != "vendor" else self.chunks - max(1, self.given_chunks)
-        return painted * (len(self.levels) - 1) + contexts
+        return (painted * (len(self.levels) - 1) + contexts) * self.memories
+
+    @property
+    def memories(self) -> int:
+        """One for each text."""
+        return 2 if self.cfg > 1 else 1
 
     def memory(self) -> WorldMemory:
         """An empty one."""
@@ -108,16 +118,18 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     """Raises ConfigError for what cannot work, in a sentence. noise [B, C, F, h, w]."""
     base_model = guider.model_patcher.model
     world, options = world_of(base_model), _options(sampler, world_of(base_model))
-    cfg = getattr(guider, "cfg", 1.0)
-    if cfg != 1.0:
+    cfg, guided = getattr(guider, "cfg", 1.0), isinstance(world, WorldPlay8B)
+    if cfg != 1.0 and not guided:
         raise ConfigError(f"cfg is {cfg}, but {world.name} is distilled to need no guidance; use BasicGuider, or set cfg to 1")
     refuse_step_caches(guider.model_options)
     cameras = _cameras(guider)
     _check_latent(noise, world, len(cameras))
-    rule, settings = options.rule(), settings_of(guider.model_options)
+    rule, settings = options.rule(world.first_frames), settings_of(guider.model_options)
     world.check_config(base_model, settings.config)
     given = _given(denoise_mask, noise.shape[2])
-    grid = (noise.shape[3] // 2, noise.shape[4] // 2)
+    if guided:
+        check_8b(cfg, guider.conds, world, given)
+    grid = (noise.shape[3] // world.patch, noise.shape[4] // world.patch)
     config, chunk_frames = settings.config, CHUNK_FRAMES
     if options.mode == "vendor":
         # All of a context is written at once, and nothing of it is newer or older than the rest.
@@ -130,7 +142,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
         logger.warning("QVG: %s attends through its own cache; without effect on it: %s", world.name, ", ".join(names))
     levels = _levels(sigmas)
     prompts, rope, frames = _prompts(guider, noise.shape[2]), world.rope(base_model, grid), noise.shape[2]
-    plan = WorldPlan(options, settings, config, spec, rope, cameras, frames, given, levels, rule, prompts)
+    plan = WorldPlan(options, settings, config, spec, rope, cameras, frames, given, levels, rule, prompts, cfg)
     plan.memory()  # refuses settings that do not go together
     return plan
 
@@ -163,7 +175,7 @@ def prepare_sampling(executor: Any, model: Any, noise_shape: Any, *args: Any, **
     if plan is None:
         return executor(model, noise_shape, *args, **kwargs)
     result = executor(model, [*noise_shape[:2], plan.pass_frames, *noise_shape[3:]], *args, **kwargs)
-    make_room(cache_bytes_needed(plan.memory().cache.spec, plan.config, plan.remembered_frames), model)
+    make_room(plan.memories * cache_bytes_needed(plan.memory().cache.spec, plan.config, plan.remembered_frames), model)
     return result
 
 
@@ -186,6 +198,13 @@ def _prompts(guider: Any, frames: int) -> tuple[PromptStart, ...]:
     return starts
 
 
+def conds_from(conds: dict[str, list[Any]], start: PromptStart | None) -> dict[str, list[Any]]:
+    """Of a guider's conds, those that hold from `start` on; None: all of them."""
+    if start is None:
+        return conds
+    return {name: [cond for cond in each if cond.get(FRAME_KEY, start.frame) == start.frame] for name, each in conds.items()}
+
+
 def _cameras(guider: Any) -> Cameras:
     conds = [cond for conds in guider.conds.values() for cond in conds]
     cameras: Cameras | None = next((cond[CAMERAS_KEY] for cond in conds if CAMERAS_KEY in cond), None)
@@ -195,11 +214,12 @@ def _cameras(guider: Any) -> Cameras:
 
 
 def _check_latent(noise: Tensor, world: Any, cameras: int) -> None:
-    fits = noise.ndim == 5 and noise.shape[1] == world.channels and noise.shape[3] % 2 == 0 and noise.shape[4] % 2 == 0
-    if not fits:
+    fits = noise.ndim == 5 and noise.shape[1] == world.channels
+    if not fits or noise.shape[3] % world.patch or noise.shape[4] % world.patch:
+        sides = "height, width" if world.patch == 1 else "even height, even width"
         raise ConfigError(
-            f"the latent is {list(noise.shape)}, but {world.name} makes [batch, {world.channels}, frames, even height, even "
-            "width]; take it from 'World Start'"
+            f"the latent is {list(noise.shape)}, but {world.name} makes [batch, {world.channels}, frames, {sides}]; take it from "
+            "'World Start', with this model's own VAE"
         )
     frames = noise.shape[2]
     check_frames(frames)

@@ -5,8 +5,10 @@ The loop is `qvg.sampling.world.World`; here core's network runs in it, behind C
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from dataclasses import fields
 from typing import Any
 
 import comfy.model_management as mm
@@ -14,19 +16,21 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...qvg import ConfigError
+from ...qvg import CacheBytes, ConfigError
 from ...qvg.models.wan import Attend
 from ...qvg.models.worldplay import Recording
 from ...qvg.sampling import Block
 from ...qvg.sampling.world import World
 from ...qvg.world.schedule import CHUNK_FRAMES
-from ..prompts import FRAME_KEY, PromptStart
+from ..prompts import PromptStart
 from ..records import RECORDS, RunRecord
 from .attach import world_of
 from .keep import keep_frames
 from .progress import Progress, say, say_how_it_ended
-from .world_run import OPTIONS, PLAN_KEY, WorldOptions, WorldPlan
+from .world_hunyuan import GuidedHunyuan, hunyuan_world
+from .world_run import OPTIONS, PLAN_KEY, WorldOptions, WorldPlan, conds_from
 from .worldplay import PASS_KEY, WorldPass
+from .worldplay_hunyuan import WorldPlay8B
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +63,7 @@ class _GuidedWorld:
 
     def take_prompt(self, start: PromptStart | None) -> None:
         """What holds from here on; None: all that the guider has."""
-        self._guider.conds = {
-            name: [cond for cond in conds if start is None or cond.get(FRAME_KEY, start.frame) == start.frame]
-            for name, conds in self._conds.items()
-        }
+        self._guider.conds = conds_from(self._conds, start)
 
     def _pass(self, x: Tensor, level: float, coming: WorldPass) -> Tensor:
         options = self._options.setdefault("transformer_options", {})
@@ -103,17 +104,19 @@ def sample_world(
             f"World Sampler walks through worlds, and {type(base_model).__name__} is none; connect the MODEL of 'Load WorldPlay'"
         )
     progress = Progress(x.device, base_model.latent_format, plan.passes, plan.chunks)
-    network = _GuidedWorld(guider, extra_args, progress)
-    walk = _Walk(plan, World(network, plan.memory(), None, plan.options.mode, plan.rule))
+    network, world = _world(plan, guider, extra_args, progress)
+    walk = _Walk(plan, world)
     walk.adopt(model.latent_image)
     try:
-        with walk.world.memory as memory:
+        with contextlib.ExitStack() as freed:
+            for memory in walk.world.memories:
+                freed.enter_context(memory)
             for index in range(plan.given_chunks, plan.chunks):
                 network.take_prompt(next((start for start in reversed(plan.prompts) if start.block <= index), None))
                 progress.finished(walk.paint(index, x, model.latent_image))
             record = walk.record(world_of(base_model).name, x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
-        say_how_it_ended(error, memory.cache, len(walk.world.latents), plan.chunks)
+        say_how_it_ended(error, walk.world.memory.cache, len(walk.world.latents), plan.chunks)
         if plan.options.keep_finished and len(walk.world.latents) > plan.given_chunks:
             keep_frames([latent.transpose(1, 2) for latent in walk.world.latents], base_model)
         raise
@@ -127,6 +130,21 @@ def sample_world(
         seen = {"x": samples, "denoised": samples, "sigma": sigmas[-1], "sigma_hat": sigmas[-1]}
         callback({**seen, "i": len(sigmas) - 2})
     return samples
+
+
+def _world(
+    plan: WorldPlan, guider: Any, extra_args: dict[str, Any], progress: Progress
+) -> tuple[_GuidedWorld | GuidedHunyuan, World]:
+    if isinstance(world_of(guider.inner_model), WorldPlay8B):
+        return hunyuan_world(plan, guider, extra_args, progress)
+    network = _GuidedWorld(guider, extra_args, progress)
+    return network, World(network, plan.memory(), None, plan.options.mode, plan.rule)
+
+
+def _held(world: World) -> CacheBytes:
+    """All its memories."""
+    sizes = [memory.cache.nbytes() for memory in world.memories]
+    return CacheBytes(**{each.name: sum(getattr(size, each.name) for size in sizes) for each in fields(CacheBytes)})
 
 
 class _Walk:
@@ -150,7 +168,7 @@ class _Walk:
         noise = x[:, :, first : first + CHUNK_FRAMES].transpose(1, 2)
         image = latent[:, :, :1].transpose(1, 2) if self.plan.given == 1 and index == 0 else None
         painted = self.world.next_chunk(noise, self.plan.cameras, image, mm.throw_exception_if_processing_interrupted)
-        held = self.world.memory.cache.nbytes()
+        held = _held(self.world)
         block = Block(index, first, painted.transpose(1, 2), time.perf_counter() - began, held)
         context = self.world.context
         logger.info("QVG: chunk %d of %d sees %s", index + 1, self.plan.chunks, _listed(context))
@@ -163,7 +181,7 @@ class _Walk:
         plan, cache = self.plan, self.world.memory.cache
         skipped = plan.given_chunks * CHUNK_FRAMES
         sizes = [block.cache.total for block in self.blocks]
-        exact = [cache.spec.exact_bytes(frames) for frames in self._context_frames]
+        exact = [plan.memories * cache.spec.exact_bytes(frames) for frames in self._context_frames]
         seconds = [block.seconds / CHUNK_FRAMES for block in self.blocks]
         return RunRecord(
             model=name,
@@ -173,7 +191,7 @@ class _Walk:
             cache_bytes=_per_frame(skipped, sizes),
             exact_bytes=_per_frame(skipped, exact),
             seconds=_per_frame(skipped, seconds),
-            components=cache.nbytes(),
+            components=_held(self.world),
             workspace_bytes=cache.workspace.nbytes,
             given_frames=plan.given,
             read=tuple(cache.explain()),

@@ -15,7 +15,7 @@ from ...qvg.world.schedule import CHUNK_FRAMES, video_frames
 from .progress import say
 from .world_run import CAMERAS_KEY, check_frames
 
-CHANNELS = 48  # of Wan 2.2's VAE
+CHANNELS = (48, 32)  # of Wan 2.2's VAE, for the 5B, and of HunyuanVideo 1.5's, for the 8B
 PIXELS = 16  # of a picture's side become one of the latent's
 
 
@@ -29,8 +29,9 @@ def start_latent(size: tuple[int, int], frames: int, vae: Any, image: Tensor | N
     `extend` a LATENT. Raises ConfigError for what does not fit."""
     check_frames(frames)
     width, height = size
-    shape = (1, CHANNELS, frames, height // PIXELS, width // PIXELS)
+    shape = (1, CHANNELS[0], frames, height // PIXELS, width // PIXELS)
     given = _encoded(vae, image, size) if image is not None else None if extend is None else _checked(extend["samples"], shape)
+    shape = shape if given is None else (1, given.shape[1], *shape[2:])
     say(f"{frames // CHUNK_FRAMES} chunks, {frames} latent frames, {video_frames(frames)} video frames")
     if given is None:
         return {"samples": torch.zeros(shape, device=mm.intermediate_device())}
@@ -45,20 +46,21 @@ def _encoded(vae: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
     """The first picture as one latent frame."""
     picture = comfy.utils.common_upscale(image[:1, :, :, :3].movedim(-1, 1), *size, "lanczos", "center").movedim(1, -1)
     latent: Tensor = vae.encode(picture)
-    expected = [1, CHANNELS, 1, size[1] // PIXELS, size[0] // PIXELS]
-    if list(latent.shape) != expected:
+    rows, cols = size[1] // PIXELS, size[0] // PIXELS
+    if list(latent.shape) not in [[1, channels, 1, rows, cols] for channels in CHANNELS]:
         raise ConfigError(
-            f"this VAE makes a latent of {list(latent.shape)} of the first picture, but WorldPlay 5B needs {expected}; load Wan "
-            "2.2's VAE"
+            f"this VAE makes a latent of {list(latent.shape)} of the first picture, but WorldPlay 5B needs "
+            f"{[1, CHANNELS[0], 1, rows, cols]}; load Wan 2.2's VAE (for the 8B, HunyuanVideo 1.5's)"
         )
     return latent
 
 
 def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A sampled world of whole chunks, shorter than the walk."""
-    if given.ndim != 5 or given.shape[1] != shape[1] or given.shape[3:] != shape[3:]:
+    if given.ndim != 5 or given.shape[1] not in CHANNELS or given.shape[3:] != shape[3:]:
+        channels = " or ".join(map(str, CHANNELS))
         raise ConfigError(
-            f"the world to extend is {list(given.shape)}, but [batch, channels, frames, height, width] must be [any, {shape[1]}, "
+            f"the world to extend is {list(given.shape)}, but [batch, channels, frames, height, width] must be [any, {channels}, "
             f"any, {shape[3]}, {shape[4]}]; set width and height to those of the world to extend"
         )
     frames = given.shape[2]

@@ -47,12 +47,14 @@ class WorldPass:
 class WorldPlay5B:
     """What the sampler and the cache ask of this model. Holds nothing, as ComfyUI may make the model anew."""
 
-    name = "WorldPlay 5B"
+    name, shape = "WorldPlay 5B", "worldplay-5b"
     variant = WORLDPLAY_5B
     rule = WAN_MEMORY
     channels = 48
-    # Of the video, per token along a side.
-    token_pixels = 32
+    # Of the video, per token along a side; of the latent.
+    token_pixels, patch = 32, 2
+    # Frames at the beginning that mode vendor always remembers besides.
+    first_frames = 0
 
     def cache_spec(self, base_model: Any, grid: tuple[int, int], chunk_frames: int, batch: int, codec: str) -> CacheSpec:
         """What its memory is, `grid` rows and columns of tokens in a frame. Codec "none" keeps what the network computes."""
@@ -60,6 +62,14 @@ class WorldPlay5B:
         dtype = torch.bfloat16 if codec != "none" and compute.itemsize > 2 else compute
         heads = network.num_heads
         return CacheSpec(len(network.blocks), heads, network.dim // heads, grid[0] * grid[1], chunk_frames, batch, dtype)
+
+    def blocks(self, network: Any) -> Any:
+        """The network's layers."""
+        return network.blocks
+
+    def mlp(self, block: Any) -> Any:
+        """What widens a layer's tokens."""
+        return block.ffn[0]
 
     def check_config(self, base_model: Any, config: QVGConfig) -> None:
         """Raise ConfigError for settings that no world's memory can have."""

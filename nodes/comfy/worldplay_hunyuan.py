@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from ...qvg.models.variants import CausalVariant
 from ...qvg.rope import hunyuan_rope
 from ...qvg.world.selection import HUNYUAN_MEMORY
 
+# What ComfyUI's guiders call the prompt that is to be kept away from.
+UNWANTED = "negative"
 ACTION, PROJECTION = "action_in", "img_attn_prope_proj"
 _PARTS = ("img_in", "time_in", "txt_in", "byt5_in", "vision_in", "cond_type_embedding", "double_blocks", "final_layer")
 _STREAM_PARTS = ("mod", "norm1", "attn", "norm2", "mlp")
@@ -29,11 +32,13 @@ _TOKENS = 1560
 class WorldPlay8B:
     """What the sampler and the cache ask of this model, as `WorldPlay5B` for Wan."""
 
-    name = "WorldPlay 8B"
+    name, shape = "WorldPlay 8B", "worldplay-8b"
     rule = HUNYUAN_MEMORY
     channels = 32
-    # Of the video, per token along a side.
-    token_pixels = 16
+    # Of the video, per token along a side; of the latent.
+    token_pixels, patch = 16, 1
+    # Frames at the beginning that mode vendor always remembers besides.
+    first_frames = HUNYUAN_MEMORY.first_frames
 
     def __init__(self, variant: CausalVariant):
         self.variant = variant
@@ -43,6 +48,14 @@ class WorldPlay8B:
         network, compute = base_model.diffusion_model, base_model.get_dtype_inference()
         dtype = torch.bfloat16 if codec != "none" and compute.itemsize > 2 else compute
         return CacheSpec(len(network.double_blocks), network.num_heads, HEAD_DIM, grid[0] * grid[1], chunk_frames, batch, dtype)
+
+    def blocks(self, network: Any) -> Any:
+        """The network's layers."""
+        return network.double_blocks
+
+    def mlp(self, block: Any) -> Any:
+        """What widens a layer's tokens."""
+        return block.img_mlp[0]
 
     def check_config(self, base_model: Any, config: QVGConfig) -> None:
         """Raise ConfigError for settings that no world's memory can have."""
@@ -67,18 +80,39 @@ def attach_layers(network: Any, layers: Mapping[str, Tensor], assign: bool) -> N
             f"this ComfyUI's HunyuanVideo 1.5 has no {', '.join(missing)}, which WorldPlay goes through; ComfyUI 0.21 to 0.33 "
             "have it: update QVG, or go back to one of these"
         )
-    action = torch.nn.Module()
-    for name in ("in_layer", "out_layer"):
-        action.add_module(name, _twin(getattr(network.time_in, name)))
-    network.add_module(ACTION, action)
-    for block in network.double_blocks:
-        block.add_module(PROJECTION, _twin(block.img_attn.proj))
-    unexpected = network.load_state_dict(dict(layers), strict=False, assign=assign).unexpected_keys
-    assert not unexpected, unexpected
-    network.requires_grad_(False)
+    added = {
+        f"double_blocks.{number}.{PROJECTION}": _twin(block.img_attn.proj) for number, block in enumerate(network.double_blocks)
+    }
+    added[ACTION] = torch.nn.Module()
+    for part in ("in_layer", "out_layer"):
+        added[ACTION].add_module(part, _twin(getattr(network.time_in, part)))
+    for name, module in added.items():
+        weights = {key.removeprefix(f"{name}."): weight for key, weight in layers.items() if key.startswith(f"{name}.")}
+        # The types that the model is to have, as core notes its own: assigned weights keep those of the file until they are used.
+        mm.archive_model_dtypes(module)
+        module.load_state_dict(weights, assign=assign)
+        place, _, last = name.rpartition(".")
+        network.get_submodule(place).add_module(last, module.requires_grad_(False))
 
 
-def _twin(linear: Any) -> Any:
+def _twin(layer: Any) -> Any:
     """A layer of the same class, so of the operations that ComfyUI chose for this model, of the same size and type."""
-    like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
-    return type(linear)(linear.in_features, linear.out_features, bias=True, **like)
+    # The weight may still be as it lies in the file, to become what the model is to have when it is used.
+    dtype = getattr(layer, "weight_comfy_model_dtype", None) or layer.weight.dtype
+    return type(layer)(layer.in_features, layer.out_features, bias=True, dtype=dtype, device=layer.weight.device)
+
+
+def check_8b(cfg: float, conds: Mapping[str, Any], face: WorldPlay8B, given: int) -> None:
+    """Raise ConfigError for guidance that the model does not have, or is missing, and for a world without a picture."""
+    wanted = face.variant.guidance
+    if wanted == 1 and cfg != 1:
+        raise ConfigError(
+            f"cfg is {cfg}, but {face.variant.name} is distilled to need no guidance; use BasicGuider, or set cfg to 1"
+        )
+    if cfg < 1 or (cfg > 1 and UNWANTED not in conds):
+        raise ConfigError(
+            f"{face.variant.name} is guided (cfg {wanted:g}), but the guider has cfg {cfg} and "
+            f"{'a' if UNWANTED in conds else 'no'} negative prompt; use CFGGuider with cfg 1 or more"
+        )
+    if not given:
+        raise ConfigError(f"{face.name} begins with a picture, and no frame is given; choose start image on 'World Start'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import comfy.model_base
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ...qvg import UnsupportedModelError
 from ...qvg.models.checkpoint import CausalCheckpoint
@@ -18,8 +20,59 @@ from ...qvg.models.weight_files import open_weights
 from ...qvg.models.which_variant import AUTO
 from ...qvg.models.worldplay_hunyuan_file import BIDIRECTIONAL, read_worldplay_hunyuan
 from ...qvg.models.worldplay_hunyuan_names import GET_8B
-from .attach import VARIANT_KEY, WORLD
+from .attach import VARIANT_KEY, WORLD, CacheSettings, put_settings
+from .causal_load import Loaded, dtype_options, short_dtype
+from .world_hunyuan import hunyuan_forward
+from .world_run import outer_sample, prepare_sampling
 from .worldplay_hunyuan import ACTION, PROJECTION, WorldPlay8B, attach_layers
+
+logger = logging.getLogger(__name__)
+
+_KEY = "qvg_world"
+_WRAPPERS = {
+    WrappersMP.DIFFUSION_MODEL: hunyuan_forward,
+    WrappersMP.OUTER_SAMPLE: outer_sample,
+    WrappersMP.PREPARE_SAMPLING: prepare_sampling,
+}
+
+
+def load_8b(path: Path, dtype: str) -> Loaded:
+    """The file at `path` as a MODEL. Raises ConfigError and UnsupportedModelError for what cannot be loaded."""
+    checkpoint = read_8b(path)
+    options = dtype_options(checkpoint, dtype)
+    # Before loading: ComfyUI takes the tensors out of the dictionary.
+    text = _text(checkpoint)
+    model = patcher_8b(checkpoint, options)
+    if hasattr(model, "cached_patcher_init"):
+        model.cached_patcher_init = (_load_again, (path, options))
+    for kind, wrapper in _WRAPPERS.items():
+        model.add_wrapper_with_key(kind, _KEY, wrapper)
+    put_settings(model, CacheSettings())
+    text = f"{text}, computed in {short_dtype(model.model.get_dtype_inference())}"
+    logger.info("QVG: %s", text.replace("\n", "; "))
+    for remark in checkpoint.remarks:
+        logger.warning("QVG: %s: %s", path.name, remark)
+    return Loaded(model, "\n".join([text, *(f"note: {remark}" for remark in checkpoint.remarks)]))
+
+
+def _load_again(path: Path, options: dict[str, Any], disable_dynamic: bool = False) -> Any:
+    """The bare model once more, for ComfyUI's own needs; it carries wrappers and patches over itself."""
+    return patcher_8b(read_8b(path), options, **({"disable_dynamic": True} if disable_dynamic else {}))
+
+
+def _text(checkpoint: CausalCheckpoint) -> str:
+    variant = checkpoint.variant
+    assert variant is not None
+    steps = f"{len(variant.sigmas) - 1} steps, shift {variant.shift:g}"
+    guided = "no guidance" if variant.guidance == 1 else f"cfg {variant.guidance:g}"
+    count = len(checkpoint.tensors) + len(checkpoint.joined)
+    return "\n".join(
+        [
+            f"{variant.name} (known by {checkpoint.found.how}), {count} tensors",
+            f"chunks of {variant.frames_per_block} latent frames, {steps}, {guided}",
+            f"weights stored in {short_dtype(checkpoint.stored_dtype)}",
+        ]
+    )
 
 
 def read_8b(path: Path, variant: str = AUTO) -> CausalCheckpoint:

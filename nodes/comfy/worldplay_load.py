@@ -19,11 +19,13 @@ from ...qvg import UnsupportedModelError
 from ...qvg.models.checkpoint import CausalCheckpoint
 from ...qvg.models.weight_files import open_weights
 from ...qvg.models.worldplay_file import read_worldplay
+from ...qvg.models.worldplay_hunyuan_file import is_worldplay_hunyuan
 from .attach import VARIANT_KEY, WORLD, CacheSettings, put_settings
 from .causal_load import Loaded, dtype_options, short_dtype
 from .files import model_path
 from .world_run import outer_sample, prepare_sampling
 from .worldplay import ACTION, PROJECTION, WorldPlay5B, attach_layers, world_forward
+from .worldplay_hunyuan_load import load_8b
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ def load_worldplay(file: str, dtype: str) -> Loaded:
     """`file` as ComfyUI lists it. Raises UnsupportedModelError for what cannot be loaded."""
     _require_native()
     path = model_path(file)
+    if is_worldplay_hunyuan(open_weights(path)):
+        return load_8b(path, dtype)
     checkpoint = _read(path)
     options = dtype_options(checkpoint, dtype)
     # Before loading: ComfyUI takes the tensors out of the dictionary.

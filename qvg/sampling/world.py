@@ -88,6 +88,11 @@ class World:
         self.context = plan.context
         return latent
 
+    @property
+    def memories(self) -> list[WorldMemory]:
+        """All of them, to be freed."""
+        return [self.memory]
+
     def adopt(self, latent: Tensor) -> None:
         """Go on from frames [B, F, C, h, w] that were painted elsewhere; what is to be remembered of them is computed when the
         next chunk is. Raises ConfigError unless they are whole chunks."""

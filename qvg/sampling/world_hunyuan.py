@@ -44,6 +44,17 @@ class HunyuanWorld(World):
         if self.guidance and self.guidance.memory is self.memory:
             raise ConfigError("both texts were given one memory, but its keys and values depend on the text; give each its own")
 
+    @property
+    def memories(self) -> list[WorldMemory]:
+        """See `World`."""
+        return [memory for _, memory in self._texts()]
+
+    def adopt(self, latent: Tensor) -> None:
+        """See `World`. Where no picture is known, the first frame, which was painted after it, stands for it."""
+        super().adopt(latent)
+        if self.image is None and self.latents:
+            self.image = self.latents[0][:, :1]
+
     def _record(self, plan: ChunkPlan, cameras: Cameras, labels: Tensor) -> None:
         frames = list(plan.encode)
         latents = torch.cat(self.latents, 1)[:, frames]

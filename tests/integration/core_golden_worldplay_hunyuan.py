@@ -18,6 +18,8 @@ from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True
 import bootstrap_package  # noqa: E402, F401 (makes the repository importable as comfyui_qvg)
+import comfy.memory_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 from comfyui_qvg.nodes.comfy.worldplay_hunyuan import WorldPlay8B  # noqa: E402
 from comfyui_qvg.nodes.comfy.worldplay_hunyuan_load import patcher_8b, read_8b  # noqa: E402
@@ -68,6 +70,28 @@ def walk(model: WorldPlayHunyuan, texts: list[TextRows], face: WorldPlay8B, base
     return chunks
 
 
+def lazily_loaded() -> list[Tensor]:
+    """As where ComfyUI pages weights in from the file: layers are made without weights, and weights are assigned as they lie
+    there. On a CPU it does not do so by itself."""
+    checkpoint = read_8b(FILE)
+    comfy.memory_management.aimdo_enabled = True
+    comfy.model_patcher.CoreModelPatcher = _Paging
+    patcher = patcher_8b(checkpoint, {"dtype": torch.float32})
+    network = patcher.model.diffusion_model
+    layer = network.double_blocks[1].img_attn_prope_proj
+    assert patcher.is_dynamic() and layer.weight_comfy_model_dtype == torch.float32 and not layer.weight.requires_grad
+    model = WorldPlayHunyuan(network, torch.float32)
+    texts = [model.read_prompt(words(states)) for states in given.inputs()[2:]]
+    chunks = walk(model, texts, patcher.model.qvg_world, patcher.model, "vendor")
+    comfy.memory_management.aimdo_enabled = False
+    return chunks
+
+
+class _Paging(comfy.model_patcher.ModelPatcher):
+    def is_dynamic(self) -> bool:
+        return True
+
+
 def main() -> None:
     """See the module docstring."""
     patcher = patcher_8b(read_8b(FILE), {"dtype": torch.float32})
@@ -85,6 +109,8 @@ def main() -> None:
         for walked in WALKS:
             for index, chunk in enumerate(walk(model, texts, face, base_model, walked)):
                 tensors[f"{name}.{walked}.{index}"] = chunk
+    if hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
+        tensors |= {f"lazy.vendor.{index}": chunk for index, chunk in enumerate(lazily_loaded())}
     save_file(tensors, OUT)
 
 

@@ -53,3 +53,10 @@ def test_it_matches_our_compact_network(latents: dict[str, Tensor]) -> None:
     assert len(names) == CHUNKS + 3 + 3 + GUIDED_CHUNKS
     for name in names:
         assert_close(name, latents[f"ours.{name}"], latents[f"core.{name}"], 4e-5)
+
+
+def test_it_is_the_same_where_weights_stay_in_the_file_until_they_are_used(latents: dict[str, Tensor]) -> None:
+    chunks = [name for name in latents if name.startswith("lazy.")]
+    assert len(chunks) in (0, CHUNKS)  # a ComfyUI that has no such thing makes none
+    for chunk in chunks:
+        assert_close(chunk, latents[chunk.replace("lazy.", "core.")], latents[chunk], 1e-6)

@@ -435,6 +435,40 @@ class TestingWorldVAE:
         return (_WorldPictures(),)
 
 
+class _HunyuanPictures:
+    """The same for HunyuanVideo 1.5's VAE: 16 pixels, 32 channels."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        latent = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 16)
+        return latent.repeat(1, 11, 1, 1)[:, :32, None] * 2 - 1
+
+
+@_node(("VAE",))
+class TestingHunyuanVAE:
+    def run(self) -> Any:
+        return (_HunyuanPictures(),)
+
+
+@_node(("CONDITIONING",), seed=("INT", {"default": 1}), letters=("INT", {"default": 3}), valid=("INT", {"default": 9}))
+class TestingHunyuanPrompt:
+    """What HunyuanVideo 1.5's encoders give, of random numbers: 12 tokens of which `valid` are no padding, and a picture's."""
+
+    def run(self, seed: int, letters: int, valid: int) -> Any:
+        text, byt5, vision = hunyuan_states(seed, letters)
+        more: dict[str, Any] = {"attention_mask": (torch.arange(12) < valid).long()[None], "pooled_output": None}
+        more |= {"conditioning_byt5small": byt5} if letters else {}
+        more["clip_vision_output"] = types.SimpleNamespace(last_hidden_state=vision)
+        return ([[text, more]],)
+
+
+def hunyuan_states(seed: int, letters: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Text, letters and picture, as `tests/integration/test_world_hunyuan.py` draws them."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((1, 12, 4096), (1, max(1, letters), 1472), (1, 5, 1152))
+    text, byt5, vision = (torch.randn(shape, generator=generator) for shape in shapes)
+    return text, byt5, vision
+
+
 @_node(("LATENT",), samples=("LATENT",), frames=("INT", {"default": 4}))
 class TestingFirstFrames:
     def run(self, samples: Any, frames: int) -> Any:
