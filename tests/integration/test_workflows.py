@@ -86,7 +86,8 @@ def files(client: Client) -> Path:
 
 
 def test_every_workflow_of_this_family_is_tried() -> None:
-    assert {file.stem for file in (ROOT / "workflows").glob("*.json")} == {*WORKFLOWS, "demo_world", "demo_compare"}
+    files = {file.stem for file in (ROOT / "workflows").glob("*.json") if not file.stem.startswith("worldplay")}
+    assert files == {*WORKFLOWS, "demo_world", "demo_compare"}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

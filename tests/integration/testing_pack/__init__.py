@@ -22,6 +22,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
+from comfy.ldm.models.autoencoder import AutoencodingEngine
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.caching import BasicCache
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -461,6 +462,15 @@ class TestingHunyuanPrompt:
         return ([[text, more]],)
 
 
+@_node(("CLIP_VISION_OUTPUT",), image=("IMAGE",), seed=("INT", {"default": 1}))
+class TestingClipVision:
+    """What a vision encoder of HunyuanVideo 1.5 gives, of random numbers that know the picture."""
+
+    def run(self, image: torch.Tensor, seed: int) -> Any:
+        vision = hunyuan_states(seed, 0)[2] * (1 + image.mean())
+        return (types.SimpleNamespace(last_hidden_state=vision),)
+
+
 def hunyuan_states(seed: int, letters: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Text, letters and picture, as `tests/integration/test_world_hunyuan.py` draws them."""
     generator = torch.Generator().manual_seed(seed)
@@ -534,10 +544,26 @@ def _wan_2_2_vae() -> Any:
     return _randomised(vae)
 
 
+def _hunyuan_1_5_vae() -> Any:
+    """Core's class in small, for the same reason."""
+    vae, target = _wan_vae(8), "comfy.ldm.hunyuan_video.vae_refiner."
+    shape: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "z_channels": 32, "num_res_blocks": 2}
+    shape |= {"block_out_channels": [16, 32, 32, 64, 64], "ffactor_spatial": 16, "ffactor_temporal": 4}
+    shape |= {"downsample_match_channel": True, "upsample_match_channel": True}
+    parts = {f"{part.lower()}_config": {"target": target + part, "params": shape} for part in ("Encoder", "Decoder")}
+    regularizer = {"target": "comfy.ldm.models.autoencoder.EmptyRegularizer"}
+    vae.first_stage_model = AutoencodingEngine(regularizer_config=regularizer, **parts).eval()
+    vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, vae.device, mm.vae_offload_device())
+    vae.latent_channels, vae.upscale_ratio, vae.upscale_index_formula = 32, (lambda a: max(0, a * 4 - 3), 16, 16), (4, 16, 16)
+    vae.downscale_ratio, vae.downscale_index_formula = (lambda a: (a + 3) // 4, 16, 16), (4, 16, 16)
+    return _randomised(vae)
+
+
 VAES: dict[str, Any] = {
     "wan 2.1": lambda: _wan_vae(8),
     "wan 2.1 as wide as it is": lambda: _wan_vae(96),
     "wan 2.2": _wan_2_2_vae,
+    "hunyuan 1.5": _hunyuan_1_5_vae,
     "pictures": lambda: _randomised(comfy.sd.VAE(sd={"taesd_decoder.1.weight": torch.zeros(64, 4, 3, 3)})),
     "all at once": lambda: _randomised(
         comfy.sd.VAE(sd={"decoder.22.bias": torch.zeros(3), "decoder.1.weight": torch.zeros(256, 16, 3, 3)})
