@@ -112,11 +112,13 @@ class QVGPlan(io.ComfyNode):
             config, label = (config, label) if settings is None else (settings, "as this MODEL keeps it")
         video = Video(width, height, frames, block_frames=block_frames or None)
         room = round(vram_gb * GB) or device_bytes()
-        make_plan = partial(plan, shape, video, device_bytes=room, weights=kept, device_type="cuda" if vram_gb else device_type())
-        found = make_plan(config)
+        make_plan = partial(plan, shape, device_bytes=room, weights=kept, device_type="cuda" if vram_gb else device_type())
+        found = make_plan(video, config)
         setting = (
-            None if found.fits else setting_that_fits(lambda other: make_plan(other), config, block_frames or shape.chunk_frames)
+            None
+            if found.fits
+            else setting_that_fits(lambda other: make_plan(video, other), config, block_frames or shape.chunk_frames)
         )
-        text = report(shape, video, label, found, room, setting)
+        text = report(shape, video, label, found, room, setting, lambda other: make_plan(other, config))
         say(text)
         return io.NodeOutput(text, bool(found.fits), ui={"text": (text,)})

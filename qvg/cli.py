@@ -72,6 +72,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     from .models.shapes import SHAPES
     from .plan import WEIGHT_BYTES
     from .plan.command import DEFAULT_PRESET
+    from .world.schedule import MODES
 
     command = commands.add_parser(
         "plan",
@@ -97,6 +98,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--offload", choices=OFFLOADS, help="where encoded frames are kept; default gpu")
     add("--block-frames", type=int, metavar="N", help="latent frames denoised together; default as the model was trained")
     add("--given-frames", type=int, default=0, metavar="N", help="latent frames of a start image or video; default 0")
+    add("--mode", choices=MODES, help=f"of worldplay models, as on World Sampler; default {MODES[0]}")
     add("--batch", type=int, default=1, metavar="N", help="videos at once; default 1")
     add("--weights", default="bf16", metavar="TYPE", help=f"{', '.join(WEIGHT_BYTES)}; default bf16")
     add("--vram-gb", type=float, metavar="G", help="the card's memory; default that of the card there is")

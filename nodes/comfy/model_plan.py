@@ -88,7 +88,7 @@ def _causal_wan(model: Any) -> NetworkShape:
 
 
 def _world(base_model: Any) -> NetworkShape:
-    """As the published one, in this one's sizes. Its memory is planned for all frames, as the modes but vendor keep it."""
+    """As the published one, in this one's sizes."""
     network, world = base_model.diffusion_model, world_of(base_model)
     parameters = sum(map(_count, network.parameters()))
     blocks, published = world.blocks(network), SHAPES[world.shape]

@@ -22,7 +22,8 @@ class NetworkShape:
     while attention reads the cache. `is_counted`: whether these were counted on the network itself; otherwise they follow from
     its layers' description. `by_layer`: whether a layer's block is committed before the next layer makes its own, and the exact
     cache read by ComfyUI's attention, as in ComfyUI's own networks. `sizes`: width and height of its videos, where it makes no
-    others.
+    others. `context_frames`: of a world, earlier latent frames that a chunk was trained to see, which World Sampler's mode vendor
+    runs again before every chunk; None for other models. `most_frames`: latent frames at which a session ends.
     """
 
     title: str
@@ -46,6 +47,8 @@ class NetworkShape:
     is_counted: bool = False
     by_layer: bool = True
     sizes: tuple[int, int] | None = None
+    context_frames: int | None = None
+    most_frames: int | None = None
 
     @property
     def width(self) -> int:
@@ -87,6 +90,8 @@ SHAPES: dict[str, NetworkShape] = {
         chunk_frames=4,
         channels=48,
         in_attention=16,  # two branches, one turned by RoPE and one by the camera
+        context_frames=16,
+        most_frames=240,
     ),
     "worldplay-8b": NetworkShape(
         "HY-WorldPlay 8B (HunyuanVideo 1.5)",
@@ -102,6 +107,8 @@ SHAPES: dict[str, NetworkShape] = {
         text_channels=3584,
         beside_mlp=12,  # modulation is spread over tokens
         in_attention=22,
+        context_frames=20,
+        most_frames=240,
     ),
     "longcat-13b": NetworkShape(
         "LongCat-Video 13.6B",

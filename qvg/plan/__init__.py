@@ -9,9 +9,9 @@ for itself, and the allocator's fragments.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 
 import torch
 
@@ -23,6 +23,7 @@ from ..models.shapes import NetworkShape
 from ..peak import Peak, peaks
 from ..plan_decode import decode_bytes
 from ..spec import CacheSpec
+from ..world.schedule import MODES
 from .activations import Activations, Block, activations
 
 # Nobody asks for more in one run: at 16 pictures a second 1.7 hours.
@@ -35,7 +36,7 @@ WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1, "fp32": 4}
 class Video:
     """What to make. `frames` are pictures; `given_frames` latent ones at the beginning, which become history block by block, what
     is over from whole blocks first (`sampling.place_blocks`); `block_frames` latent ones denoised together, by default as the
-    model was trained."""
+    model was trained. `mode`, of worlds only: World Sampler's, by default the one that it has by default."""
 
     width: int
     height: int
@@ -43,6 +44,7 @@ class Video:
     batch: int = 1
     given_frames: int = 0
     block_frames: int | None = None
+    mode: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def plan(
     return Plan(
         latent_frames=frames,
         weights_bytes=run.weights_bytes,
-        exact_cache_bytes=run.spec.exact_bytes(frames),
+        exact_cache_bytes=run.spec.exact_bytes(run.remembered_frames(frames)),
         cache_end_bytes=end.now_bytes,
         cache_peak_bytes=end.peak_bytes,
         workspace_bytes=run.workspace_bytes(frames),
@@ -141,16 +143,31 @@ class Run:
     ):
         if device_type not in _OWN_MEMORY:
             config = config.with_changes(offload="gpu")  # main memory is what it has
+        self.mode = _mode(network, video, config)
+        # The context that is written in one piece before every block.
+        self._context_frames = network.context_frames if self.mode == "vendor" else None
+        if self._context_frames and config.codec != "none":
+            config = config.with_changes(sink_frames=0, recent_frames=0, span_frames=self._context_frames)
         self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
-        self._device_type = device_type
+        self._device_type, self._triton = device_type, triton
         self.weights_bytes = _weights_bytes(network, self.weights)
         self.spec = cache_spec(network, video, self._kept_in())
+        if self._context_frames:
+            self.spec = replace(self.spec, chunk_frames=self._context_frames)
         self.spec.check(config)
-        self.activations = self._activations(triton)
+        self.activations = self._activations(self.spec.chunk_frames)
 
     def chunks(self, frames: int) -> list[int]:
-        """Sizes of the blocks of a video."""
+        """What is committed one after the other: the blocks of a video, or a context."""
+        if self._context_frames:
+            return [self.remembered_frames(frames)]
         return even_chunks(frames, self._block_frames, self._lead_frames)
+
+    def remembered_frames(self, frames: int) -> int:
+        """Latent frames that memory holds at the end, the last block counted as history except where a context is chosen."""
+        if self._context_frames is None:
+            return frames
+        return min(self._context_frames, max(frames - self._block_frames, min(frames, self._block_frames)))
 
     def peaks(self, chunks: Iterable[int]) -> Iterator[Peak]:
         """How the cache stands after every block."""
@@ -166,14 +183,17 @@ class Run:
     def workspace_bytes(self, frames: int) -> int:
         """At most, of what attention reads the cache through; with the exact cache ComfyUI's attention takes a layer's keys and
         values in one piece."""
-        seen = min(frames, self.config.window_frames or frames)
+        seen = min(frames, self.config.window_frames or frames, self.remembered_frames(frames) + self._block_frames)
         joined = self.spec.exact_bytes(seen) // self.spec.layers * self.weights.compute.itemsize // 2
         as_core = self.config.codec == "none" and self.network.by_layer
         return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
     def activation_bytes(self, frames: int) -> int:
         """At most, of what the network and the codec work in; a short run encodes nothing."""
-        return self.activations.total(frames, frames > self._frames_before_encoding)
+        works_in = self.activations
+        if self.mode == "persistent":  # every context pass runs over all earlier frames
+            works_in = self._activations(max(self.spec.chunk_frames, frames - self._block_frames))
+        return works_in.total(frames, self._context_frames is not None or frames > self._frames_before_encoding)
 
     def device_bytes(self, frames: int, cache_peak_bytes: int) -> int:
         """While blocks are made."""
@@ -184,11 +204,22 @@ class Run:
         longest = 0
         if decode > device_bytes:
             return 0
-        for peak in self.peaks(self._endless()):
-            if self.device_bytes(peak.frames, peak.device_bytes) > device_bytes:
+        for frames, cache_bytes in self._lengths():
+            if self.device_bytes(frames, cache_bytes) > device_bytes:
                 return pictures(longest, self.network)
-            longest = peak.frames
-        return None
+            longest = frames
+        return None if self.network.most_frames is None else pictures(longest, self.network)
+
+    def _lengths(self) -> Iterator[tuple[int, int]]:
+        """Videos of ever more blocks: latent frames, and the most of the cache that is on the device."""
+        if self._context_frames is None:
+            yield from ((peak.frames, peak.device_bytes) for peak in self.peaks(self._endless()))
+            return
+        contexts: dict[int, int] = {}
+        for frames in accumulate(self._endless()):
+            seen = self.remembered_frames(frames)
+            contexts[seen] = contexts.get(seen) or self.last_peak([seen]).device_bytes
+            yield frames, contexts[seen]
 
     @property
     def _block_frames(self) -> int:
@@ -210,24 +241,26 @@ class Run:
 
     def _endless(self) -> Iterator[int]:
         first = [self._lead_frames] if self._lead_frames else []
-        return chain(first, repeat(self._block_frames, -(-MOST_LATENT_FRAMES // self._block_frames)))
+        most = self.network.most_frames or MOST_LATENT_FRAMES
+        return chain(first, repeat(self._block_frames, -(-most // self._block_frames)))
 
     def _kept_in(self) -> torch.dtype:
         """In ComfyUI's networks codec "none" keeps what is computed; otherwise exact frames take 16 bits."""
         compute, exact = self.weights.compute, self.config.codec == "none" and self.network.by_layer
         return compute if exact or compute.itemsize == 2 else torch.bfloat16
 
-    def _activations(self, triton: bool | None) -> Activations:
+    def _activations(self, pass_frames: int) -> Activations:
+        """Of passes over at most so many latent frames."""
         spec, video, network = self.spec, self.video, self.network
         pixels = network.decoder.latent_pixels if network.decoder else 1
         policy = spec.check(self.config)
         block = Block(
             batch=video.batch,
-            tokens=video.batch * spec.chunk_frames * spec.tokens_per_frame,
+            tokens=video.batch * pass_frames * spec.tokens_per_frame,
             frame_values=video.batch * network.channels * (video.width // pixels) * (video.height // pixels),
             span_tokens=video.batch * policy.span_chunks * spec.chunk_frames * spec.tokens_per_frame,
         )
-        by_triton = False if self.config.backend == "torch" else triton
+        by_triton = False if self.config.backend == "torch" else self._triton
         compute, kept = self.weights.compute.itemsize, WEIGHT_BYTES[self.weights.dtype]
         return activations(network, block, self.config, compute, kept, by_triton)
 
@@ -264,17 +297,32 @@ def latent_frames(frames: int, network: NetworkShape) -> int:
         low = max(1, (frames - 1) // each * each + 1)
         near = f"{low}" if frames < 1 else f"{low} or {low + each}"
         raise ConfigError(f"frames is {frames}, but {network.title} makes 1, {1 + each}, {1 + 2 * each} ... pictures; use {near}")
-    latent = 1 + (frames - 1) // each
-    if latent > MOST_LATENT_FRAMES:
-        raise ConfigError(
-            f"frames is {frames}, more than the {pictures(MOST_LATENT_FRAMES, network)} that are planned for; plan a shorter one"
-        )
+    latent, most = 1 + (frames - 1) // each, network.most_frames or MOST_LATENT_FRAMES
+    if latent > most:
+        where = "that are planned for" if network.most_frames is None else f"at which a session of {network.title} ends"
+        raise ConfigError(f"frames is {frames}, more than the {pictures(most, network)} {where}; plan a shorter one")
     return latent
 
 
 def pictures(latent: int, network: NetworkShape) -> int:
     """Pictures of so many latent frames."""
     return 1 + (latent - 1) * network.frame_pictures if latent else 0
+
+
+def _mode(network: NetworkShape, video: Video, config: QVGConfig) -> str | None:
+    """How a world keeps its memory; None for other models. Raises ConfigError for what it cannot."""
+    if network.context_frames is None:
+        if video.mode is not None:
+            raise ConfigError(f"mode is {video.mode!r}, but {network.title} is no world, whose memory has modes; leave it out")
+        return None
+    if config.window_frames is not None:
+        raise ConfigError(
+            f"window_frames is {config.window_frames}, but which frames a world remembers is chosen by its mode; leave it out"
+        )
+    mode = MODES[0] if video.mode is None else video.mode
+    if mode not in MODES:
+        raise ConfigError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}; choose one of these")
+    return mode
 
 
 def _weights_bytes(network: NetworkShape, weights: Weights) -> int:

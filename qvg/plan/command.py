@@ -25,7 +25,8 @@ def print_plan(options: Namespace) -> int:
     if options.model not in SHAPES:
         raise ConfigError(f"there is no model {options.model!r} to plan for; choose from {', '.join(SHAPES)}")
     network, config = SHAPES[options.model], make_config(options)
-    video = Video(options.width, options.height, options.frames, options.batch, options.given_frames, options.block_frames)
+    sizes = (options.width, options.height, options.frames, options.batch, options.given_frames, options.block_frames)
+    video = Video(*sizes, options.mode)
     device_bytes = _device_bytes(options.vram_gb)
     make_plan = partial(plan, network, video, device_bytes=device_bytes, weights=Weights(options.weights))
     found = make_plan(config)
@@ -39,7 +40,8 @@ def print_plan(options: Namespace) -> int:
         }
         print(json.dumps(asdict(found) | more))
     else:
-        print(report(network, video, _label(options, config), found, device_bytes, setting))
+        others = partial(plan, network, config=config, device_bytes=device_bytes, weights=Weights(options.weights))
+        print(report(network, video, _label(options, config), found, device_bytes, setting, others))
     return 0
 
 

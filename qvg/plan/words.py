@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from ..models.shapes import NetworkShape
+from ..world.schedule import MODES
 from . import Plan, Video
 from .advice import Setting
 
@@ -34,12 +38,21 @@ def verdict(found: Plan, device_bytes: int | None, setting: Setting | None) -> s
 
 
 def report(
-    network: NetworkShape, video: Video, label: str, found: Plan, device_bytes: int | None, setting: Setting | None
+    network: NetworkShape,
+    video: Video,
+    label: str,
+    found: Plan,
+    device_bytes: int | None,
+    setting: Setting | None,
+    make_plan: Callable[[Video], Plan] | None = None,
 ) -> str:
-    """Several lines: whether it fits, which a small node shows first; what is to be made, and what each part takes."""
+    """Several lines: whether it fits, which a small node shows first; what is to be made, and what each part takes. `make_plan`
+    of the same run as another video: a world's other modes are planned by it."""
     seconds = f", {video.frames / PICTURES_PER_SECOND:.1f} s" if network.frame_pictures > 1 else ""
     batch = f", {video.batch} at once" if video.batch > 1 else ""
     made = f"{video.frames} frames of {video.width}x{video.height}{seconds} ({found.latent_frames} latent frames){batch}"
+    mode = None if network.context_frames is None else video.mode or MODES[0]
+    label = label if mode is None else f"{label}, mode {mode}"
     ratio = found.exact_cache_bytes / found.cache_end_bytes
     saved = f" ({ratio:.1f} times less)" if ratio > 1 else ""
     lines = [
@@ -54,11 +67,19 @@ def report(
         ("all of that, while sampling", gigabytes(found.sampling_bytes)),
         ("decoding, when the cache is freed", gigabytes(found.decode_bytes) if found.decode_bytes else "not known"),
     ]
+    if mode and make_plan:
+        others = {other: make_plan(replace(video, mode=other)) for other in MODES if other != mode}
+        lines += [(f"in mode {other}, while sampling", _other_mode(planned)) for other, planned in others.items()]
     width = max(len(name) for name, size in lines if size)
     table = [f"{name:<{width}}  {size}" if size else name for name, size in lines]
     if not network.is_counted:
         table.append("Activations follow from this network's layers; they were not counted on the network itself.")
     return "\n".join([verdict(found, device_bytes, setting), *table])
+
+
+def _other_mode(found: Plan) -> str:
+    fits = "" if found.fits is None else ", fits" if found.fits else ", does not fit"
+    return f"{gigabytes(found.sampling_bytes)}{fits}"
 
 
 def _longest(found: Plan) -> str:

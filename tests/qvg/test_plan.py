@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -24,6 +25,7 @@ from comfyui_qvg.qvg.plan.advice import setting_that_fits
 from comfyui_qvg.qvg.plan.words import report
 from comfyui_qvg.qvg.plan_decode import WAN_2_1, decode_bytes
 from comfyui_qvg.qvg.sampling import place_blocks
+from comfyui_qvg.qvg.world.schedule import MODES
 
 from ..helpers import ROOT, LiveBytes
 
@@ -178,8 +180,65 @@ def test_every_model_has_a_plan(name: str) -> None:
 
 def test_worldplay_keeps_half_of_what_its_vendor_keeps() -> None:
     """48 frames of context: 14,850 MiB at 16 bits (reference: models_world, section 5)."""
-    found = plan(SHAPES["worldplay-5b"], Video(1280, 704, 189), PRESETS["exact"])
+    found = plan(SHAPES["worldplay-5b"], Video(1280, 704, 189, mode="incremental"), PRESETS["exact"])
     assert found.exact_cache_bytes == 14_850 * 2**20
+
+
+@pytest.mark.parametrize("preset", ["exact", "balanced", "qvg"])
+@pytest.mark.parametrize(("pictures", "seen"), [(13, 4), (45, 8), (205, 16), (957, 16)])
+def test_a_world_in_mode_vendor_remembers_one_chosen_context(preset: str, pictures: int, seen: int) -> None:
+    network = replace(SHAPES["worldplay-5b"], layers=2, heads=1, token_pixels=160)
+    video = Video(800, 480, pictures)
+    found, run = plan(network, video, PRESETS[preset]), Run(network, video, PRESETS[preset])
+    with KVCache(run.spec, run.config) as cache:
+        keys = torch.randn(1, 1, seen * 15, 128, generator=torch.Generator().manual_seed(0)).to(run.spec.dtype)
+        for layer in range(2):
+            cache.layers[layer].append(keys, keys)
+            cache.commit_layer(layer)
+        assert cache.nbytes().total == found.cache_end_bytes
+    assert found.exact_cache_bytes == run.spec.exact_bytes(seen)
+
+
+def test_a_world_takes_what_its_mode_runs_over() -> None:
+    """Vendor: 16 chosen frames at most. Persistent: every pass over all earlier frames. Incremental: over four."""
+    network = SHAPES["worldplay-5b"]
+    vendor, persistent, incremental = (
+        [plan(network, Video(1280, 704, frames, mode=mode), PRESETS["balanced"], 24 * GB) for frames in (205, 413)]
+        for mode in MODES
+    )
+    assert vendor[0].cache_peak_bytes == vendor[1].cache_peak_bytes < incremental[0].cache_peak_bytes
+    assert vendor[0].longest_frames == 957
+    assert persistent[0].cache_peak_bytes == incremental[0].cache_peak_bytes
+    assert incremental[0].activation_bytes < vendor[0].activation_bytes < persistent[0].activation_bytes
+    assert persistent[1].activation_bytes > 1.9 * persistent[0].activation_bytes
+    assert plan(network, Video(1280, 704, 205), PRESETS["balanced"], 24 * GB) == vendor[0]
+
+
+def test_what_fits_on_which_card_is_said_of_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    """And no window is proposed to a world, which refuses one."""
+    size = ["plan", "--model", "worldplay-5b", "--width", "1280", "--height", "704", "--frames", "205"]
+    assert main([*size, "--vram-gb", "16"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("It fits") and "mode vendor, at the end" in text
+    assert re.search(r"in mode persistent, while sampling +[\d.]+ GB, does not fit", text)
+    assert re.search(r"in mode incremental, while sampling +[\d.]+ GB, does not fit", text)
+    assert main([*size, "--vram-gb", "12", "--mode", "incremental"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("It does not fit") and "window_frames" not in text and "in mode vendor" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "video", "config", "says"),
+    [
+        ("worldplay-5b", Video(1280, 704, 961), {}, "frames is 961, more than the 957 at which a session"),
+        ("worldplay-5b", Video(1280, 704, 61), {"window_frames": 24}, "window_frames is 24, but which frames a world"),
+        ("worldplay-8b", Video(832, 480, 61, mode="later"), {}, "mode is 'later', but must be one of vendor"),
+        ("self-forcing-1.3b", Video(832, 480, 81, mode="vendor"), {}, "mode is 'vendor', but Self-Forcing 1.3B is no world"),
+    ],
+)
+def test_what_no_world_can_be_planned_with(name: str, video: Video, config: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        plan(SHAPES[name], video, PRESETS["balanced"].with_changes(**config))
 
 
 @pytest.mark.parametrize(
