@@ -90,12 +90,13 @@ def headline(program: Prompt) -> str:
 
 
 def stacked(words: str, pictures: list[Image.Image]) -> Image.Image:
-    """Headline and pictures, one below the other."""
+    """The first picture, headline, the others: the page's template browser writes over the upper left corner."""
     small = [each.resize((WIDTH, round(WIDTH * each.height / each.width)), Image.Resampling.LANCZOS) for each in pictures]
     sheet = Image.new("RGB", (WIDTH, HEADER + sum(each.height for each in small)), GROUND)
-    ImageDraw.Draw(sheet).text((WIDTH // 2, HEADER // 2 + 6), words, INK, ImageFont.load_default(46), anchor="mm")
-    top = HEADER
-    for each in small:
+    sheet.paste(small[0], (0, 0))
+    top = small[0].height + HEADER
+    ImageDraw.Draw(sheet).text((WIDTH // 2, top - HEADER // 2), words, INK, ImageFont.load_default(46), anchor="mm")
+    for each in small[1:]:
         sheet.paste(each, (0, top))
         top += each.height
     return sheet

@@ -96,11 +96,14 @@ class ComfyPage:
         self.page.js("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         leaves = "[...document.querySelectorAll('[role=dialog] *')].filter((e) => !e.children.length)"
         self.page.click(f"{leaves}.find((e) => e.textContent.trim() === pack)", pack=pack)
-        # Other packs' cards go, ours come, and then their pictures.
+        # Other packs' cards go, ours come, and then their pictures; one that is out of sight is taken away again.
+        self.page.js("window.pictures = {}")
         self.page.wait(
             "(() => { const cards = [...document.querySelectorAll('[data-testid^=template-workflow-]')];"
-            "const pictures = cards.map((card) => card.querySelector('img'));"
-            "return cards.length > 0 && pictures.every((picture) => picture?.complete && picture.naturalWidth); })()",
+            "for (const card of cards) { const picture = card.querySelector('img');"
+            "  if (picture?.complete && picture.naturalWidth) pictures[card.dataset.testid] = picture.naturalWidth; }"
+            "const late = cards.find((card) => !(card.dataset.testid in pictures));"
+            "late?.scrollIntoView({ block: 'center' }); return cards.length > 0 && !late; })()",
             30,
             "the pack's templates with their pictures",
         )
@@ -110,7 +113,7 @@ class ComfyPage:
         cards = "[...document.querySelectorAll('[data-testid^=template-workflow-]')]"
         shown: dict[str, int] = self.page.js(
             f"Object.fromEntries({cards}.map((e) => [e.dataset.testid.replace('template-workflow-', ''), "
-            "e.querySelector('img')?.naturalWidth ?? 0]))"
+            "pictures[e.dataset.testid] ?? 0]))"
         )
         return shown
 
