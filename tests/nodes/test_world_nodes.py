@@ -83,6 +83,7 @@ def broken(**changes: Any) -> str:
         ("[]", "the camera poses are list"),
         (broken(K=None), "frame 2 of the camera's poses lacks 'K'"),
         (broken(K=[[0, 0, 960], [0, 969, 540], [0, 0, 1]]), "has a singular K"),
+        (broken(K=[[969, 0, 960], [0, 969, 540], [0, 0, 0]]), "frame 2 of the camera's poses has a K that is no camera's"),
         (broken(extrinsic=np.zeros((4, 4)).tolist()), "frame 2 of the camera's poses is singular"),
         (broken(extrinsic=(2 * np.eye(4)).tolist()), "is not rigid"),
         (broken(extrinsic=[[1]]), "has 'extrinsic' that is no 4 x 4 of numbers"),
