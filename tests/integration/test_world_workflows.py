@@ -141,7 +141,9 @@ def test_without_the_models_nothing_else_is_missing(client: Client, files: Path,
         (files / folder / file).unlink(missing_ok=True)
     code, answer = client.post("/prompt", {"prompt": program(name)})
     missing = [
-        (error["type"], error["extra_info"]["received_value"]) for node in answer["node_errors"].values() for error in node["errors"]
+        (error["type"], error["extra_info"]["received_value"])
+        for node in answer["node_errors"].values()
+        for error in node["errors"]
     ]
     assert sorted(missing) == [("value_not_in_list", file) for file in sorted(WORKFLOWS[name][1])]
     # What needs no model runs, and shows the walk before anything is downloaded.
@@ -182,8 +184,10 @@ def test_it_runs_from_end_to_end(client: Client, name: str) -> None:
     with av.open(str(file)) as video:
         stream = video.streams.video[0]
         assert stream.average_rate == Fraction(fps) and sum(1 for _ in video.decode(stream)) == PICTURES
-        assert (stream.width >= 2 * width and stream.height >= height) if "return" in name else (
-            (stream.width, stream.height) == (width, height)
+        assert (
+            (stream.width >= 2 * width and stream.height >= height)
+            if "return" in name
+            else ((stream.width, stream.height) == (width, height))
         )
         assert json.loads(video.metadata["prompt"]).keys() == prompt.keys()
     assert outputs[titled(prompt, "QVGCameraPath")]["images"]

@@ -129,7 +129,10 @@ def test_the_picture_shows_memory_beside_the_path(camera: Any) -> None:
     ("given", "sentence"),
     [
         ({"start": "image"}, "nothing is connected to image; connect a first picture, or choose another start"),
-        ({"start": "image", "image": 1}, "nothing is connected to vae; connect Wan 2.2's VAE"),
+        (
+            {"start": "image", "image": 1},
+            "nothing is connected to vae; connect the VAE of Wan 2.2 (for the 8B, of HunyuanVideo 1.5)",
+        ),
         ({"start": "extend"}, "nothing is connected to extend; connect a sampled world"),
         ({"start": "text", "extend": {}}, "extend is connected and would be left out; choose extend as start, or disconnect it"),
         ({"start": "extend", "extend": {}, "image": 1}, "image is connected and would be left out"),
