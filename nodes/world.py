@@ -28,17 +28,17 @@ class QVGLoadWorldPlay(io.ComfyNode):
             display_name="Load WorldPlay",
             category=CATEGORY,
             description="Loads HY-WorldPlay (HY-World 1.5) on Wan 2.2 5B or HunyuanVideo 1.5 (8B): a world that you walk through "
-            "with a camera. The MODEL is ComfyUI's own network with WorldPlay's layers; LoRA nodes and QVG KV Cache work on it. Nothing is downloaded. "
-            "The weights are under Tencent's community licence, which does not hold in the European Union, the United Kingdom "
-            "and South Korea.",
+            "with a camera. The MODEL is ComfyUI's own network with WorldPlay's layers; LoRA nodes and QVG KV Cache work on it. "
+            "Nothing is downloaded. The weights are under Tencent's community licence, which does not hold in the European "
+            "Union, the United Kingdom and South Korea.",
             search_aliases=["qvg", "hy-worldplay", "hunyuan world", "world model", "unet loader"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=model_files(),
                     tooltip="From models/diffusion_models: wan_distilled_model/model.pt of tencent/HY-WorldPlay (40 GB), or what "
-                    "qvg convert makes of it (10.6 GB). The 8B: the file of ar_distilled_action_model, ar_model or ar_rl_model, in its "
-                    "folder.",
+                    "qvg convert makes of it (10.6 GB). The 8B: the file of ar_distilled_action_model, ar_model or ar_rl_model, "
+                    "in its folder.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -1,10 +1,10 @@
-"""Make the thumbnail of a world's workflow, whose model is not at hand: its walk as QVG Camera Path draws it, its graph in the real
-page, and what its memory comes to.
+"""Make the thumbnail of a world's workflow, whose model is not at hand: its walk as QVG Camera Path draws it, its graph in the
+real page, and what its memory comes to.
 
     python tools/world_thumbnail.py http://127.0.0.1:8188 workflows/worldplay_return.jpg
 
-The bytes are those that the library counts for the workflow's own settings, at its own size, in mode vendor. Needs a running ComfyUI
-with this pack and a Chromium (CHROMIUM_PATH, or on PATH); torch and Pillow besides the standard library.
+The bytes are those that the library counts for the workflow's own settings, at its own size, in mode vendor. Needs a running
+ComfyUI with this pack and a Chromium (CHROMIUM_PATH, or on PATH); torch and Pillow besides the standard library.
 """
 
 from __future__ import annotations
