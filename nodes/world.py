@@ -17,7 +17,7 @@ _TOKEN_PIXELS = 32
 
 
 class QVGLoadWorldPlay(io.ComfyNode):
-    """HY-WorldPlay on Wan 2.2 5B, as released or converted, on ComfyUI's own Wan 2.2."""
+    """HY-WorldPlay's 5B or 8B, as released or converted, on ComfyUI's own Wan 2.2 or HunyuanVideo 1.5."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,17 +27,18 @@ class QVGLoadWorldPlay(io.ComfyNode):
             node_id="QVGLoadWorldPlay",
             display_name="Load WorldPlay",
             category=CATEGORY,
-            description="Loads HY-WorldPlay (HY-World 1.5) on Wan 2.2 5B: a world that you walk through with a camera. The MODEL "
-            "is ComfyUI's own Wan 2.2 with WorldPlay's layers; LoRA nodes and QVG KV Cache work on it. Nothing is downloaded. "
-            "The weights are under Tencent's community licence, which does not hold in the European Union, the United Kingdom "
-            "and South Korea.",
+            description="Loads HY-WorldPlay (HY-World 1.5) on Wan 2.2 5B or HunyuanVideo 1.5 (8B): a world that you walk through "
+            "with a camera. The MODEL is ComfyUI's own network with WorldPlay's layers; LoRA nodes and QVG KV Cache work on it. "
+            "Nothing is downloaded. The weights are under Tencent's community licence, which does not hold in the European "
+            "Union, the United Kingdom and South Korea.",
             search_aliases=["qvg", "hy-worldplay", "hunyuan world", "world model", "unet loader"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=model_files(),
                     tooltip="From models/diffusion_models: wan_distilled_model/model.pt of tencent/HY-WorldPlay (40 GB), or what "
-                    "qvg convert makes of it (10.6 GB).",
+                    "qvg convert makes of it (10.6 GB). The 8B: the file of ar_distilled_action_model, ar_model or ar_rl_model, "
+                    "in its folder.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -89,12 +90,18 @@ class QVGWorldStart(io.ComfyNode):
                     "from a sampled world, whose frames stay as they are; the camera walks all of it, from the first frame on.",
                 ),
                 io.Int.Input(
-                    "width", default=1280, tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704.", **size
+                    "width",
+                    default=1280,
+                    tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704, the 8B at 832 x 480.",
+                    **size,
                 ),
                 io.Int.Input(
-                    "height", default=704, tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704.", **size
+                    "height",
+                    default=704,
+                    tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704, the 8B at 832 x 480.",
+                    **size,
                 ),
-                io.Vae.Input("vae", tooltip="Wan 2.2's VAE, for the picture.", optional=True),
+                io.Vae.Input("vae", tooltip="Wan 2.2's VAE, for the picture; for the 8B, HunyuanVideo 1.5's.", optional=True),
                 io.Image.Input("image", tooltip="The first picture, scaled and cut to the video's size.", optional=True),
                 io.Latent.Input("extend", tooltip="A sampled world of whole chunks to go on from.", optional=True),
             ],
@@ -147,9 +154,11 @@ def _start_complaint(start: str, vae: Any, image: Any, extend: Any) -> str | Non
         return f"start is {start!r}, but must be one of {', '.join(STARTS)}; choose one of these"
     missing = next((name for name, value in wanted[start].items() if value is None), None)
     if missing:
-        what = {"image": "a first picture", "vae": "Wan 2.2's VAE, which makes a latent of it", "extend": "a sampled world"}[
-            missing
-        ]
+        what = {
+            "image": "a first picture",
+            "vae": "the VAE of Wan 2.2 (for the 8B, of HunyuanVideo 1.5)",
+            "extend": "a sampled world",
+        }[missing]
         return f"start is {start}, but nothing is connected to {missing}; connect {what}, or choose another start"
     given = {"image": image, "extend": extend}
     spare = next((name for name, value in given.items() if value is not None and name not in wanted[start]), None)
@@ -186,7 +195,7 @@ class QVGWorldSampler(io.ComfyNode):
                     "memory_frames",
                     default=16,
                     tooltip="vendor mode: latent frames that a chunk sees, the newest and those that look the same way. "
-                    "WorldPlay was trained with 16. 0: all.",
+                    "WorldPlay was trained with 16; the 8B also sees the first 4. 0: all.",
                     **frames,
                     optional=True,
                 ),

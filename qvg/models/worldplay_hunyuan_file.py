@@ -85,7 +85,8 @@ def find_stage(path: Path, wanted: str = AUTO, metadata: Mapping[str, str] | Non
     if stage is None:
         raise ConfigError(
             f"{path.name} is HY-WorldPlay on HunyuanVideo 1.5, and its name does not say of which stage; choose one of "
-            f"{', '.join(WORLDPLAY_8B)} as variant, or leave it in its folder (ar_distilled_action_model and so on)"
+            f"{', '.join(WORLDPLAY_8B)} as variant of qvg convert, or leave it in its folder (ar_distilled_action_model and so "
+            "on)"
         )
     return Found(stage, "its name")
 

@@ -101,6 +101,8 @@ def intrinsics_complaint(intrinsics: Array) -> str:
         return "has a K with NaN or infinity; write finite numbers"
     if min(intrinsics[0, 0], intrinsics[1, 1]) <= 0:
         return "has a singular K; its focal lengths K[0][0] and K[1][1] must be above 0"
+    if np.abs(intrinsics[2] - (0, 0, 1)).max() > _RIGID_TOLERANCE:
+        return "has a K that is no camera's, and may be singular; its last row must be 0 0 1"
     if min(intrinsics[0, 2], intrinsics[1, 2]) <= 0:
         return "has a K without a principal point; K[0][2] and K[1][2] are half the picture's width and height in pixels"
     return ""

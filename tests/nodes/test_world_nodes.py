@@ -83,6 +83,7 @@ def broken(**changes: Any) -> str:
         ("[]", "the camera poses are list"),
         (broken(K=None), "frame 2 of the camera's poses lacks 'K'"),
         (broken(K=[[0, 0, 960], [0, 969, 540], [0, 0, 1]]), "has a singular K"),
+        (broken(K=[[969, 0, 960], [0, 969, 540], [0, 0, 0]]), "frame 2 of the camera's poses has a K that is no camera's"),
         (broken(extrinsic=np.zeros((4, 4)).tolist()), "frame 2 of the camera's poses is singular"),
         (broken(extrinsic=(2 * np.eye(4)).tolist()), "is not rigid"),
         (broken(extrinsic=[[1]]), "has 'extrinsic' that is no 4 x 4 of numbers"),
@@ -128,7 +129,10 @@ def test_the_picture_shows_memory_beside_the_path(camera: Any) -> None:
     ("given", "sentence"),
     [
         ({"start": "image"}, "nothing is connected to image; connect a first picture, or choose another start"),
-        ({"start": "image", "image": 1}, "nothing is connected to vae; connect Wan 2.2's VAE"),
+        (
+            {"start": "image", "image": 1},
+            "nothing is connected to vae; connect the VAE of Wan 2.2 (for the 8B, of HunyuanVideo 1.5)",
+        ),
         ({"start": "extend"}, "nothing is connected to extend; connect a sampled world"),
         ({"start": "text", "extend": {}}, "extend is connected and would be left out; choose extend as start, or disconnect it"),
         ({"start": "extend", "extend": {}, "image": 1}, "image is connected and would be left out"),
