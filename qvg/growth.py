@@ -55,7 +55,7 @@ class Growth:
 
     def _encode(self, span_frames: int) -> tuple[Book, Book]:
         """A codebook goes on from the newest span in memory; where there is none, a new one begins."""
-        shares = bool(self._numbers) and self._encoded % self._spans_per_codebook != 0
+        shares = bool(self._numbers) and self._encoded - self._numbers[-1] < self._spans_per_codebook
         number = self._numbers[-1] if shares else self._encoded
         before = self._books.get(number, ())
         self._books[number] = (*before, span_frames)

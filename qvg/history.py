@@ -154,4 +154,4 @@ def transform_codes(source: Span | Tensor, tokens: slice) -> TransformCodes | No
         return None
     codes, gains, ids = source.codes[:, :, tokens], source.gains[:, :, tokens], source.ids[:, :, tokens]
     basis = source.codebook.basis
-    return TransformCodes(codes, gains, ids, source.codebook.words, basis.rows, basis.scales, basis.planes)
+    return TransformCodes(codes, gains, ids, source.codebook.words, *basis.filled(), basis.planes)

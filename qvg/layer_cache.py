@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .codec import ExactCodec, make_codecs
+from .codec import ExactCodec, KLTCodec, make_codecs
 from .codec.base import EncodeHint
 from .config import QVGConfig
 from .errors import CacheError
 from .history import Pair
 from .offload import Depot
 from .policy import Step
-from .span import AnyCodebook, ExactSpan, Span, TransformSpan
+from .span import AnyCodebook, Dictionary, ExactSpan, Span, TransformSpan
 from .spec import CacheSpec
 
 
@@ -29,6 +29,8 @@ class LayerState:
     current: tuple[Tensor, Tensor] | None = None
     spans_encoded: int = 0
     encode_calls: int = 0
+    # Of keys and of values, the number of the span with which the newest codebook's group began.
+    group_starts: list[int] = field(default_factory=lambda: [0, 0])
 
     @property
     def history(self) -> list[Pair]:
@@ -76,8 +78,9 @@ class LayerCache:
         state.current = None
         if step.encode_chunks:
             due = state.tail[: step.encode_chunks]
-            span = Pair(self._encode(due, 0), self._encode(due, 1))
-            state.spans.append(span)
+            keys, spare_rows = self._encode(due, 0, 0)
+            values, _ = self._encode(due, 1, spare_rows)
+            state.spans.append(Pair(keys, values))
             state.spans_encoded += 1
             del state.tail[: step.encode_chunks]
             self._forget_copies()
@@ -98,7 +101,8 @@ class LayerCache:
         if self.depot is not None:
             self.depot.forget(self.layer)
 
-    def _encode(self, due: Sequence[Pair], which: int) -> Span:
+    def _encode(self, due: Sequence[Pair], which: int, spare_rows: int) -> tuple[Span, int]:
+        """The span of some chunks' keys (0) or values (1), and what room for codebooks it left unused."""
         chunks = [pair[which] for pair in due]
         exact = [chunk.values for chunk in chunks if isinstance(chunk, ExactSpan)]
         if len(exact) != len(chunks):
@@ -106,26 +110,36 @@ class LayerCache:
                 f"layer {self.layer}: a span that is already encoded came up for encoding again; this is a bug in the policy"
             )
         self.state.encode_calls += 1
-        hint, codec = self._hint(which), self.codecs[which]
+        hint, codec = self._hint(which, spare_rows), self.codecs[which]
         x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
         span = codec.encode(x, hint) if self.depot is None else self.depot.encode(codec, x, hint)
-        if hint.reuse is not None and isinstance(span, TransformSpan) and span.codebook is not hint.reuse:
-            self._hand_on(span, hint.reuse, which)
-        return span
+        if hint.reuse is None or not _same_group(span.codebook, hint.reuse):
+            self.state.group_starts[which] = self.state.spans_encoded
+        elif isinstance(span, TransformSpan):
+            self._hand_on(span.codebook, which)
+        return span, codec.spare_rows(span, hint) if isinstance(codec, KLTCodec) and isinstance(span, TransformSpan) else 0
 
-    def _hand_on(self, span: TransformSpan, shorter: AnyCodebook, which: int) -> None:
-        """Spans that used the shorter codebook take over the one that has grown out of it, so that only one is in memory."""
+    def _hand_on(self, book: Dictionary, which: int) -> None:
+        """The group's earlier spans take over the codewords that have grown out of theirs, so that only these are in memory."""
         for number, pair in enumerate(self.state.spans):
             known = pair[which]
-            if isinstance(known, TransformSpan) and known.codebook is shorter:
-                longer = known.with_codebook(span.codebook)
+            if isinstance(known, TransformSpan) and known.codebook.group is book.group and known.codebook.words is not book.words:
+                longer = known.with_words(book.words)
                 self.state.spans[number] = pair._replace(keys=longer) if which == 0 else pair._replace(values=longer)
 
-    def _hint(self, which: int) -> EncodeHint:
+    def _hint(self, which: int, spare_rows: int) -> EncodeHint:
         """Codebooks are trained by the first span of a group and start from the group before."""
         state, config = self.state, self.config
         seed = (config.seed * 1_000_003 + self.layer * 4096 + state.spans_encoded * 8 + which * 4) % (1 << 63)
         last = state.spans[-1][which] if state.spans else None
         book: AnyCodebook | None = None if last is None else last.codebook
-        shares = state.spans_encoded % config.spans_per_codebook != 0
-        return EncodeHint(seed, reuse=book if shares else None, warm=book, checked=True)
+        shares = state.spans_encoded - state.group_starts[which] < config.spans_per_codebook
+        group = [pair[which].codebook for pair in state.spans] if shares and isinstance(book, Dictionary) else []
+        bases = {id(one.basis): one.basis for one in group if isinstance(one, Dictionary) and _same_group(one, book)}
+        return EncodeHint(seed, book if shares else None, tuple(bases.values()), spare_rows, warm=book, checked=True)
+
+
+def _same_group(one: AnyCodebook | None, other: AnyCodebook | None) -> bool:
+    if isinstance(one, Dictionary) and isinstance(other, Dictionary):
+        return one.group is other.group
+    return one is other

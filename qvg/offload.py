@@ -8,7 +8,7 @@ expected in turn, the first one after the last; any other order works, and waits
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .codec.base import Codec, EncodeHint
 from .history import Pair
-from .span import AnyCodebook, Span, put_all, put_span
+from .span import AnyCodebook, Dictionary, Known, Span, put_all, put_basis, put_book, put_span
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,18 +68,23 @@ class Depot:
         if x.device == self.home:
             return codec.encode(x, hint)
 
+        there: Known = {}
+
         def bring(book: AnyCodebook | None) -> AnyCodebook | None:
-            return None if book is None else book.put(lambda tensor: tensor.to(x.device, copy=True))
+            return None if book is None else put_book(book, copy, there)
 
-        reuse = bring(hint.reuse)
-        warm = reuse if hint.warm is hint.reuse else bring(hint.warm)
-        span = codec.encode(x, replace(hint, reuse=reuse, warm=warm))
-        known = {} if reuse is None or hint.reuse is None else {id(reuse): hint.reuse}
-        return put_span(span, lambda tensor: self._send(tensor, x.device), known)
+        def copy(tensor: Tensor) -> Tensor:
+            return tensor.to(x.device, copy=True)
 
-    def adopt(self, span: Span, device: torch.device, books: dict[int, AnyCodebook]) -> Span:
-        """A packed span that was read from a file into the memory of home, for use on `device`; `books` as in `put_span`."""
-        return span if device == self.home else put_span(span, lambda tensor: self._send(tensor, device), books)
+        bases = tuple(put_basis(basis, copy, there) for basis in hint.bases)
+        brought = replace(hint, reuse=bring(hint.reuse), bases=bases, warm=bring(hint.warm))
+        span = codec.encode(x, brought)
+        home = {id(new): old for old, new in _pairs(hint, brought)}
+        return put_span(span, lambda tensor: self._send(tensor, x.device), home)
+
+    def adopt(self, span: Span, device: torch.device, known: Known) -> Span:
+        """A packed span that was read from a file into the memory of home, for use on `device`; `known` as in `put_span`."""
+        return span if device == self.home else put_span(span, lambda tensor: self._send(tensor, device), known)
 
     def visit(self, device: torch.device, now: Layer, following: Layer) -> Sequence[Pair]:
         """The packed spans of the layer `now`, on `device`, and those of the layer after it on their way. The answer is valid
@@ -131,6 +136,16 @@ class Depot:
         there = put_all([span for pair in pairs for span in pair], put)
         ready = None if stream is None else stream.record_event()
         return _Visit([Pair(*two) for two in zip(there[::2], there[1::2], strict=True)], sum(sizes), ready)
+
+
+def _pairs(here: EncodeHint, there: EncodeHint) -> Iterator[tuple[object, object]]:
+    """What a hint brings along, and the copies of it."""
+    yield from zip(here.bases, there.bases, strict=True)
+    for one, other in ((here.reuse, there.reuse), (here.warm, there.warm)):
+        if one is not None:
+            yield one, other
+        if isinstance(one, Dictionary) and isinstance(other, Dictionary):
+            yield from ((one.words, other.words), (one.basis, other.basis))
 
 
 def _room(like: Tensor, home: torch.device, pinned: bool) -> Tensor:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.hadamard import hadamard
-from ..kernels.rows8 import Rows8, synthesis
+from ..kernels.rows8 import Rows8, dual_rows, synthesis
 
 # Puts a tensor somewhere else: on another device, into pinned memory.
 Put = Callable[[Tensor], Tensor]
+# By the id of a codebook, or of a part of one, what is somewhere else already.
+Known = dict[int, Any]
 
 # Tensors that count as part of another component.
 _COMPONENTS = {"centroid_scales": "centroids", "basis_scales": "basis", "gains": "scales"}
@@ -52,8 +55,8 @@ class Codebook:
 class Basis:
     """Where the coefficients of a residual point, and how many bits each has.
 
-    rows    int8 [B, H, D, D], one direction per row, or None: the Hadamard matrix
-    scales  float16 [B, H, D]: of each row, its coefficient's deviation included; without rows, of each channel
+    rows    int8 [B, H, R, D], one direction per row, at most D, or None: the Hadamard matrix
+    scales  float16 [B, H, R]: of each row, its coefficient's deviation included; without rows [B, H, D], of each channel
     planes  for every batch row the channels in each bit plane, see `kernels/bitplanes.py`
     """
 
@@ -61,9 +64,23 @@ class Basis:
     scales: Tensor
     planes: tuple[tuple[int, ...], ...]
 
+    @property
+    def directions(self) -> int:
+        """Directions that are kept; 0 for the Hadamard matrix."""
+        return 0 if self.rows is None else self.rows.shape[2]
+
+    def filled(self) -> tuple[Tensor | None, Tensor]:
+        """Rows and scales with zeros for the directions that are not kept: [B, H, D, D] (or None) and [B, H, D]."""
+        if self.rows is None:
+            return None, self.scales
+        missing = self.rows.shape[3] - self.rows.shape[2]
+        if not missing:
+            return self.rows, self.scales
+        return torch.nn.functional.pad(self.rows, (0, 0, 0, missing)), torch.nn.functional.pad(self.scales, (0, missing))
+
     def synthesis(self) -> Tensor:
         """From coefficients (as row vectors) to residuals: float32 [B, H, D, D]."""
-        return synthesis(self.rows, self.scales)
+        return synthesis(*self.filled())
 
     def heads(self, heads: slice) -> Basis:
         """A view of some heads."""
@@ -71,10 +88,11 @@ class Basis:
 
     def analysis(self) -> Tensor:
         """The way there: residual @ analysis = coefficients of about unit variance. float32 [B, H, D, D]."""
-        if self.rows is not None:
-            rows = self.synthesis()
-            return (rows / rows.square().sum(-1, keepdim=True)).transpose(-1, -2)
-        return hadamard(self.scales.shape[-1]).to(self.scales.device) / self.scales.float()[..., :, None]
+        if self.rows is None:
+            return hadamard(self.scales.shape[-1]).to(self.scales.device) / self.scales.float()[..., :, None]
+        rows = Rows8(self.rows, self.scales).dequantize()
+        columns = dual_rows(rows).transpose(-1, -2)
+        return torch.nn.functional.pad(columns, (0, self.rows.shape[3] - self.rows.shape[2]))
 
     def weights(self) -> Tensor:
         """What a squared error of 1 in each coefficient costs: float32 [B, H, D]."""
@@ -89,23 +107,32 @@ class Basis:
         return Basis(None if self.rows is None else put(self.rows), put(self.scales), self.planes)
 
 
+class Group:
+    """Identity of the spans that share codewords."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """Codebook of the KLT codec: words int8 [B, H, C, D] with float16 scales [B, H, C], and a basis for what they leave over.
+    """Codebook of the KLT codec: codewords int8 [B, H, C, D] with float16 scales [B, H, C], and a basis for what they leave over.
 
-    A longer dictionary with the same first words decodes everything that a shorter one does.
+    A longer dictionary with the same first words decodes everything that a shorter one does. All codebooks of a `group` share
+    their words (the same object), and some of them a basis.
     """
 
     words: Rows8
     basis: Basis
+    group: Group
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
         return {"centroids": self.words.values, "centroid_scales": self.words.scales, **self.basis.tensors()}
 
-    def put(self, put: Put) -> Dictionary:
-        """The same elsewhere."""
-        return Dictionary(Rows8(*(put(part) for part in self.words)), self.basis.put(put))
+    def put(self, put: Put, known: Known | None = None) -> Dictionary:
+        """The same elsewhere. `known`: by the id of what is here what is there already; what is new joins."""
+        known = {} if known is None else known
+        if id(self.words) not in known:
+            known[id(self.words)] = Rows8(*(put(part) for part in self.words))
+        return Dictionary(known[id(self.words)], put_basis(self.basis, put, known), self.group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +217,9 @@ class TransformSpan:
         """Every tensor by name."""
         return {**self.codebook.tensors(), "ids": self.ids, "codes": self.codes, "gains": self.gains}
 
-    def with_codebook(self, codebook: Dictionary) -> TransformSpan:
-        """The same tokens with a dictionary that has grown."""
-        return replace(self, codebook=codebook)
+    def with_words(self, words: Rows8) -> TransformSpan:
+        """The same tokens with codewords that have grown."""
+        return replace(self, codebook=replace(self.codebook, words=words))
 
     def put(self, put: Put, codebook: Dictionary | None = None) -> TransformSpan:
         """The same elsewhere; `codebook` is the one that is there already, where several spans share it."""
@@ -254,16 +281,30 @@ def move(spans: Iterable[Span], device: torch.device | str) -> list[Span]:
 
 
 def put_all(spans: Iterable[Span], put: Put) -> list[Span]:
-    """Spans elsewhere; what shared a codebook still shares it."""
-    books: dict[int, AnyCodebook] = {}
-    return [put_span(span, put, books) for span in spans]
+    """Spans elsewhere; what shared a codebook, or a part of one, still shares it."""
+    known: Known = {}
+    return [put_span(span, put, known) for span in spans]
 
 
-def put_span(span: Span, put: Put, books: dict[int, AnyCodebook]) -> Span:
-    """A span elsewhere. `books`: by the id of each codebook the one that is there already; a new one joins."""
+def put_span(span: Span, put: Put, known: Known) -> Span:
+    """A span elsewhere. `known`: by the id of each codebook and part of one what is there already; what is new joins."""
     book = span.codebook
     if book is None:
         return span.put(put)
-    if id(book) not in books:
-        books[id(book)] = book.put(put)
-    return span.put(put, books[id(book)])  # type: ignore[call-arg,arg-type]
+    return span.put(put, put_book(book, put, known))  # type: ignore[call-arg,arg-type]
+
+
+def put_basis(basis: Basis, put: Put, known: Known) -> Basis:
+    """A basis elsewhere; `known` as in `put_span`."""
+    if id(basis) not in known:
+        known[id(basis)] = basis.put(put)
+    there: Basis = known[id(basis)]
+    return there
+
+
+def put_book(book: AnyCodebook, put: Put, known: Known) -> AnyCodebook:
+    """A codebook elsewhere; `known` as in `put_span`."""
+    if id(book) not in known:
+        known[id(book)] = book.put(put, known) if isinstance(book, Dictionary) else book.put(put)
+    there: AnyCodebook = known[id(book)]
+    return there
