@@ -16,11 +16,11 @@ from torch import Tensor
 from ..kernels import require_backend
 from .attention import History, Pair, attend
 from .beside import Beside, with_beside
-from .codec.base import TurningCodec
+from .codec.base import BookSize, TurningCodec
 from .config import QVGConfig
 from .errors import CacheError, ConfigError, NonFiniteError
 from .history import Turn, Turns
-from .layer_cache import LayerCache
+from .layer_cache import LayerCache, book_sizes
 from .offload import Depot, Places
 from .policy import Layout, Step
 from .projective import Projector
@@ -267,6 +267,13 @@ class KVCache:
         """Bytes of the history, counted from the storages that are there; shared ones once."""
         spans = [span for layer in self.layers for pair in layer.state.history for span in pair]
         return CacheBytes(**storage_bytes(spans))
+
+    def codebooks(self) -> list[tuple[list[BookSize], list[BookSize]]] | None:
+        """The codebooks that every layer has begun, for `CacheSpec.predict`; None for codecs that begin one for every so many
+        spans, whatever is in them."""
+        if self.config.codec != "klt":
+            return None
+        return [(book_sizes(layer.state.spans, 0), book_sizes(layer.state.spans, 1)) for layer in self.layers]
 
     def places(self) -> Places:
         """Where the bytes of `nbytes` are."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .codec import ExactCodec, KLTCodec, make_codecs
-from .codec.base import EncodeHint
+from .codec.base import BookSize, EncodeHint
 from .config import QVGConfig
 from .errors import CacheError
 from .history import Pair
@@ -137,6 +137,19 @@ class LayerCache:
         group = [pair[which].codebook for pair in state.spans] if shares and isinstance(book, Dictionary) else []
         bases = {id(one.basis): one.basis for one in group if isinstance(one, Dictionary) and _same_group(one, book)}
         return EncodeHint(seed, book if shares else None, tuple(bases.values()), spare_rows, warm=book, checked=True)
+
+
+def book_sizes(spans: Sequence[Pair], which: int) -> list[BookSize]:
+    """Of every group of spans of codec "klt", the oldest first, what its codebooks hold."""
+    groups: dict[int, dict[int, Dictionary]] = {}
+    for pair in spans:
+        book = pair[which].codebook
+        if isinstance(book, Dictionary):
+            groups.setdefault(id(book.group), {})[id(book.basis)] = book
+    return [
+        BookSize(next(iter(books.values())).words.values.shape[2], tuple(book.basis.directions for book in books.values()))
+        for books in groups.values()
+    ]
 
 
 def _same_group(one: AnyCodebook | None, other: AnyCodebook | None) -> bool:

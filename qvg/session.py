@@ -1,8 +1,9 @@
 """A cache on disk: save a run, resume it later or elsewhere; load it twice to branch.
 
 One safetensors file. Its metadata holds the format's name and version, spec, config, rope and layout; tensors are named
-`layer.<i>.<keys|values>.<n>.<part>` in the order of history, codebooks `codebook.<n>` once each. The bytes are the memory format
-itself (see `span.py`), so nothing is encoded again and a file written on one device is read on any other.
+`layer.<i>.<keys|values>.<n>.<part>` in the order of history, codebooks `codebook.<n>` and bases `basis.<n>` once each. The bytes
+are the memory format itself (see `span.py`), so nothing is encoded again and a file written on one device is read on any other.
+Version 1 had a basis of D directions in every codebook of codec "klt"; it is read.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from .errors import CacheFileError, ConfigError
 from .files import written_whole
 from .policy import Layout
 from .rope import GridRope
-from .span import AnyCodebook, move
-from .span_files import codebook_facts, codebook_tensors, restore_codebook, restore_span
+from .span import Known, move
+from .span_files import RestoredBooks, SavedBooks, restore_span
 from .spec import CacheSpec
 
 FORMAT = "qvg-cache"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 
 def save_cache(cache: KVCache, path: Path) -> None:
@@ -37,9 +39,8 @@ def save_cache(cache: KVCache, path: Path) -> None:
     cache.check_usable()
     path = Path(path)
     tensors: dict[str, Tensor] = {}
-    books: dict[int, str] = {}
-    used: dict[str, str] = {}
-    facts: dict[str, Any] = {}
+    books = SavedBooks()
+    used: dict[str, list[str]] = {}
     for layer in cache.layers:
         for number, pair in enumerate(layer.state.history):
             for which, span in zip(("keys", "values"), pair, strict=True):
@@ -47,9 +48,7 @@ def save_cache(cache: KVCache, path: Path) -> None:
                 book = span.codebook
                 shared = {} if book is None else book.tensors()
                 if book is not None:
-                    used[prefix] = name = books.setdefault(id(book), f"codebook.{len(books)}")
-                    tensors.update(codebook_tensors(name, book))
-                    facts[name] = codebook_facts(book)
+                    used[prefix] = books.add(book)
                 tensors.update({f"{prefix}.{part}": tensor for part, tensor in span.tensors().items() if part not in shared})
     state = {
         "spec": {**asdict(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
@@ -60,13 +59,14 @@ def save_cache(cache: KVCache, path: Path) -> None:
         "spans_due": cache.spans_due,
         "origins": cache.origins,
         "codebooks": used,
-        "codebook_facts": facts,
+        "planes": books.planes,
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
         "encode_calls": [layer.state.encode_calls for layer in cache.layers],
+        "group_starts": [layer.state.group_starts for layer in cache.layers],
     }
     try:
         with written_whole(path) as unfinished:
-            save_file(tensors, unfinished, {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
+            save_file(tensors | books.tensors, unfinished, {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
     except (OSError, SafetensorError) as error:
         raise CacheFileError(
             f"{path} could not be written ({error}); the cache in memory is untouched, free space or save elsewhere"
@@ -112,10 +112,10 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
                     f"{path} is a safetensors file, but not a saved cache (no format {FORMAT!r} in it); "
                     "choose one made by save_cache"
                 )
-            if int(metadata["version"]) != VERSION:
+            if int(metadata["version"]) not in READABLE_VERSIONS:
                 raise CacheFileError(
-                    f"{path} has cache format version {metadata['version']}, this version reads {VERSION}; "
-                    "update the pack to open a newer one"
+                    f"{path} has cache format version {metadata['version']}, this version reads "
+                    f"{' and '.join(map(str, READABLE_VERSIONS))}; update the pack to open a newer one"
                 )
             state = json.loads(metadata["state"])
         place = "cpu" if state["config"].get("offload") == "cpu" else str(device)
@@ -132,17 +132,16 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
 def _restore_layers(
     cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> None:
-    facts = state.get("codebook_facts", {})
-    names = set(state["codebooks"].values())
-    books = {name: restore_codebook(name, tensors, facts.get(name), cache.spec, cache.config) for name in names}
-    at_home: dict[int, AnyCodebook] = {}
+    books = RestoredBooks(tensors, state.get("planes") or state.get("codebook_facts", {}), cache.spec, cache.config)
+    at_home: Known = {}
     kinds = [(name, frames) for name in ("sink", "spans", "tail") for frames in getattr(layout, name)]
     for layer in cache.layers:
         for number, (kind, frames) in enumerate(kinds):
             pair = []
             for which, part in enumerate(("keys", "values")):
                 prefix = f"layer.{layer.layer}.{part}.{number}"
-                book, tokens = books.get(state["codebooks"].get(prefix)), frames * cache.spec.tokens_per_frame
+                names, tokens = state["codebooks"].get(prefix), frames * cache.spec.tokens_per_frame
+                book = None if names is None else books.book(names)
                 span = restore_span(prefix, tensors, book, cache.spec, cache.config, tokens, which)
                 if cache.depot is not None:
                     span = cache.depot.adopt(span, device, at_home) if kind == "spans" else move([span], device)[0]
@@ -150,3 +149,13 @@ def _restore_layers(
             getattr(layer.state, kind).append(Pair(*pair))
         layer.state.spans_encoded = int(state["spans_encoded"][layer.layer])
         layer.state.encode_calls = int(state["encode_calls"][layer.layer])
+        layer.state.group_starts = _group_starts(state, layer.layer, cache.config.spans_per_codebook)
+
+
+def _group_starts(state: dict[str, Any], layer: int, spans_per_codebook: int) -> list[int]:
+    """With which spans the newest codebooks of keys and values began; in version 1 every so many spans."""
+    if "group_starts" not in state:
+        newest = max(0, int(state["spans_encoded"][layer]) - 1)
+        return [newest // spans_per_codebook * spans_per_codebook] * 2
+    keys, values = state["group_starts"][layer]
+    return [int(keys), int(values)]

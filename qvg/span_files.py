@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,53 +10,100 @@ from torch import Tensor
 
 from ..kernels.bitplanes import check_planes
 from ..kernels.bitplanes import packed_width as plane_width
+from ..kernels.kmeans import MAX_CLUSTERS
 from ..kernels.lloyd_max import MAX_BITS
 from ..kernels.packing import packed_width
 from ..kernels.rows8 import Rows8
 from .config import QVGConfig
-from .span import AnyCodebook, Basis, Codebook, Dictionary, ExactSpan, GroupSpan, QuantizedSpan, Span, TransformSpan
+from .span import AnyCodebook, Basis, Codebook, Dictionary, ExactSpan, Group, GroupSpan, QuantizedSpan, Span, TransformSpan
 from .spec import CacheSpec
 
 Expected = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def codebook_tensors(name: str, book: AnyCodebook) -> dict[str, Tensor]:
-    """Tensors of a codebook under the names they have in a file."""
-    if isinstance(book, Codebook):
-        return {name: book.centroids}
-    return {f"{name}.{part}": tensor for part, tensor in book.tensors().items()}
+class SavedBooks:
+    """Codebooks on their way into a file: every shared part once, under a name of its own."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        # Of each basis by name, its planes.
+        self.planes: dict[str, list[list[int]]] = {}
+        self._names: dict[int, str] = {}
+
+    def add(self, book: AnyCodebook) -> list[str]:
+        """Names of a codebook's parts: what spans of a group share, and a basis where there is one."""
+        if isinstance(book, Codebook):
+            name = self._name(book, "codebook")
+            self.tensors[name] = book.centroids
+            return [name]
+        words, basis = self._name(book.words, "codebook"), self._name(book.basis, "basis")
+        self.tensors |= {f"{words}.centroids": book.words.values, f"{words}.centroid_scales": book.words.scales}
+        self.tensors |= {f"{basis}.{part}": tensor for part, tensor in book.basis.tensors().items()}
+        self.planes[basis] = [list(row) for row in book.basis.planes]
+        return [words, basis]
+
+    def _name(self, part: object, kind: str) -> str:
+        count = sum(name.startswith(kind) for name in self._names.values())
+        return self._names.setdefault(id(part), f"{kind}.{count}")
 
 
-def codebook_facts(book: AnyCodebook) -> Any:
-    """What a file keeps of a codebook beside its tensors, as JSON."""
-    return [list(planes) for planes in book.basis.planes] if isinstance(book, Dictionary) else None
+class RestoredBooks:
+    """The inverse. KeyError, TypeError, ValueError: something is missing or of another shape."""
 
+    def __init__(self, tensors: Mapping[str, Tensor], planes: Mapping[str, Any], spec: CacheSpec, config: QVGConfig):
+        self._tensors, self._planes, self._spec, self._config = tensors, planes, spec, config
+        self._books: dict[tuple[str, ...], AnyCodebook] = {}
+        self._words: dict[str, tuple[Rows8, Group]] = {}
+        self._bases: dict[str, Basis] = {}
 
-def restore_codebook(name: str, tensors: Mapping[str, Tensor], facts: Any, spec: CacheSpec, config: QVGConfig) -> AnyCodebook:
-    """The inverse of `codebook_tensors` and `codebook_facts`. KeyError, ValueError: something is missing or of another shape."""
-    rows, channels = (spec.batch, spec.heads), spec.head_dim
-    if config.codec != "klt":
-        centroids = tensors[name]
-        _check(name, {"": centroids}, {"": ((*rows, config.num_stages, centroids.shape[3], channels), torch.float16)})
+    def book(self, names: Sequence[str] | str) -> AnyCodebook:
+        """A codebook by the names of its parts. A single name: as the first version of the format has it."""
+        key = (names, names) if isinstance(names, str) else tuple(names)
+        if key not in self._books:
+            self._books[key] = self._restored(*key) if self._config.codec == "klt" else self._codebook(key[0])
+        return self._books[key]
+
+    def _restored(self, words: str, basis: str) -> Dictionary:
+        if words not in self._words:
+            self._words[words] = (self._restored_words(words), Group())
+        if basis not in self._bases:
+            self._bases[basis] = self._restored_basis(basis)
+        return Dictionary(self._words[words][0], self._bases[basis], self._words[words][1])
+
+    def _codebook(self, name: str) -> Codebook:
+        centroids, spec = self._tensors[name], self._spec
+        shape = (spec.batch, spec.heads, self._config.num_stages, centroids.shape[3], spec.head_dim)
+        _check(name, {"": centroids}, {"": (shape, torch.float16)})
         return Codebook(centroids)
-    planes = tuple(tuple(int(size) for size in row) for row in facts)
-    if len(planes) != spec.batch or len({plane_width(row) for row in planes}) != 1:
-        raise ValueError(f"{name} has planes {planes} for a batch of {spec.batch}")
-    for row in planes:
-        check_planes(row, channels, MAX_BITS)
-    parts = {part: tensors[f"{name}.{part}"] for part in ("centroids", "centroid_scales", "basis_scales")}
-    words = parts["centroids"].shape[2]
-    expected: Expected = {
-        "centroids": ((*rows, words, channels), torch.int8),
-        "centroid_scales": ((*rows, words), torch.float16),
-        "basis_scales": ((*rows, channels), torch.float16),
-    }
-    if config.transform == "klt":
-        parts["basis"] = tensors[f"{name}.basis"]
-        expected["basis"] = ((*rows, channels, channels), torch.int8)
-    _check(name, parts, expected)
-    basis = Basis(parts.get("basis"), parts["basis_scales"], planes)
-    return Dictionary(Rows8(parts["centroids"], parts["centroid_scales"]), basis)
+
+    def _restored_words(self, name: str) -> Rows8:
+        rows = (self._spec.batch, self._spec.heads)
+        parts = {part: self._tensors[f"{name}.{part}"] for part in ("centroids", "centroid_scales")}
+        count = parts["centroids"].shape[2]
+        expected: Expected = {
+            "centroids": ((*rows, count, self._spec.head_dim), torch.int8),
+            "centroid_scales": ((*rows, count), torch.float16),
+        }
+        _check(name, parts, expected)
+        if not 1 <= count <= MAX_CLUSTERS:
+            raise ValueError(f"{name} has {count} codewords, but ids of one byte name 1 to {MAX_CLUSTERS}")
+        return Rows8(parts["centroids"], parts["centroid_scales"])
+
+    def _restored_basis(self, name: str) -> Basis:
+        rows, channels = (self._spec.batch, self._spec.heads), self._spec.head_dim
+        planes = tuple(tuple(int(size) for size in row) for row in self._planes[name])
+        if len(planes) != self._spec.batch or len({plane_width(row) for row in planes}) != 1:
+            raise ValueError(f"{name} has planes {planes} for a batch of {self._spec.batch}")
+        learned = self._tensors.get(f"{name}.basis")
+        count = channels if learned is None else learned.shape[2]
+        for row in planes:
+            check_planes(row, min(count, channels), MAX_BITS)
+        parts = {"basis_scales": self._tensors[f"{name}.basis_scales"]}
+        expected: Expected = {"basis_scales": ((*rows, count), torch.float16)}
+        if learned is not None:
+            parts["basis"], expected["basis"] = learned, ((*rows, count, channels), torch.int8)
+        _check(name, parts, expected)
+        return Basis(learned, parts["basis_scales"], planes)
 
 
 def restore_span(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 
-from .codec import ExactCodec, make_codecs
+from .codec import ExactCodec, KLTCodec, make_codecs
+from .codec.base import Codebooks
 from .config import GROUP_SIZES, QVGConfig
 from .errors import ConfigError
 from .growth import Growth
@@ -96,13 +98,44 @@ class CacheSpec:
                     f"{name} {bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"
                 )
 
-    def predict(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None = None) -> CacheBytes:
+    def predict(
+        self,
+        config: QVGConfig,
+        frames: int,
+        chunks: Sequence[int] | None = None,
+        codebooks: Codebooks | Literal["most"] | None = None,
+    ) -> CacheBytes:
         """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short), or of
-        these sizes: what `chunks` says of later frames is not looked at."""
+        these sizes: what `chunks` says of later frames is not looked at.
+
+        codebooks  codec "klt" begins further codebooks and bases where frames do not fit those that are there. None: the ordinary
+                   number, without any; what `KVCache.codebooks` says: the bytes of that cache, exactly; "most": an upper bound,
+                   with a codebook begun at every span in every layer
+        """
         growth = Growth(self.check(config), config.spans_per_codebook)
         for chunk in self._cut(frames, chunks):
             growth.commit(chunk)
-        return self._bytes(config, growth.layout, growth.books)
+        sizes = self._span_bytes(config, growth.layout)
+        for which, codec in enumerate(make_codecs(config, self.dtype)):
+            if codebooks is None or not isinstance(codec, KLTCodec):
+                for book in growth.books:
+                    tokens = [count * self.tokens_per_frame for count in book]
+                    sizes.update(_times(self.layers, codec.predicted_codebook_bytes(self._rows, tokens)))
+            elif isinstance(codebooks, str):
+                tokens = [count * self.tokens_per_frame for count in growth.layout.spans]
+                for size in codec.most_books(tokens, self.head_dim, config.window_frames is not None):
+                    sizes.update(_times(self.layers, codec.codebook_bytes(self._rows, size)))
+            else:
+                for layer in codebooks:
+                    for size in layer[which]:
+                        sizes.update(codec.codebook_bytes(self._rows, size))
+        return CacheBytes(**sizes)
+
+    def codebook_bytes(self, config: QVGConfig) -> int:
+        """Bytes of one codebook more in every layer, for keys and values: the price of a scene that does not fit those before."""
+        tokens = self.check(config).span_chunks * self.chunk_frames * self.tokens_per_frame
+        codecs = make_codecs(config, self.dtype)
+        return self.layers * sum(sum(codec.predicted_codebook_bytes(self._rows, [tokens]).values()) for codec in codecs)
 
     def predict_peak(
         self,
@@ -133,19 +166,23 @@ class CacheSpec:
             return sizes.total
         return sizes.exact + (sizes.total - sizes.exact) // self.layers * min(2, self.layers)
 
-    def _bytes(self, config: QVGConfig, layout: Layout, books: Sequence[Sequence[int]]) -> CacheBytes:
-        exact = ExactCodec(self.dtype)
-        rows = (self.batch, self.heads, self.head_dim)
-        sizes: Counter[str] = Counter()
+    @property
+    def _rows(self) -> tuple[int, int, int]:
+        return self.batch, self.heads, self.head_dim
+
+    def _span_bytes(self, config: QVGConfig, layout: Layout) -> Counter[str]:
+        """Of exact frames and of spans without their codebooks, by component."""
+        exact, sizes = ExactCodec(self.dtype), Counter[str]()
         for frames in (*layout.sink, *layout.tail):
-            sizes.update(self._each(exact.predicted_bytes, frames, 2))
+            sizes.update(_times(2 * self.layers, exact.predicted_bytes(self._shape(frames))))
         for codec in make_codecs(config, self.dtype):
             for frames in layout.spans:
-                sizes.update(self._each(codec.predicted_bytes, frames, 1))
-            for book in books:
-                sizes.update(codec.predicted_codebook_bytes(rows, [count * self.tokens_per_frame for count in book]))
-        return CacheBytes(**{name: self.layers * size for name, size in sizes.items()})
+                sizes.update(_times(self.layers, codec.predicted_bytes(self._shape(frames))))
+        return sizes
 
-    def _each(self, predict: Callable[[tuple[int, int, int, int]], dict[str, int]], frames: int, times: int) -> dict[str, int]:
-        sizes = predict((self.batch, self.heads, frames * self.tokens_per_frame, self.head_dim))
-        return {name: times * size for name, size in sizes.items()}
+    def _shape(self, frames: int) -> tuple[int, int, int, int]:
+        return self.batch, self.heads, frames * self.tokens_per_frame, self.head_dim
+
+
+def _times(factor: int, sizes: dict[str, int]) -> dict[str, int]:
+    return {name: factor * size for name, size in sizes.items()}

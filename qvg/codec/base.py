@@ -14,6 +14,19 @@ from ..span import AnyCodebook, Basis, Span
 
 
 @dataclass(frozen=True)
+class BookSize:
+    """What a group of spans has in memory: codewords that they share, and the directions of each of its bases, 0 for one that is
+    not learned."""
+
+    words: int
+    bases: tuple[int, ...]
+
+
+# Of every layer, the codebooks of its keys and those of its values.
+Codebooks = Sequence[tuple[Sequence[BookSize], Sequence[BookSize]]]
+
+
+@dataclass(frozen=True)
 class EncodeHint:
     """Where a span stands in its cache.
 

@@ -30,7 +30,7 @@ from ..config import QVGConfig
 from ..errors import ConfigError
 from ..rope import Rotation
 from ..span import Basis, Dictionary, Group, Span, TransformSpan
-from .base import EncodeHint, refuse_non_finite
+from .base import BookSize, EncodeHint, refuse_non_finite
 from .klt_basis import fixed_basis, learn_basis
 from .klt_sizes import added_words, basis_row_bytes, directions, first_words, learns_basis
 from .klt_words import add_words, learn_words
@@ -93,14 +93,21 @@ class KLTCodec:
         for count in tokens[1:]:
             words += added_words(self.config, words, count)
         learned = learns_basis(self.config, tokens[0], rows[2])
-        return self.codebook_bytes(rows, words, (directions(self.config, tokens[0], rows[2]) if learned else 0,))
+        return self.codebook_bytes(rows, BookSize(words, (directions(self.config, tokens[0], rows[2]) if learned else 0,)))
 
-    def codebook_bytes(self, rows: tuple[int, int, int], words: int, bases: Sequence[int]) -> dict[str, int]:
-        """Bytes by component of so many codewords and of bases with so many directions each, 0 for the Hadamard matrix."""
+    def codebook_bytes(self, rows: tuple[int, int, int], book: BookSize) -> dict[str, int]:
+        """Bytes by component of a codebook for [B, H, D]."""
         batch, heads, channels = rows
         row = basis_row_bytes(channels)
-        basis = sum(count * row if count else 2 * channels for count in bases)
-        return {"centroids": batch * heads * words * row, "basis": batch * heads * basis}
+        basis = sum(count * row if count else 2 * channels for count in book.bases)
+        return {"centroids": batch * heads * book.words * row, "basis": batch * heads * basis}
+
+    def most_books(self, tokens: Sequence[int], channels: int, window: bool) -> list[BookSize]:
+        """More than spans of so many tokens can have of codebooks: each a basis of its own and a new group's codewords.
+        `window`: spans that have left may have added to them."""
+        words = [max(first_words(self.config, count), added_words(self.config, 0, count)) for count in tokens]
+        bases = [directions(self.config, count, channels) * learns_basis(self.config, count, channels) for count in tokens]
+        return [BookSize(MAX_CLUSTERS if window else word, (basis,)) for word, basis in zip(words, bases, strict=True)]
 
     # ------------------------------------------------------------------------------------------------------ codebooks
 

@@ -10,7 +10,7 @@ import torch
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.codec import Codec, KLTCodec, make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.codec.klt import allocate_planes
+from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
 from comfyui_qvg.qvg.span import Dictionary, Span, TransformSpan, storage_bytes
 from hypothesis import given
 from hypothesis import strategies as st
