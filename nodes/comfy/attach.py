@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...qvg import PRESETS, ConfigError, QVGConfig, UnsupportedModelError
-from ...qvg.models.variants import CausalVariant
+from ...qvg.models.common.variants import CausalVariant
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> An
     """A clone of MODEL that keeps its cache as `config` says. Raises ConfigError where that does not fit the model."""
     core = has_cache_of_core(model.model)
     if core:
-        from . import causal_wan  # needs a ComfyUI that has such models
+        from .causal import wan as causal_wan  # needs a ComfyUI that has such models
 
         causal_wan.check_config(model.model, config)
     elif hasattr(model.model, WORLD):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..cache import KVCache
 from ..camera import visits
 from ..config import QVGConfig
-from ..demo import EXACT, GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
+from ..demo.command import EXACT, GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
 from ..errors import CacheError
 from ..files import written_whole
 from ..metrics import ssim

@@ -31,9 +31,9 @@ from ...kernels.lloyd_max import DISTORTION, MAX_BITS
 from ...kernels.rows8 import Rows8, quantize_rows
 from ..config import QVGConfig
 from ..errors import ConfigError
-from ..rope import Rotation
-from ..span import Basis, Dictionary, Span, TransformSpan
+from ..positions.rope import Rotation
 from .base import EncodeHint, refuse_non_finite
+from .span import Basis, Dictionary, Span, TransformSpan
 
 # Planes grow and shrink by so many channels: one byte of a token's codes.
 _STEP_CHANNELS = 8
