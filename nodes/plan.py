@@ -7,8 +7,8 @@ from typing import Any
 
 from ..qvg import PRESETS
 from ..qvg.models.shapes import SHAPES
+from ..qvg.plan import MOST_LATENT_FRAMES, WEIGHT_BYTES, Video, Weights, plan
 from ..qvg.plan.advice import setting_that_fits
-from ..qvg.plan.estimate import MOST_LATENT_FRAMES, WEIGHT_BYTES, Video, Weights, plan
 from ..qvg.plan.report import GB, report
 from .api import CATEGORY, io
 

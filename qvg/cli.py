@@ -76,8 +76,8 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     from .config import CODECS, OFFLOADS, PRESETS
     from .models.common.world_schedule import MODES
     from .models.shapes import SHAPES
+    from .plan import WEIGHT_BYTES
     from .plan.command import DEFAULT_PRESET
-    from .plan.estimate import WEIGHT_BYTES
 
     command = commands.add_parser(
         "plan",

@@ -14,8 +14,8 @@ import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheSpec
 from comfyui_qvg.qvg.models.shapes import SHAPES, wan_shape
+from comfyui_qvg.qvg.plan import Video, Weights, plan
 from comfyui_qvg.qvg.plan.activations import Block, activations
-from comfyui_qvg.qvg.plan.estimate import Video, Weights, plan
 
 from . import tiny_wan
 from .client import Client, Result, between, workflow

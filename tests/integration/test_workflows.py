@@ -19,7 +19,7 @@ import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.models.shapes import SHAPES
-from comfyui_qvg.qvg.plan.estimate import Video, plan
+from comfyui_qvg.qvg.plan import Video, plan
 
 from . import tiny_vae, tiny_wan
 from .client import ROOT, Client, Prompt

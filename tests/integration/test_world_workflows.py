@@ -19,7 +19,7 @@ import av
 import pytest
 from comfyui_qvg.qvg import PRESETS, CacheSpec
 from comfyui_qvg.qvg.models.shapes import SHAPES
-from comfyui_qvg.qvg.plan.estimate import Video, plan
+from comfyui_qvg.qvg.plan import Video, plan
 from PIL import Image
 from safetensors.torch import save_file
 
