@@ -32,7 +32,7 @@ MEMORIES: dict[str, tuple[MemoryRule, torch.dtype]] = {
 
 @dataclass(frozen=True)
 class CameraPath:
-    """What travels along a QVG_CAMERA link: keys held for latent frames; `beyond` as in `qvg.world.poses`."""
+    """What travels along a QVG_CAMERA link: keys held for latent frames; `beyond` as in `qvg.camera.poses`."""
 
     moves: tuple[Move, ...]
     frames: int

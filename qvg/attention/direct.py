@@ -21,7 +21,7 @@ _TILE_TOKENS = 1024
 
 
 def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -> Tensor:
-    """See `attention.attend`."""
+    """See `exact.attend`."""
     refusal = "backend 'torch' was asked for" if backend == "torch" else triton_refusal("direct", q.device)
     refusal = refusal or shape_refusal(q.shape[3])
     reading.note("the pack's Triton kernel on codes" if refusal is None else f"torch, a small tile at a time ({refusal})")

@@ -5,8 +5,8 @@ Three ways to read, one result within what each states:
 exact   a group of heads and a stretch of keys at a time is decoded into a reused workspace, turned, and handed to the best
         attention kernel there is; results of several stretches are merged by their logarithmic mass. While one stretch is used,
         the next is decoded on a side stream. Float32 on a CPU, q's own 16 bits on a GPU.
-fast    the same with an eight-bit workspace and eight-bit attention (`attention_fast.py`).
-direct  the codes themselves are read, for few queries or where no workspace is wanted (`attention_direct.py`).
+fast    the same with an eight-bit workspace and eight-bit attention (`fast.py`).
+direct  the codes themselves are read, for few queries or where no workspace is wanted (`direct.py`).
 
 Softmax does not care in which order keys come, so the result equals one softmax over everything. Memory beside the cache is
 bounded by `workspace_mb`, however long the history is.

@@ -28,7 +28,7 @@ _E4M3_MAX = 448.0
 
 
 def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str) -> Tensor:
-    """See `attention.attend`."""
+    """See `exact.attend`."""
     refusal = "backend 'torch' was asked for" if backend == "torch" else triton_refusal("attention8", q.device)
     eight = refusal is None and has_float8(q.device)
     most = _tile_tokens(q, history.num_tokens, workspace.limit_bytes, eight)

@@ -255,7 +255,7 @@ class KVCache:
         self._begin()
 
     def resume(self, layout: Layout, frames_committed: int, spans_due: int, origins: Sequence[Origin]) -> None:
-        """Take over a history that was put into the layers from a file; see `session.load_cache`."""
+        """Take over a history that was put into the layers from a file; see `session.cache_file`."""
         self.layout, self.frames_committed, self.spans_due, self._origins = layout, frames_committed, spans_due, list(origins)
 
     @property

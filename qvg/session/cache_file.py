@@ -2,7 +2,7 @@
 
 One safetensors file. Its metadata holds the format's name and version, spec, config, rope and layout; tensors are named
 `layer.<i>.<keys|values>.<n>.<part>` in the order of history, codebooks `codebook.<n>` once each. The bytes are the memory format
-itself (see `span.py`), so nothing is encoded again and a file written on one device is read on any other.
+itself (see `codec/span.py`), so nothing is encoded again and a file written on one device is read on any other.
 """
 
 from __future__ import annotations

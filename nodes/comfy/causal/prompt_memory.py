@@ -45,7 +45,7 @@ class PromptMemory:
         if not self.merges:
             self._of_core = list(type(self.network).init_crossattn_caches(self.network, batch_size, device, dtype))
             return self._of_core
-        # One prompt's memory is no part of a compiled network, see `causal_run`.
+        # One prompt's memory is no part of a compiled network, see `causal.run`.
         self._read = torch.compiler.disable(self._attend) if "torch._dynamo" in sys.modules else self._attend
         return [None] * len(self.network.blocks)
 

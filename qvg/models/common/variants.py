@@ -45,7 +45,7 @@ _ALL = (
 VARIANTS = {variant.name: variant for variant in _ALL}
 
 # HY-WorldPlay (arXiv 2512.14614) on Wan 2.2 5B, of another network and another loop: four steps bent by a shift of 8, finished
-# frames shown at 14 of 1000. Its context is chosen by where the camera looks, see `qvg.world`; a session ends at 241.
+# frames shown at 14 of 1000. Its context is chosen by where the camera looks, see `qvg.camera`; a session ends at 241.
 WORLDPLAY_5B = CausalVariant(
     "worldplay-5b",
     4,

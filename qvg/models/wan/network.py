@@ -190,7 +190,7 @@ class CausalWan(nn.Module):
     def read_prompt(self, text: Tensor, merge: bool = False) -> Prompt:
         """Keys and values of a text encoder's output [B, n, C], n at most `text_tokens`; the rest is padding.
 
-        `merge`: padding, equal row by row, takes one row (see `qvg.prompt`): the same to rounding, and less to read.
+        `merge`: padding, equal row by row, takes one row (see `qvg.attention.prompt`): the same to rounding, and less to read.
         """
         most = self.config.text_tokens
         if text.ndim != 3 or text.shape[1] > most or text.shape[2] != self.config.text_channels:
