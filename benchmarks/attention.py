@@ -32,11 +32,11 @@ from comfyui_qvg.benchmarks.rows import conditions, median_ms, peak_bytes, repor
 from comfyui_qvg.kernels.attention.library import choose_attention  # noqa: E402
 from comfyui_qvg.kernels.rows8 import quantize_rows  # noqa: E402
 from comfyui_qvg.qvg import ConfigError, GridRope, QVGConfig  # noqa: E402
-from comfyui_qvg.qvg.attention import History, Pair, attend  # noqa: E402
+from comfyui_qvg.qvg.attention.choice import Readings  # noqa: E402
+from comfyui_qvg.qvg.attention.exact import History, Pair, attend  # noqa: E402
+from comfyui_qvg.qvg.attention.workspace import Workspace  # noqa: E402
 from comfyui_qvg.qvg.codec import KLTCodec, QVGCodec  # noqa: E402
-from comfyui_qvg.qvg.read import Readings  # noqa: E402
-from comfyui_qvg.qvg.rope import Rotation, geometric_frequencies, rotate  # noqa: E402
-from comfyui_qvg.qvg.span import (  # noqa: E402
+from comfyui_qvg.qvg.codec.span import (  # noqa: E402
     Basis,
     Codebook,
     Dictionary,
@@ -45,7 +45,7 @@ from comfyui_qvg.qvg.span import (  # noqa: E402
     TransformSpan,
     storage_bytes,
 )
-from comfyui_qvg.qvg.workspace import Workspace  # noqa: E402
+from comfyui_qvg.qvg.positions.rope import Rotation, geometric_frequencies, rotate  # noqa: E402
 
 CHANNELS = 128
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import bootstrap_package  # noqa: F401
 from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.held import HeldBytes
-from comfyui_qvg.qvg.growth import even_chunks
+from comfyui_qvg.qvg.cache.growth import even_chunks
 from rows import RESULTS
 
 SPEC = CacheSpec(layers=30, heads=12, head_dim=128, tokens_per_frame=1560, chunk_frames=3)

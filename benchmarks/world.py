@@ -30,13 +30,13 @@ from comfyui_qvg.benchmarks.rows import conditions, report
 from comfyui_qvg.benchmarks.wan import Meter, random_weights
 from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig, QVGError
 from comfyui_qvg.qvg.camera import parse_path
-from comfyui_qvg.qvg.models.worldplay import WorldPlay, WorldPlayConfig
-from comfyui_qvg.qvg.models.worldplay_memory import WorldMemory, world_memory
+from comfyui_qvg.qvg.camera.cameras import Cameras
+from comfyui_qvg.qvg.camera.poses import camera_poses
+from comfyui_qvg.qvg.camera.selection import WAN_MEMORY
+from comfyui_qvg.qvg.models.common.world_memory import WorldMemory, world_memory
+from comfyui_qvg.qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, ChunkPlan, plan_chunk
+from comfyui_qvg.qvg.models.worldplay_wan.network import WorldPlay, WorldPlayConfig
 from comfyui_qvg.qvg.sampling.world import World
-from comfyui_qvg.qvg.world.cameras import Cameras
-from comfyui_qvg.qvg.world.poses import camera_poses
-from comfyui_qvg.qvg.world.schedule import CHUNK_FRAMES, MODES, ChunkPlan, plan_chunk
-from comfyui_qvg.qvg.world.selection import WAN_MEMORY
 from torch import Tensor
 
 WALK = "w-8,s-8,a-8,d-8,up-8,down-8"

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..qvg.camera import Move, format_path, parse_path, walk
-from ..qvg.demo import DEFAULT_PATH
+from ..qvg.camera.cameras import Cameras
+from ..qvg.camera.overlap import FieldOfView
+from ..qvg.camera.pose_files import read_poses, write_poses
+from ..qvg.camera.poses import UNITS_PER_FRAME, camera_poses
+from ..qvg.camera.selection import HUNYUAN_MEMORY, WAN_MEMORY, MemoryRule, select_context
+from ..qvg.demo.command import DEFAULT_PATH
 from ..qvg.errors import CameraPathError, ConfigError
-from ..qvg.world.cameras import Cameras
-from ..qvg.world.overlap import FieldOfView
-from ..qvg.world.pose_files import read_poses, write_poses
-from ..qvg.world.poses import UNITS_PER_FRAME, camera_poses
-from ..qvg.world.schedule import CHUNK_FRAMES, chunks_of, plan_chunk
-from ..qvg.world.selection import HUNYUAN_MEMORY, WAN_MEMORY, MemoryRule, select_context
+from ..qvg.models.common.world_schedule import CHUNK_FRAMES, chunks_of, plan_chunk
 from .api import CATEGORY, Camera, io, ui
 from .pictures import Picture, path_picture, remembered_picture
 
@@ -32,7 +32,7 @@ MEMORIES: dict[str, tuple[MemoryRule, torch.dtype]] = {
 
 @dataclass(frozen=True)
 class CameraPath:
-    """What travels along a QVG_CAMERA link: keys held for latent frames; `beyond` as in `qvg.world.poses`."""
+    """What travels along a QVG_CAMERA link: keys held for latent frames; `beyond` as in `qvg.camera.poses`."""
 
     moves: tuple[Move, ...]
     frames: int

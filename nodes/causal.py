@@ -77,8 +77,8 @@ class QVGVideoStart(io.ComfyNode):
             )
         if start_image is not None and vae is None:
             raise ConfigError("a start image needs the VAE that makes a latent of it; connect Wan 2.1's VAE")
+        from .comfy.causal.video_start import start_latent
         from .comfy.progress import say
-        from .comfy.video_start import start_latent
 
         latents = (frames - 1) // 4 + 1
         latent = start_latent((width, height), latents, batch_size, vae, start_image, extend)
@@ -168,8 +168,8 @@ class QVGCausalSampler(io.ComfyNode):
         context_noise: float = 0.0,
         keep_finished: bool = True,
     ) -> io.NodeOutput:
-        from .comfy.causal_plan import CausalOptions
-        from .comfy.causal_sampler import make_causal_sampler
+        from .comfy.causal.plan import CausalOptions
+        from .comfy.causal.sampler import make_causal_sampler
 
         first = None if first_block_sigmas is None else tuple(first_block_sigmas.tolist())
         options = CausalOptions(frames_per_block, context_noise, first, positions == "reindexed", keep_finished)

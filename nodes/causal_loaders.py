@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..qvg.errors import ConfigError
-from ..qvg.models.checkpoint import WEIGHTS
-from ..qvg.models.variants import VARIANTS
-from ..qvg.models.which_variant import AUTO
+from ..qvg.models.common.variants import VARIANTS
+from ..qvg.models.wan.checkpoint import WEIGHTS
+from ..qvg.models.wan.which_variant import AUTO
 from .api import CATEGORY, io, ui
 
 NO_LORA = "none"
@@ -72,7 +72,7 @@ class QVGLoadCausalWan(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, variant: str, weights: str = AUTO, dtype: str = AUTO, lora: str = NO_LORA) -> io.NodeOutput:
-        from .comfy.causal_load import load_causal_wan
+        from .comfy.causal.load import load_causal_wan
 
         loaded = load_causal_wan(file, variant, weights, dtype, None if lora == NO_LORA else lora)
         return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))

@@ -9,7 +9,7 @@ from ..qvg import PRESETS
 from ..qvg.models.shapes import SHAPES
 from ..qvg.plan import MOST_LATENT_FRAMES, WEIGHT_BYTES, Video, Weights, plan
 from ..qvg.plan.advice import setting_that_fits
-from ..qvg.plan.words import GB, report
+from ..qvg.plan.report import GB, report
 from .api import CATEGORY, io
 
 _SIDE = {"min": 16, "max": 8192, "step": 16}

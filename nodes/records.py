@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..qvg import CacheBytes, QVGConfig
-from ..qvg.offload import Places
+from ..qvg.cache.offload import Places
 
 # Runs that are remembered; a record takes about 100 bytes per latent frame.
 MAX_RECORDS = 256

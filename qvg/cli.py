@@ -59,7 +59,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED, demo  # matplotlib and tqdm are needed by this command only
+    from .demo.command import (  # matplotlib and tqdm are needed by this command only
+        DEFAULT_FRAMES,
+        DEFAULT_PATH,
+        DEFAULT_SEED,
+        demo,
+    )
 
     _heed_interrupts()
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
@@ -69,10 +74,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from .config import CODECS, OFFLOADS, PRESETS
+    from .models.common.world_schedule import MODES
     from .models.shapes import SHAPES
     from .plan import WEIGHT_BYTES
     from .plan.command import DEFAULT_PRESET
-    from .world.schedule import MODES
 
     command = commands.add_parser(
         "plan",
@@ -170,10 +175,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .models.checkpoint import WEIGHTS
+    from .models.common.variants import VARIANTS, WORLDPLAY_8B
     from .models.convert import DTYPE_NAMES
-    from .models.variants import VARIANTS, WORLDPLAY_8B
-    from .models.which_variant import AUTO
+    from .models.wan.checkpoint import WEIGHTS
+    from .models.wan.which_variant import AUTO
 
     command = commands.add_parser(
         "convert",

@@ -8,8 +8,8 @@ from comfyui_qvg.kernels import e4m3, packing
 from comfyui_qvg.qvg import CacheSpec, GridRope, KVCache, QuantizedSpan, QVGConfig
 from comfyui_qvg.qvg.codec import QVGCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.rope import geometric_frequencies
-from comfyui_qvg.qvg.span import move
+from comfyui_qvg.qvg.codec.span import move
+from comfyui_qvg.qvg.positions.rope import geometric_frequencies
 
 from .helpers import assert_close, make_kv
 

@@ -1,7 +1,7 @@
 """Which MODELs have a KV cache, and how its settings travel with a MODEL.
 
 A model of ours is a `BaseModel` that has `qvg_name`, `qvg_cache_spec(batch)`, `qvg_rope()` and `qvg_check_latent(x)`. ComfyUI's
-own causal Wan model is taken as it is, see `causal_wan`. Settings live in a clone's transformer_options, so bypassing the cache
+own causal Wan model is taken as it is, see `causal.wan`. Settings live in a clone's transformer_options, so bypassing the cache
 node leaves the loader's own settings, the exact cache, or ComfyUI's own.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...qvg import PRESETS, ConfigError, QVGConfig, UnsupportedModelError
-from ...qvg.models.variants import CausalVariant
+from ...qvg.models.common.variants import CausalVariant
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ HOOKED_KEY = "qvg_hooked"
 VARIANT_KEY = "qvg_variant"
 # What ComfyUI's own causal Wan is called in reports.
 CORE_NAME = "causal Wan"
-# Attribute of a `BaseModel` of core's that is a world: what is asked of it (see `worldplay.WorldPlay5B`).
+# Attribute of a `BaseModel` of core's that is a world: what is asked of it (see `world.wan.WorldPlay5B`).
 WORLD = "qvg_world"
 
 
@@ -94,7 +94,7 @@ def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> An
     """A clone of MODEL that keeps its cache as `config` says. Raises ConfigError where that does not fit the model."""
     core = has_cache_of_core(model.model)
     if core:
-        from . import causal_wan  # needs a ComfyUI that has such models
+        from .causal import wan as causal_wan  # needs a ComfyUI that has such models
 
         causal_wan.check_config(model.model, config)
     elif hasattr(model.model, WORLD):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...qvg import ConfigError
-from ...qvg.plan_decode import WAN_2_1, WAN_2_2, VideoDecoder, working_bytes
+from ...qvg.models.common.video_decoder import WAN_2_1, WAN_2_2, VideoDecoder, working_bytes
 
 logger = logging.getLogger(__name__)
 

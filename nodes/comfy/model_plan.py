@@ -10,11 +10,11 @@ from typing import Any
 import comfy.model_management as mm
 
 from ...qvg import CacheSpec, ConfigError, QVGConfig
+from ...qvg.models.common.video_decoder import WAN_2_1, WAN_2_2
 from ...qvg.models.shapes import SHAPES, NetworkShape, wan_shape
 from ...qvg.plan import MOST_LATENT_FRAMES, Video, Weights, pictures, plan
 from ...qvg.plan.advice import setting_that_fits
-from ...qvg.plan.words import verdict
-from ...qvg.plan_decode import WAN_2_1, WAN_2_2
+from ...qvg.plan.report import verdict
 from .attach import CORE_NAME, SETTINGS_KEY, has_cache_of_core, require_cache, settings_of, variant_of, world_of
 
 _DECODERS = {16: WAN_2_1, 48: WAN_2_2}  # by channels of the latent

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...qvg import ConfigError
 from ...qvg.media import Picture
-from ...qvg.video_file import WholeVideo
+from ...qvg.media.video_file import WholeVideo
 from .decode import count_pictures, decode_pieces, split_batch, tiles_to_try
 from .progress import say
 

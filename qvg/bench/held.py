@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..cache import KVCache
 from ..codec.base import EncodeHint
-from ..span import Span
+from ..codec.span import Span
 
 
 class HeldBytes:

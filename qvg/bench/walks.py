@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..cache import KVCache
 from ..camera import visits
 from ..config import QVGConfig
-from ..demo import EXACT, GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
+from ..demo.command import EXACT, GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
 from ..errors import CacheError
 from ..files import written_whole
 from ..metrics import ssim
@@ -152,12 +152,9 @@ class Walker:
 def source_digest() -> str:
     """Changes when code that a walk runs through does; comments, layout and docstrings do not count."""
     root = Path(__file__).resolve().parents[2]
-    files = [
-        path for name in ("kernels", "qvg/codec", "qvg/models", "qvg/sampling") for path in sorted((root / name).rglob("*.py"))
-    ]
-    read_path = ("ahead", "attention", "attention_direct", "attention_fast", "history", "read")
-    files += [root / "qvg" / f"{name}.py" for name in (*read_path, "cache", "camera", "config", "demo", "metrics", "policy")]
-    files += [root / "qvg" / f"{name}.py" for name in ("rope", "span", "spec", "workspace")]
+    rooms = ("attention", "cache", "camera", "codec", "demo", "models", "positions", "sampling")
+    files = [path for name in ("kernels", *(f"qvg/{room}" for room in rooms)) for path in sorted((root / name).rglob("*.py"))]
+    files += [root / "qvg" / f"{name}.py" for name in ("config", "metrics")]
     digest = hashlib.sha256()
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))

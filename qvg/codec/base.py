@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..rope import Rotation
-from ..span import AnyCodebook, Basis, Span
+from ..positions.rope import Rotation
+from .span import AnyCodebook, Basis, Span
 
 
 @dataclass(frozen=True)

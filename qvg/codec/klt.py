@@ -28,12 +28,12 @@ from ...kernels.kmeans import MAX_CLUSTERS
 from ...kernels.rows8 import Rows8
 from ..config import QVGConfig
 from ..errors import ConfigError
-from ..rope import Rotation
-from ..span import Basis, Dictionary, Group, Span, TransformSpan
+from ..positions.rope import Rotation
 from .base import BookSize, EncodeHint, refuse_non_finite
 from .klt_basis import fixed_basis, learn_basis
 from .klt_sizes import added_words, basis_row_bytes, directions, first_words, learns_basis
 from .klt_words import add_words, learn_words
+from .span import Dictionary, Group, Span, TransformSpan
 
 # A basis of its own must lower a span's error by this factor (1.5 dB) where it takes no more room than one whole basis and the
 # codewords that the span then does not add, and by the second one (6 dB) where it takes more.

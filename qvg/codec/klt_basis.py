@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...kernels.lloyd_max import DISTORTION, MAX_BITS
 from ...kernels.rows8 import Rows8, dual_rows, quantize_rows
-from ..span import Basis
 from .klt_sizes import STEP_CHANNELS
+from .span import Basis
 
 # A direction without energy still needs a scale to divide by: the share of the mean variance that all get.
 _VARIANCE_FLOOR = 1e-6

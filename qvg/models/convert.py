@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..errors import ConfigError, QVGError, UnsupportedModelError
 from ..files import written_whole
-from .checkpoint import LORA_KEY, CausalCheckpoint, read_causal_wan
-from .lora import LoraLayer, read_lora, require_fit
-from .safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
-from .weight_files import open_weights
-from .which_variant import AUTO, METADATA_KEY
-from .worldplay_file import is_worldplay, read_worldplay, require_variant
-from .worldplay_hunyuan_file import is_worldplay_hunyuan, read_worldplay_hunyuan
+from .common.safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
+from .common.weight_files import open_weights
+from .wan.checkpoint import LORA_KEY, CausalCheckpoint, read_causal_wan
+from .wan.lora import LoraLayer, read_lora, require_fit
+from .wan.which_variant import AUTO, METADATA_KEY
+from .worldplay_hunyuan.checkpoint import is_worldplay_hunyuan, read_worldplay_hunyuan
+from .worldplay_wan.checkpoint import is_worldplay, read_worldplay, require_variant
 
 DTYPE_NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_DTYPE = "bf16"  # what the family is trained and run in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..plan_decode import WAN_2_1, WAN_2_2, VideoDecoder
+from .common.video_decoder import WAN_2_1, WAN_2_2, VideoDecoder
 
 # HunyuanVideo 1.5's VAE as ComfyUI 0.33 decodes it, two latent frames at a time, counted as those in `plan_decode`; the pictures
 # it gathers on the device are not in it.

@@ -12,9 +12,9 @@ import torch
 from ..config import PRESETS, QVGConfig
 from ..errors import ConfigError
 from ..models.shapes import SHAPES
-from . import Video, Weights, plan
 from .advice import setting_that_fits
-from .words import GB, report, verdict
+from .estimate import Video, Weights, plan
+from .report import GB, report, verdict
 
 DEFAULT_PRESET = "balanced"
 

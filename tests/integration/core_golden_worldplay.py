@@ -20,16 +20,16 @@ import bootstrap_package  # noqa: E402, F401 (makes the repository importable as
 import comfy.memory_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay import WorldPass, WorldPlay5B, network_pass  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay_load import _patcher, _read  # noqa: E402
+from comfyui_qvg.nodes.comfy.world.wan import WorldPass, WorldPlay5B, network_pass  # noqa: E402
+from comfyui_qvg.nodes.comfy.world.wan_load import _patcher, _read  # noqa: E402
 from comfyui_qvg.qvg import QVGConfig  # noqa: E402
 from comfyui_qvg.qvg.camera import parse_path  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay import load_worldplay  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay_memory import world_memory  # noqa: E402
+from comfyui_qvg.qvg.camera.cameras import Cameras  # noqa: E402
+from comfyui_qvg.qvg.camera.poses import camera_poses  # noqa: E402
+from comfyui_qvg.qvg.camera.selection import WAN_MEMORY  # noqa: E402
+from comfyui_qvg.qvg.models.common.world_memory import world_memory  # noqa: E402
+from comfyui_qvg.qvg.models.worldplay_wan.network import load_worldplay  # noqa: E402
 from comfyui_qvg.qvg.sampling.world import World  # noqa: E402
-from comfyui_qvg.qvg.world.cameras import Cameras  # noqa: E402
-from comfyui_qvg.qvg.world.poses import camera_poses  # noqa: E402
-from comfyui_qvg.qvg.world.selection import WAN_MEMORY  # noqa: E402
 from comfyui_qvg.tests.golden_worldplay import CHUNKS, SIDE, TEXT_TOKENS, inputs, text, weights  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402

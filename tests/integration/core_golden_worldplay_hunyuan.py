@@ -21,18 +21,18 @@ import bootstrap_package  # noqa: E402, F401 (makes the repository importable as
 import comfy.memory_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay_hunyuan import WorldPlay8B  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay_hunyuan_load import patcher_8b, read_8b  # noqa: E402
+from comfyui_qvg.nodes.comfy.world.hunyuan import WorldPlay8B  # noqa: E402
+from comfyui_qvg.nodes.comfy.world.hunyuan_load import patcher_8b, read_8b  # noqa: E402
 from comfyui_qvg.qvg import QVGConfig  # noqa: E402
 from comfyui_qvg.qvg.camera import parse_path  # noqa: E402
-from comfyui_qvg.qvg.models.hunyuan_text import TextRows, Words, without_padding  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay_hunyuan import WorldPlayHunyuan, load_worldplay_hunyuan  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay_memory import WorldMemory, world_memory  # noqa: E402
+from comfyui_qvg.qvg.camera.cameras import Cameras  # noqa: E402
+from comfyui_qvg.qvg.camera.overlap import FieldOfView  # noqa: E402
+from comfyui_qvg.qvg.camera.poses import camera_poses  # noqa: E402
+from comfyui_qvg.qvg.models.common.world_memory import WorldMemory, world_memory  # noqa: E402
+from comfyui_qvg.qvg.models.common.world_schedule import timesteps  # noqa: E402
+from comfyui_qvg.qvg.models.worldplay_hunyuan.network import WorldPlayHunyuan, load_worldplay_hunyuan  # noqa: E402
+from comfyui_qvg.qvg.models.worldplay_hunyuan.text import TextRows, Words, without_padding  # noqa: E402
 from comfyui_qvg.qvg.sampling.world_hunyuan import Guidance, HunyuanWorld  # noqa: E402
-from comfyui_qvg.qvg.world.cameras import Cameras  # noqa: E402
-from comfyui_qvg.qvg.world.overlap import FieldOfView  # noqa: E402
-from comfyui_qvg.qvg.world.poses import camera_poses  # noqa: E402
-from comfyui_qvg.qvg.world.schedule import timesteps  # noqa: E402
 from comfyui_qvg.tests import golden_worldplay_hunyuan as given  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg.camera import parse_path
+from comfyui_qvg.qvg.camera.cameras import Cameras
+from comfyui_qvg.qvg.camera.pose_files import write_poses
+from comfyui_qvg.qvg.camera.poses import camera_poses
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.models.worldplay_names import wan_names
-from comfyui_qvg.qvg.world.cameras import Cameras
-from comfyui_qvg.qvg.world.pose_files import write_poses
-from comfyui_qvg.qvg.world.poses import camera_poses
+from comfyui_qvg.qvg.models.worldplay_wan.names import wan_names
 from safetensors.torch import load_file, save_file
 
 from . import tiny_worldplay

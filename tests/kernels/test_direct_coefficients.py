@@ -16,10 +16,10 @@ from comfyui_qvg.kernels.direct_coefficients import TransformCodes, attend_coeff
 from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.kernels.launch import GpuKind, coefficient_tiles
 from comfyui_qvg.qvg import QVGConfig
+from comfyui_qvg.qvg.attention.history import transform_codes
 from comfyui_qvg.qvg.codec import KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.klt import allocate_planes
-from comfyui_qvg.qvg.history import transform_codes
 from torch import Tensor
 
 from ..helpers import assert_close, make_kv
