@@ -255,7 +255,8 @@ def compile_cases() -> list[CompileCase]:
             name = f"p{planes}_d{channels}"
             types = {"Y": "*fp32", "WEIGHTS": "*fp32", "BORDERS": "*fp32", "CODES": "*u8", "GAINS": "*u8", **tables}
             types |= dict.fromkeys(("heads", "tokens", "bytes", "y_b", "y_h", "y_s", "w_b", "w_h"), "i32")
-            constants = {"y_d": 1, "w_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels), "MOST": MOST_OF_LEAST_SQUARES}
+            constants = {"y_d": 1, "w_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
+            constants["MOST"] = MOST_OF_LEAST_SQUARES
             multiples, default = ("y_b", "y_h", "y_s", "w_b", "w_h"), (channels, planes) == (128, 4)
             cases.append(
                 CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _ENCODING_WARPS, default=default)

@@ -80,8 +80,8 @@ def attend_coefficients_kernel(
     Q, K_CODES, K_GAINS, K_IDS, K_WORDS, K_WORD_SCALES, K_BASIS, K_SCALES, K_SIZES,
     V_CODES, V_GAINS, V_IDS, V_WORDS, V_WORD_SCALES, V_BASIS, V_SCALES, V_SIZES, LEVELS, COS, SIN, OUT, LSE,
     q_row, q_token, k_strides, v_strides, heads, query_count, key_count, split_keys, scale,
-    K_PLANES: tl.constexpr, V_PLANES: tl.constexpr, K_HADAMARD: tl.constexpr, V_HADAMARD: tl.constexpr, TURN: tl.constexpr, FENCE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
+    K_PLANES: tl.constexpr, V_PLANES: tl.constexpr, K_HADAMARD: tl.constexpr, V_HADAMARD: tl.constexpr,
+    TURN: tl.constexpr, FENCE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. SIZES [B, 6] int32."""
     half: tl.constexpr = DIM // 2
@@ -262,7 +262,8 @@ def compile_cases() -> list[CompileCase]:
     ):
         for ending, (kind, own) in kinds.items():
             block, tile = coefficient_tiles(queries, channels, kind)
-            constants = {"K_PLANES": keys, "V_PLANES": values, "K_HADAMARD": fixed, "V_HADAMARD": fixed, "TURN": turn, "DIM": channels}
+            constants = {"K_PLANES": keys, "V_PLANES": values, "K_HADAMARD": fixed, "V_HADAMARD": fixed}
+            constants |= {"TURN": turn, "DIM": channels}
             constants |= {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "BLOCK_D": _BLOCK_D, "FENCE": kind.fed_from_registers}
             name = f"p{keys}{values}_d{channels}_q{queries}{'_hadamard' * fixed}{'_turn' * turn}{ending}"
             default, without = (keys, channels, turn) == (3, 128, True), tuple(set(targets) - set(own))

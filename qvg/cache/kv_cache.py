@@ -22,7 +22,7 @@ from ..attention.workspace import Workspace
 from ..codec.base import BookSize, TurningCodec
 from ..codec.span import ExactSpan, Span, storage_bytes
 from ..config import QVGConfig
-from ..errors import CacheError, ConfigError, NonFiniteError
+from ..errors import CacheError, ConfigError, NonFiniteError, TooLargeError
 from ..positions.projective import Projector
 from ..positions.rope import GridRope, Rotation, rotate, turn_
 from .layer_cache import LayerCache, book_sizes
@@ -31,6 +31,10 @@ from .policy import Layout, Step
 from .spec import CacheBytes, CacheSpec
 
 Origin = tuple[float, float, float]
+
+# Keys beyond it times queries as large overflow float32; eight-bit rows end at 127 * 65504, and need room for sums.
+LARGEST_VALUE = 1e18
+LARGEST_VALUES = {"klt": 2.0**20}
 
 
 def _as_origins(origins: Sequence[Sequence[float]] | Tensor) -> list[Origin]:
@@ -182,7 +186,8 @@ class KVCache:
 
     @torch.no_grad()
     def commit(self) -> None:
-        """The current block of every layer becomes history. NaN or infinity in it raises NonFiniteError and commits nothing."""
+        """The current block of every layer becomes history. NaN, infinity or values too large to be kept right raise
+        NonFiniteError (TooLargeError) and commit nothing."""
         self.check_usable()
         currents = [layer.state.current for layer in self.layers]
         if any(current is None for current in currents):
@@ -313,17 +318,21 @@ class KVCache:
             )
 
     def _check_finite(self, layers: Sequence[LayerCache]) -> None:
-        """One number per layer and tensor, one synchronisation for all of them."""
-        sums = torch.stack([x.sum(dtype=torch.float32) for layer in layers for x in layer.state.current or ()])
-        if bool(sums.isfinite().all()):
+        """Two numbers per layer and tensor, one synchronisation for all of them."""
+        limit = LARGEST_VALUES.get(self.config.codec, LARGEST_VALUE)
+        ends = torch.stack([end.float() for layer in layers for x in layer.state.current or () for end in x.aminmax()])
+        if bool((ends.abs() <= limit).all()):  # false for NaN
             return
         for layer in layers:
             for name, x in zip(("keys", "values"), layer.state.current or (), strict=True):
-                finite = x.isfinite().unflatten(2, (-1, self.spec.tokens_per_frame)).all(-1).all(-1).all(0).all(0)
-                if not bool(finite.all()):
-                    raise NonFiniteError(
-                        layer.layer, self.frames_committed + int((~finite).nonzero()[0]), name, self._commit is not None
-                    )
+                sizes = x.float().abs().unflatten(2, (-1, self.spec.tokens_per_frame)).amax(-1).amax(-1).amax(0).amax(0)
+                if bool((sizes <= limit).all()):
+                    continue
+                at = int((~(sizes <= limit)).nonzero()[0])
+                place = (layer.layer, self.frames_committed + at, name, self._commit is not None)
+                if not bool(sizes[at].isfinite()):
+                    raise NonFiniteError(*place)
+                raise TooLargeError(*place, float(sizes[at]), limit, self.config.codec)
 
     def _forget_origins(self, step: Step, frames: int) -> None:
         """Keep positions in step with the layers: the block's join, those of evicted frames (behind the sink) leave."""

@@ -9,8 +9,8 @@ products shrink as little as noise inflates softmax (`kernels.quantize_coefficie
 
 Codewords and the R directions of a basis are eight-bit rows (`kernels/rows8.py`). Consecutive spans form a group that shares
 codewords: each span adds some where they fit it worst, and those that are there stay, so the earlier spans' ids keep their
-meaning. Of the bases that its group has learned a span takes the one that leaves the least error, or begins another (`_going_on`):
-a black opening, a title or a cut must not set the scale for what follows. `klt_sizes.py` says how many rows that takes. With
+meaning. Of the bases that its group has learned a span takes the one that leaves the least error, or it begins another
+(`_going_on`): a black opening, a title or a cut must not set the scale for what follows. `klt_sizes.py` counts the rows. With
 `transform="hadamard"`, from spans too short to learn from, and from openings that codewords describe completely, the basis is the
 Hadamard matrix over channels scaled by powers of two, which costs next to nothing and gives all channels one width.
 """
@@ -42,15 +42,17 @@ _WORTH_ITS_ROOM, _WORTH_MORE_ROOM = 10**0.15, 10**0.6
 _NO_MATTER = 0.02
 # Codewords that leave less than this share of a span's squares describe it completely.
 _NOTHING_LEFT = 1e-3
-# A codebook that leaves more than this share of a head's signal as error fails, whatever another one costs.
-_FAILS = 0.7
+# A codebook that leaves more than this share of a head's signal as error fails, and is of no use, whatever another one costs.
+_FAILS, _NO_USE = 0.7, 0.95
+# A channel is loud with more than so many times the energy that half of them have.
+_LOUD = 256
 # Errors are compared on so many tokens at least, spread over the span.
 _SAMPLE_TOKENS = 512
 
 
 class Judged(NamedTuple):
     """A codebook that a span could take, tried on a sample. `error`: of every batch row, as a share of its group's energy.
-    `worst`: the largest error of a head as a share of its own signal."""
+    `worst`: the largest error of a head as a share of its own signal, over all channels or over those beside loud ones."""
 
     book: Dictionary
     error: Tensor
@@ -138,15 +140,16 @@ class KLTCodec:
         if all(basis.rows is None for basis in bases):
             # Nothing was worth learning until now, and little room was taken: a new group costs what the first one should have.
             own = self._judged(x, self._begin(x, hint.seed), energy)
-            return own.book if self._gain(best, own) > _WORTH_ITS_ROOM or best.worst > _FAILS else best.book
+            return own.book if self._gain(best, own) > _WORTH_ITS_ROOM or _rescues(own, best) else best.book
         own = self._judged(x, self._with_basis(x, known.words, known.group), energy)
-        room = channels + added + hint.spare_rows - sum(basis.directions for basis in bases)
-        if own.worst <= _FAILS and own.book.basis.directions <= room and self._gain(best, own) > _WORTH_ITS_ROOM:
+        usual = directions(self.config, tokens, channels)
+        room = channels + added + hint.spare_rows - sum(min(basis.directions, usual) for basis in bases)
+        if own.worst <= _FAILS and usual <= room and self._gain(best, own) > _WORTH_ITS_ROOM:
             return own.book
         if best.worst <= _FAILS and self._gain(best, own) <= _WORTH_MORE_ROOM:
             return best.book
         own = self._judged(x, self._renewed(x, known, hint.seed), energy)
-        return own.book if best.worst > _FAILS or self._gain(best, own) > _WORTH_MORE_ROOM else best.book
+        return own.book if self._gain(best, own) > _WORTH_MORE_ROOM or _rescues(own, best) else best.book
 
     def _renewed(self, x: Tensor, known: Dictionary, seed: int) -> Dictionary:
         """Half as many codewords more as a new group begins with, and a basis; or a new group where ids cannot name so many."""
@@ -165,13 +168,13 @@ class KLTCodec:
     def spare_rows(self, span: TransformSpan, hint: EncodeHint) -> int:
         """Of the room that a codebook may take without question, how many rows this span's group has left."""
         tokens, channels = span.num_tokens, span.codebook.words.values.shape[3]
-        words, known = span.codebook.words.values.shape[2], hint.reuse
+        words, known, usual = span.codebook.words.values.shape[2], hint.reuse, directions(self.config, tokens, channels)
         if not isinstance(known, Dictionary) or known.group is not span.codebook.group:
-            return max(0, channels - span.codebook.basis.directions)
+            return max(0, channels - min(span.codebook.basis.directions, usual))
         before = known.words.values.shape[2]
         skipped = added_words(self.config, before, tokens) - (words - before)
         bases = {id(basis): basis.directions for basis in (*(hint.bases or (known.basis,)), span.codebook.basis)}
-        return max(0, channels + skipped - sum(bases.values()))
+        return max(0, channels + skipped - sum(min(count, usual) for count in bases.values()))
 
     # ---------------------------------------------------------------------------------------------------------- tokens
 
@@ -179,10 +182,11 @@ class KLTCodec:
         """Encode and decode a sample of x."""
         sample = x[:, :, :: max(1, x.shape[2] // _SAMPLE_TOKENS)].float()
         got = self._reconstructed(self._quantized(sample, book), book, slice(None), torch.empty_like(sample))
-        errors, own = (got - sample).double().square().mean((2, 3)), sample.double().square().mean((2, 3))
+        errors, own = (part.double().square().mean(2) for part in (got - sample, sample))  # [B, H, D]
         least = _NO_MATTER * 4.0**-self.config.bits
-        shares = torch.where(errors > 0, errors / own.clamp(min=1e-300), 0.0)
-        return Judged(book, (errors / energy).mean(1) + least, float(shares.max()))
+        faint = own <= _LOUD * own.median(-1, keepdim=True).values
+        worst = max(_largest_share(errors.sum(-1), own.sum(-1)), _largest_share(*((part * faint).sum(-1) for part in (errors, own))))
+        return Judged(book, (errors.mean(-1) / energy).mean(1) + least, worst)
 
     @staticmethod
     def _gain(before: Judged, after: Judged) -> float:
@@ -220,6 +224,15 @@ class KLTCodec:
                 codes[one], gains[one], ids[one], words[one], matrix[one], planes, out[one], self.config.backend, rotation
             )
         return out
+
+
+def _rescues(one: Judged, other: Judged) -> bool:
+    """Whether a codebook does better where another one leaves all of the signal, or much better where that one fails."""
+    return one.worst < other.worst and (other.worst > _NO_USE or (other.worst > _FAILS and one.worst < _FAILS * other.worst))
+
+
+def _largest_share(errors: Tensor, signals: Tensor) -> float:
+    return float(torch.where(errors > 0, errors / signals.clamp(min=1e-300), 0.0).max())
 
 
 def _energy(x: Tensor) -> Tensor:

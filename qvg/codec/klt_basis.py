@@ -22,12 +22,15 @@ _SMALLEST_VARIANCE = 1e-9
 # Directions of equal variance could be turned into each other by the last bit of a sum: each gets a little less than the one
 # before, as a share of the mean variance in all.
 _RAMP = 1e-7
+# More than 1 dB of error is too much for what few directions save.
+_TOO_MUCH_LEFT = 10**0.1
 # No channel gets more bits than the average and this many.
 _EXTRA_PLANES = 3
 
 
 def learn_basis(residual: Tensor, directions: int, bits: float) -> Basis:
-    """The `directions` loudest directions of tokens [B, H, S, D] (Karhunen-Loeve transform) and `bits` per channel among them."""
+    """The `directions` loudest directions of tokens [B, H, S, D] (Karhunen-Loeve transform) and `bits` per channel among them;
+    all that get bits where the others hold too much to be left out."""
     covariance = second_moments(residual)
     channels = covariance.shape[-1]
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
@@ -35,14 +38,30 @@ def learn_basis(residual: Tensor, directions: int, bits: float) -> Basis:
     variances, vectors = torch.linalg.eigh(covariance + torch.diag_embed(ramp))  # ascending
     variances, vectors = variances.flip(-1), vectors.flip(-1).transpose(2, 3)
     variances = torch.maximum(variances, _VARIANCE_FLOOR * mean).clamp(min=_SMALLEST_VARIANCE)
-    vectors = _pointing_up(vectors[:, :, :directions])
-    rows = quantize_rows((vectors * variances[:, :, :directions].sqrt()[..., None]).float())
+    count = _enough(variances, directions, bits)
+    vectors = _pointing_up(vectors[:, :, :count])
+    rows = quantize_rows((vectors * variances[:, :, :count].sqrt()[..., None]).float())
     rows = Rows8(*(part.to(residual.device) for part in _unit_variance(rows, covariance)))
-    # Heads of a layer share their planes; videos of a batch do not, so that none depends on what is made beside it.
-    shares = rows.dequantize().square().sum(-1)
-    shares = (shares / shares.sum(-1, keepdim=True)).mean(1)
-    total = round(bits * channels)
-    return Basis(*rows, tuple(allocate_planes(row, total) for row in shares.tolist()))
+    planes = (allocate_planes(row, bits, channels) for row in _shares(rows.dequantize().square().sum(-1)))
+    return Basis(*rows, tuple(planes))
+
+
+def _shares(variances: Tensor) -> list[list[float]]:
+    """Of every batch row, each direction's share of the variance: heads of a layer share their planes, videos of a batch do not,
+    so that none depends on what is made beside it."""
+    shares: list[list[float]] = (variances / variances.sum(-1, keepdim=True)).mean(1).tolist()
+    return shares
+
+
+def _enough(variances: Tensor, directions: int, bits: float) -> int:
+    """`directions`, or as many as get bits where that lowers the expected error by 1 dB in a batch row."""
+    channels, count = variances.shape[-1], directions
+    for row in _shares(variances):
+        planes = allocate_planes(row, bits, channels)
+        few = expected_error(row, allocate_planes(row[:directions], bits, channels))
+        if few > _TOO_MUCH_LEFT * expected_error(row, planes):
+            count = max(count, planes[0])
+    return count
 
 
 def fixed_basis(residual: Tensor, bits: float) -> Basis:
@@ -56,15 +75,16 @@ def fixed_basis(residual: Tensor, bits: float) -> Basis:
     return Basis(None, scales, (planes,) * len(scales))
 
 
-def allocate_planes(variances: Sequence[float], total_bits: int) -> tuple[int, ...]:
-    """Bit planes (see `kernels/bitplanes.py`) for coefficients of these falling variances, `total_bits` bits per token in all.
+def allocate_planes(variances: Sequence[float], bits_per_channel: float, channels: int) -> tuple[int, ...]:
+    """Bit planes (see `kernels/bitplanes.py`) for coefficients of these falling variances, which share the bits of all channels.
 
     Reverse water-filling in whole bits: one more bit goes to the eight channels whose error it lowers most, until none is left.
     """
     energy = [sum(variances[start : start + STEP_CHANNELS]) for start in range(0, len(variances), STEP_CHANNELS)]
-    most = min(MAX_BITS, -(-total_bits // len(variances)) + _EXTRA_PLANES)
+    total = round(bits_per_channel * channels)
+    most = min(MAX_BITS, max(-(-total // channels) + _EXTRA_PLANES, -(-total // len(variances))))
     bits = [0] * len(energy)
-    for _ in range(total_bits // STEP_CHANNELS):
+    for _ in range(total // STEP_CHANNELS):
         gains = [
             share * (DISTORTION[width] - DISTORTION[width + 1]) if width < most else -1.0
             for share, width in zip(energy, bits, strict=True)
@@ -73,6 +93,12 @@ def allocate_planes(variances: Sequence[float], total_bits: int) -> tuple[int, .
     # Planes must nest; equal variances may have left a later channel with more bits than an earlier one.
     bits.sort(reverse=True)
     return tuple(STEP_CHANNELS * sum(width > plane for width in bits) for plane in range(bits[0]))
+
+
+def expected_error(variances: Sequence[float], planes: Sequence[int]) -> float:
+    """What normal coefficients of these variances lose in these planes; those without bits are lost."""
+    widths = (sum(size > channel for size in planes) for channel in range(len(variances)))
+    return sum(variance * DISTORTION[width] for variance, width in zip(variances, widths, strict=True))
 
 
 def second_moments(x: Tensor) -> Tensor:

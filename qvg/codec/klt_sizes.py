@@ -10,6 +10,8 @@ from ..config import QVGConfig
 STEP_CHANNELS = 8
 # A basis is learned from at least so many tokens for each channel; from fewer it would fit them and nothing else.
 _LEAST_TOKENS_PER_CHANNEL = 4
+# From so many tokens for each channel on, a basis keeps an eighth of all directions more.
+_LONG_SPANS = (16, 32)
 
 
 def first_words(config: QVGConfig, tokens: int) -> int:
@@ -34,8 +36,8 @@ def learns_basis(config: QVGConfig, tokens: int, channels: int) -> bool:
 def directions(config: QVGConfig, tokens: int, channels: int) -> int:
     """Directions of a learned basis: as many as get bits, or would bring little if they did (measured: below 0.3 dB at 1 to 3.5
     bits). Longer spans pay for more: a direction's room is shared by more tokens."""
-    bits = config.bits
-    share = min(1 / 8 + bits / 4, 1 / 4 + 3 * bits / 16) + (1 / 8 if tokens >= 16 * channels else 0) + (1 / 8 if tokens >= 32 * channels else 0)
+    share = min(1 / 8 + config.bits / 4, 1 / 4 + 3 * config.bits / 16)
+    share += sum(1 / 8 for length in _LONG_SPANS if tokens >= length * channels)
     return min(channels, max(STEP_CHANNELS, round(share * channels / STEP_CHANNELS) * STEP_CHANNELS))
 
 

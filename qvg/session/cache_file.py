@@ -66,7 +66,8 @@ def save_cache(cache: KVCache, path: Path) -> None:
     }
     try:
         with written_whole(path) as unfinished:
-            save_file(tensors | books.tensors, unfinished, {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
+            metadata = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
+            save_file(tensors | books.tensors, unfinished, metadata)
     except (OSError, SafetensorError) as error:
         raise CacheFileError(
             f"{path} could not be written ({error}); the cache in memory is untouched, free space or save elsewhere"
