@@ -62,6 +62,8 @@ class CachePolicy:
     def of(config: QVGConfig, chunk_frames: int, tokens_per_frame: int) -> CachePolicy:
         """The policy that a config asks for; spans are cut to what its window leaves room for."""
         span = -(-AUTO_SPAN_TOKENS // tokens_per_frame) if config.span_frames == "auto" else config.span_frames
+        if config.codec == "none":
+            span = chunk_frames  # nothing is encoded, so chunks need not leave together
         policy = CachePolicy(config.sink_frames, config.recent_frames, span, config.window_frames, chunk_frames)
         if config.window_frames is None:
             return policy
@@ -73,7 +75,9 @@ class CachePolicy:
                 f"them, so nothing would ever be encoded; use {exact + 2 * chunk_frames} or more, a smaller sink or recent, or "
                 "codec 'none'"
             )
-        return replace(policy, span_frames=max(chunk_frames, min(policy.span_frames, room)))
+        # A span leaves as a whole: of a window that holds only one, next to nothing would be left each time.
+        most = room // 2 // chunk_frames * chunk_frames if config.span_frames == "auto" else room
+        return replace(policy, span_frames=max(chunk_frames, min(policy.span_frames, most)))
 
     @property
     def exact_frames(self) -> int:
