@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import bootstrap_package  # noqa: F401
 from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.held import HeldBytes
+from comfyui_qvg.qvg.files import written_whole
 from comfyui_qvg.qvg.growth import even_chunks
 from rows import RESULTS
 
@@ -94,7 +95,7 @@ def main() -> None:
         kept = [row for row in kept if row["preset"] != name] + list(rows(name, spec, options.heads, lengths))
         if options.save:
             kept.sort(key=lambda row: list(PRESETS).index(str(row["preset"])))
-            with path.open("w", encoding="utf-8", newline="") as file:
+            with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
                 table = csv.DictWriter(file, FIELDS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(kept)

@@ -30,6 +30,7 @@ from comfyui_qvg.benchmarks.rows import conditions, report
 from comfyui_qvg.benchmarks.wan import Meter, random_weights
 from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig, QVGError
 from comfyui_qvg.qvg.camera import parse_path
+from comfyui_qvg.qvg.files import written_whole
 from comfyui_qvg.qvg.models.worldplay import WorldPlay, WorldPlayConfig
 from comfyui_qvg.qvg.models.worldplay_memory import WorldMemory, world_memory
 from comfyui_qvg.qvg.sampling.world import World
@@ -234,7 +235,7 @@ def _own(plan: ChunkPlan) -> int:
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     """As CSV, for reading."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

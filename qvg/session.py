@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .attention import Pair
@@ -24,6 +23,7 @@ from .errors import CacheFileError, ConfigError
 from .files import written_whole
 from .policy import Layout
 from .rope import GridRope
+from .safetensors_writer import held, write_safetensors
 from .span import AnyCodebook, move
 from .span_files import codebook_facts, codebook_tensors, restore_codebook, restore_span
 from .spec import CacheSpec
@@ -66,10 +66,10 @@ def save_cache(cache: KVCache, path: Path) -> None:
     }
     try:
         with written_whole(path) as unfinished:
-            save_file(tensors, unfinished, {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
-    except (OSError, SafetensorError) as error:
+            write_safetensors(unfinished, held(tensors), {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)})
+    except OSError as error:
         raise CacheFileError(
-            f"{path} could not be written ({error}); the cache in memory is untouched, free space or save elsewhere"
+            f"{path} could not be written ({error.strerror}); the cache in memory is untouched, free space or save elsewhere"
         ) from error
 
 
