@@ -23,6 +23,7 @@ import bootstrap_package  # noqa: F401
 from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.held import HeldBytes
 from comfyui_qvg.qvg.cache.growth import even_chunks
+from comfyui_qvg.qvg.files import written_whole
 from rows import RESULTS
 
 SPEC = CacheSpec(layers=30, heads=12, head_dim=128, tokens_per_frame=1560, chunk_frames=3)
@@ -94,7 +95,7 @@ def main() -> None:
         kept = [row for row in kept if row["preset"] != name] + list(rows(name, spec, options.heads, lengths))
         if options.save:
             kept.sort(key=lambda row: list(PRESETS).index(str(row["preset"])))
-            with path.open("w", encoding="utf-8", newline="") as file:
+            with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
                 table = csv.DictWriter(file, FIELDS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(kept)

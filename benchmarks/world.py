@@ -33,6 +33,7 @@ from comfyui_qvg.qvg.camera import parse_path
 from comfyui_qvg.qvg.camera.cameras import Cameras
 from comfyui_qvg.qvg.camera.poses import camera_poses
 from comfyui_qvg.qvg.camera.selection import WAN_MEMORY
+from comfyui_qvg.qvg.files import written_whole
 from comfyui_qvg.qvg.models.common.world_memory import WorldMemory, world_memory
 from comfyui_qvg.qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, ChunkPlan, plan_chunk
 from comfyui_qvg.qvg.models.worldplay_wan.network import WorldPlay, WorldPlayConfig
@@ -234,7 +235,7 @@ def _own(plan: ChunkPlan) -> int:
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     """As CSV, for reading."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -81,7 +81,8 @@ def attend_coefficients_kernel(
     V_CODES, V_GAINS, V_IDS, V_WORDS, V_WORD_SCALES, V_BASIS, V_SCALES, V_SIZES, LEVELS, COS, SIN, OUT, LSE,
     q_row, q_token, k_strides, v_strides, heads, query_count, key_count, split_keys, scale,
     K_PLANES: tl.constexpr, V_PLANES: tl.constexpr, K_HADAMARD: tl.constexpr, V_HADAMARD: tl.constexpr,
-    TURN: tl.constexpr, FENCE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
+    TURN: tl.constexpr, FENCE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. SIZES [B, 6] int32."""
     half: tl.constexpr = DIM // 2

@@ -53,7 +53,7 @@ def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: 
 def _stretches(history: History) -> list[tuple[int, int]]:
     """Tokens of one span each, not too many."""
     cuts, base = [], 0
-    for count in (*(pair.keys.num_tokens for pair in history.pairs), history.current[0].shape[2]):
+    for count in history.counts:
         cuts += [(base + at, base + min(at + _STRETCH_TOKENS, count)) for at in range(0, count, _STRETCH_TOKENS)]
         base += count
     return cuts

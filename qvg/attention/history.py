@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -38,7 +41,8 @@ class History:
 
     `current` keys and values [B, H, Sc, D] are already turned and count as the last stretch. `turns(which, start, stop)` gives
     what turns the keys (which = 0) or values (1) of the committed tokens start:stop; None means that they are used as they are.
-    `projected` says that cameras' matrices do, and that values go through them too.
+    `projected` says that cameras' matrices do, and that values go through them too. `hidden`: the number of a stretch, and how
+    many of its first tokens nobody sees any more; they do not count.
     """
 
     pairs: Sequence[Pair]
@@ -47,16 +51,30 @@ class History:
     turns: Turns | None = None
     projected: bool = False
     tokens_per_frame: int = 1
+    hidden: tuple[int, int] = (0, 0)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Visible tokens of each stretch, oldest first; the current block's last."""
+        counts = [*(pair.keys.num_tokens for pair in self.pairs), self.current[0].shape[2]]
+        number, tokens = self.hidden
+        counts[number] -= tokens
+        return counts
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Where each stretch ends. Found once: with many short spans every tile would walk through all of them."""
+        return list(itertools.accumulate(self.counts))
 
     @property
     def committed_tokens(self) -> int:
         """Tokens before the current block."""
-        return sum(pair.keys.num_tokens for pair in self.pairs)
+        return self.ends[-1] - self.counts[-1]
 
     @property
     def num_tokens(self) -> int:
         """Tokens in all."""
-        return self.committed_tokens + self.current[0].shape[2]
+        return self.ends[-1]
 
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
         """Cut all tokens into tiles of at most `most`. A stretch of some size gets tiles of its own, decoded straight into
@@ -65,8 +83,7 @@ class History:
             yield 0, self.num_tokens
             return
         start = stop = 0
-        for count in (*(pair.keys.num_tokens for pair in self.pairs), self.current[0].shape[2]):
-            end = stop + count
+        for count, end in zip(self.counts, self.ends, strict=True):
             if stop > start and (end - start > most or count > _SMALL_STRETCH_TOKENS):
                 yield start, stop
                 start = stop
@@ -80,16 +97,17 @@ class History:
         if stop > start:
             yield start, stop
 
-    def overlaps(self, which: int, start: int, stop: int) -> Iterator[tuple[Span | Tensor, slice, int]]:
-        """What holds keys (which = 0) or values (1) of tokens start:stop: a span or the current block, its own tokens to take,
+    def overlaps(self, which: int, first: int, stop: int) -> Iterator[tuple[Span | Tensor, slice, int]]:
+        """What holds keys (which = 0) or values (1) of tokens first:stop: a span or the current block, its own tokens to take,
         and where they go in the tile."""
-        base = 0
-        for source in (*(pair[which] for pair in self.pairs), self.current[which]):
-            count = source.shape[2] if isinstance(source, Tensor) else source.num_tokens
-            low, high = max(start, base), min(stop, base + count)
-            if low < high:
-                yield source, slice(low - base, high - base), low - start
-            base += count
+        start, number = first, bisect_right(self.ends, first)
+        while start < stop and number < len(self.ends):
+            base = self.ends[number] - self.counts[number] - (self.hidden[1] if number == self.hidden[0] else 0)
+            end = min(stop, self.ends[number])
+            source = self.pairs[number][which] if number < len(self.pairs) else self.current[which]
+            if start < end:
+                yield source, slice(start - base, end - base), start - first
+            start, number = end, number + 1
 
     def turn(self, which: int, start: int, stop: int) -> Turn | None:
         """What turns the committed tokens among start:stop; None if there are none, or nothing does."""

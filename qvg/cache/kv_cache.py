@@ -168,7 +168,9 @@ class KVCache:
             elif turn is not None:
                 turn.apply_(out)
 
-        history = History(self._history(layer, q.device), current, decode, turns, projected, self.spec.tokens_per_frame)
+        pairs, per_frame = self._history(layer, q.device), self.spec.tokens_per_frame
+        hidden = (len(self.layers[layer].state.sink), self.layout.hidden * per_frame)
+        history = History(pairs, current, decode, turns, projected, per_frame, hidden)
         return attend(q, history, self.workspace, self.readings.choose(q, projected), self.config.backend)
 
     def _history(self, layer: int, device: torch.device) -> list[Pair]:

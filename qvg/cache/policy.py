@@ -14,22 +14,24 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class Layout:
-    """Frames of each stretch, oldest first. Every layer of a cache has the same layout."""
+    """Frames of each stretch, oldest first. Every layer of a cache has the same layout. The first `hidden` frames of the oldest
+    span have left the window; the span itself leaves with its last frame."""
 
     sink: tuple[int, ...] = ()
     spans: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
+    hidden: int = 0
 
     @property
     def frames(self) -> int:
-        """All frames in memory."""
-        return sum(self.sink) + sum(self.spans) + sum(self.tail)
+        """All frames that attention sees."""
+        return sum(self.sink) + sum(self.spans) + sum(self.tail) - self.hidden
 
 
 @dataclass(frozen=True)
 class Step:
     """What one commit does, in this order: the chunk joins sink or tail; the oldest `encode_chunks` of the tail become one span;
-    the oldest `evict_spans` spans and then the oldest `evict_chunks` of the tail leave."""
+    the oldest `evict_spans` spans and then the oldest `evict_chunks` of the tail leave; `layout.hidden` is hidden."""
 
     to_sink: bool
     encode_chunks: int
@@ -75,7 +77,7 @@ class CachePolicy:
                 f"them, so nothing would ever be encoded; use {exact + 2 * chunk_frames} or more, a smaller sink or recent, or "
                 "codec 'none'"
             )
-        # A span leaves as a whole: of a window that holds only one, next to nothing would be left each time.
+        # Frames wait for a whole span before they are encoded: in a window that holds only one, most of them would.
         most = room // 2 // chunk_frames * chunk_frames if config.span_frames == "auto" else room
         return replace(policy, span_frames=max(chunk_frames, min(policy.span_frames, most)))
 
@@ -108,13 +110,17 @@ class CachePolicy:
         return count if len(tail) >= count and sum(tail[count:]) >= self.recent_frames else 0
 
     def _evict(self, layout: Layout) -> tuple[int, int, Layout]:
-        """Whole spans leave first, the oldest first, until the window has room for the next chunk."""
+        """The oldest frames leave first, those of spans before those of the tail, until the window has room for the next chunk."""
         spans = chunks = 0
         if self.window_frames is None:
             return spans, chunks, layout
         room = self.window_frames - self.chunk_frames
         while layout.frames > room and layout.spans:
-            layout, spans = replace(layout, spans=layout.spans[1:]), spans + 1
+            over, left = layout.frames - room, layout.spans[0] - layout.hidden
+            if over < left:
+                layout = replace(layout, hidden=layout.hidden + over)
+            else:
+                layout, spans = replace(layout, spans=layout.spans[1:], hidden=0), spans + 1
         while layout.frames > room and layout.tail:
             layout, chunks = replace(layout, tail=layout.tail[1:]), chunks + 1
         return spans, chunks, layout

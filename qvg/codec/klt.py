@@ -185,8 +185,8 @@ class KLTCodec:
         errors, own = (part.double().square().mean(2) for part in (got - sample, sample))  # [B, H, D]
         least = _NO_MATTER * 4.0**-self.config.bits
         faint = own <= _LOUD * own.median(-1, keepdim=True).values
-        worst = max(_largest_share(errors.sum(-1), own.sum(-1)), _largest_share(*((part * faint).sum(-1) for part in (errors, own))))
-        return Judged(book, (errors.mean(-1) / energy).mean(1) + least, worst)
+        shares = [_largest_share((errors * some).sum(-1), (own * some).sum(-1)) for some in (torch.ones_like(faint), faint)]
+        return Judged(book, (errors.mean(-1) / energy).mean(1) + least, max(shares))
 
     @staticmethod
     def _gain(before: Judged, after: Judged) -> float:

@@ -7,12 +7,14 @@ import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, MediaError
+from ..files import written_whole
 
 if TYPE_CHECKING:  # matplotlib is an extra: nothing of it may be imported before a picture is drawn
     from matplotlib.axes import Axes
@@ -71,7 +73,8 @@ def plot_demo(
     """
     figure = demo_figure(runs, moments, revisit_from)
     try:
-        figure.savefig(path, format="png", facecolor="white")
+        with written_whole(Path(path)) as unfinished:
+            figure.savefig(unfinished, format="png", facecolor="white")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise MediaError(f"cannot write the picture {path} ({reason}); free space or choose another --out") from error

@@ -7,6 +7,8 @@ full disk or a kill, all but the last seconds.
 from __future__ import annotations
 
 import errno
+import io
+import itertools
 import os
 import signal
 import threading
@@ -32,6 +34,7 @@ _CODECS = {"libx264": {"crf": "16", "preset": "medium", "rc-lookahead": "10"}, "
 # Fragments while writing, an ordinary mp4 after closing: a file that was never closed still plays up to its last fragment.
 _CONTAINER_OPTIONS = {"movflags": "hybrid_fragmented"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ATTEMPTS = 100
 _BT709 = 1
 _LIMITED_RANGE = 1
 
@@ -49,6 +52,9 @@ class VideoWriter:
     last. `crf`: H.264's quality, 1 best to 51; None: no visible loss. Raises `ConfigError` for a size below 1, a rate outside
     0.01..1000 or a quality outside 1..51 and, on entering, `MediaError` where the file cannot be created. An exception inside
     the `with` closes the video first and then goes on its way; a video without frames is removed.
+
+    What was at `path` makes way at the beginning: it is not written over, and a link is not followed. `MediaError` at the end
+    where another program has put a file of its own there meanwhile.
     """
 
     def __init__(self, path: str | os.PathLike[str], width: int, height: int, fps: float | Fraction, *, crf: int | None = None):
@@ -68,7 +74,8 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         codec = next(name for name in _CODECS if name in av.codecs_available)
         try:
-            self._file = _TolerantFile(self.path)
+            self._place = self._begin()
+            self._file = _TolerantFile(_created_anew(self._place))
         except OSError as error:
             raise self._refusal(error) from error
         self._container = av.open(self._file, "w", format="mp4", options=self._container_options())
@@ -106,13 +113,20 @@ class VideoWriter:
                     self._container.mux(self._stream.encode(None))
                 self._container.close()
             finally:
+                ours = self._file.is_at(self._place)
                 self._file.close()
                 # is_file: a device such as /dev/full is not ours to remove.
-                if not self.frames_written and self.path.is_file():
-                    self.path.unlink()
+                if not self.frames_written and ours and self._place.is_file():
+                    self._place.unlink()
         # What ended the run matters more than what ended the video, and often is the same full disk.
         if self._file.error and error is None:
             raise self._refusal(self._file.error) from self._file.error
+        if not ours and error is None:
+            raise MediaError(f"another program has written {self.path} meanwhile, so this video is lost; choose another --out")
+
+    def _begin(self) -> Path:
+        """Hook: where the video is written. Raises OSError."""
+        return self.path
 
     def _container_options(self) -> dict[str, str]:
         return _CONTAINER_OPTIONS
@@ -157,9 +171,9 @@ class _TolerantFile:
     disk). And its last act is to turn the fragments at the front into an ordinary file, which must not be done by half.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, raw: io.FileIO):
         self.error: OSError | None = None
-        self._raw = path.open("wb", buffering=0)
+        self._raw = raw
 
     def write(self, data: bytes) -> int:
         view = memoryview(data)
@@ -176,11 +190,34 @@ class _TolerantFile:
     def tell(self) -> int:
         return self._raw.tell()
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this is the file at `path`, not removed or replaced since it was opened."""
+        if os.name == "nt":  # there an open file keeps its name
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._raw.fileno()), os.stat(path))
+        except OSError:
+            return False
+
     def close(self) -> None:
         try:
             self._raw.close()
         except OSError as error:  # a network disk may say only now that it is full
             self.error = self.error or error
+
+
+def _created_anew(path: Path) -> io.FileIO:
+    """A new file at `path`, whatever file or link was there. A device is written to as it is."""
+    for attempt in itertools.count(1):
+        if path.exists() and not path.is_file():
+            break
+        path.unlink(missing_ok=True)
+        try:
+            return path.open("xb", buffering=0)
+        except FileExistsError:  # another program was faster: who comes last has the name
+            if attempt == _ATTEMPTS:
+                raise
+    return path.open("wb", buffering=0)
 
 
 def side_by_side(frames: Sequence[Picture], captions: Sequence[str], scale: int) -> Picture:

@@ -6,8 +6,10 @@ video under the name of a whole one would be taken for it.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ from types import TracebackType
 import av
 
 from ..errors import MediaError
+from ..files import written_new
 from .video import FULL_DISK, VideoWriter
 
 # Most that the index of an mp4 takes for a frame (size, place, time, order, whether it is a key frame), and for everything else.
@@ -31,8 +34,9 @@ class WholeVideo(VideoWriter):
 
     `frames`: how many there will be at most. `metadata`: texts under names of one's own, as ComfyUI writes "prompt" and
     "workflow". The index stands in front of the pictures, so a browser plays the file before it has all of it, and finds these
-    texts in the first bytes. After an exception what was at `path` is as before, and nothing else is left. Raises what
-    `VideoWriter` raises.
+    texts in the first bytes. Nothing is overwritten: where something is at `path` at the end, the video takes the first free name
+    of `otherwise`, in the same folder, and `path` is that name from then on. After an exception nothing is left. Raises what
+    `VideoWriter` raises, and `MediaError` where no name is free.
     """
 
     def __init__(
@@ -45,28 +49,34 @@ class WholeVideo(VideoWriter):
         frames: int,
         crf: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        otherwise: Iterable[Path] = (),
     ):
-        self.final = Path(path)
+        super().__init__(path, width, height, fps, crf=crf)
         self.frames, self.metadata = frames, dict(metadata or {})
-        super().__init__(self.final.with_name(self.final.name + ".unfinished"), width, height, fps, crf=crf)
+        self._names = itertools.chain([self.path], otherwise)
+        self._stack = ExitStack()
 
     def __enter__(self) -> WholeVideo:
-        super().__enter__()
+        with ExitStack() as stack:
+            stack.push(self._stack)  # where the video cannot begin, nothing is left either
+            super().__enter__()
+            stack.pop_all()
         return self
+
+    def _begin(self) -> Path:
+        self._new = self._stack.enter_context(written_new(self._names))
+        return self._new.unfinished
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            super().__exit__(kind, error, trace)
-            if error is None and self.frames_written:
-                self._name()
-        finally:
-            self.path.unlink(missing_ok=True)
-
-    def _name(self) -> None:
-        try:
-            os.replace(self.path, self.final)
-        except OSError as error:
-            raise self._refusal(error) from error
+            with self._stack:
+                self._new.given_up = error is not None or not self.frames_written
+                super().__exit__(kind, error, trace)
+        except MediaError:
+            raise
+        except OSError as refused:
+            raise self._refusal(refused) from refused
+        self.path = self._new.path
 
     def _container_options(self) -> dict[str, str]:
         tags = sum(len(name.encode()) + len(text.encode()) + _BYTES_PER_TAG for name, text in self.metadata.items())
@@ -80,6 +90,8 @@ class WholeVideo(VideoWriter):
     def _refusal(self, error: OSError) -> MediaError:
         done = f"after {self.frames_written} of {self.frames} pictures; nothing is left of it"
         if error.errno in FULL_DISK:
-            return MediaError(f"the disk is full: the video {self.final} was given up {done}; free space, then run again")
+            return MediaError(f"the disk is full: the video {self.path} was given up {done}; free space, then run again")
+        if isinstance(error, FileExistsError):
+            return MediaError(f"something else is at {self.path} and is not overwritten, {done}; use another name")
         reason = error.strerror or type(error).__name__
-        return MediaError(f"cannot write the video {self.final} ({reason}), {done}; use a folder that can be written")
+        return MediaError(f"cannot write the video {self.path} ({reason}), {done}; use a folder that can be written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, QVGError, UnsupportedModelError
-from ..files import written_whole
-from .common.safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
+from ..files import written_new
+from ..safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
 from .common.weight_files import open_weights
 from .wan.checkpoint import LORA_KEY, CausalCheckpoint, read_causal_wan
 from .wan.lora import LoraLayer, read_lora, require_fit
@@ -83,7 +84,8 @@ def _read(source: Path, variant: str, weights: str, has_lora: bool) -> CausalChe
 def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object] = lambda size: None) -> None:
     """Write all of `out` or nothing. `wrote` is told the bytes of each tensor. Memory holds one tensor at a time.
 
-    ConfigError: `out` is there already, or no .safetensors. QVGError: the disk is full, or takes no files.
+    ConfigError: `out` is there already, or since the writing began, or no .safetensors. QVGError: the disk is full, or takes no
+    files.
     """
     check_out(out)
     try:
@@ -92,8 +94,10 @@ def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object]
             raise QVGError(
                 f"{out.parent} has {free / 1e9:.2f} GB free and {out.name} takes {plan.nbytes / 1e9:.2f} GB; make room"
             )
-        with written_whole(out) as place:
-            write_safetensors(place, plan.tensors, plan.metadata, wrote)
+        with written_new([out]) as new:
+            write_safetensors(new.unfinished, plan.tensors, plan.metadata, wrote)
+    except FileExistsError as error:
+        raise _taken(out) from error
     except OSError as error:
         raise QVGError(f"{out} cannot be written ({error.strerror}); give another place") from error
 
@@ -103,13 +107,19 @@ def check_out(out: Path) -> None:
     if out.suffix.lower() != ".safetensors":
         raise ConfigError(f"{out.name} is to be a .safetensors file: ComfyUI tells the format by the name's end")
     try:
-        exists = out.exists()
+        os.lstat(out)  # a link that leads nowhere is something, too
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except OSError as error:  # a name that is too long
         raise ConfigError(f"{out} cannot be a file's name ({error.strerror}); give another one") from error
-    if exists:
-        raise ConfigError(f"{out} is there already and is not overwritten; give another name, or delete it first")
+    else:
+        raise _taken(out)
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is no folder; make it first")
+
+
+def _taken(out: Path) -> ConfigError:
+    return ConfigError(f"{out} is there already and is not overwritten; give another name, or delete it first")
 
 
 def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | None) -> LateTensor:

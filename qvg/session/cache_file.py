@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..attention.exact import Pair
@@ -27,6 +26,7 @@ from ..config import QVGConfig
 from ..errors import CacheFileError, ConfigError
 from ..files import written_whole
 from ..positions.rope import GridRope
+from ..safetensors_writer import held, write_safetensors
 from .span_files import RestoredBooks, SavedBooks, restore_span
 
 FORMAT = "qvg-cache"
@@ -67,10 +67,10 @@ def save_cache(cache: KVCache, path: Path) -> None:
     try:
         with written_whole(path) as unfinished:
             metadata = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
-            save_file(tensors | books.tensors, unfinished, metadata)
-    except (OSError, SafetensorError) as error:
+            write_safetensors(unfinished, held(tensors | books.tensors), metadata)
+    except OSError as error:
         raise CacheFileError(
-            f"{path} could not be written ({error}); the cache in memory is untouched, free space or save elsewhere"
+            f"{path} could not be written ({error.strerror}); the cache in memory is untouched, free space or save elsewhere"
         ) from error
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from ...errors import UnsupportedModelError
 
 _AGAIN = "download it again"
+# Trainers wrap weights once or twice. A dictionary in a pickle may hold itself, and then there is no innermost one.
+MOST_WRAPPINGS = 8
 # What stands at the beginning of files that are taken for weights. Git LFS leaves its pointer where a file was not fetched.
 _STRANGERS = {
     b"GGUF": "is a GGUF file, whose weights only a GGUF loader reads; take the .pt or .safetensors of this model",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import ConfigError, UnsupportedModelError
 from ..common.variants import CausalVariant
-from ..common.weight_files import WeightFile, causal_metadata, is_tensors, named_tensors, open_weights
+from ..common.weight_files import MOST_WRAPPINGS, WeightFile, causal_metadata, is_tensors, named_tensors, open_weights
 from .names import is_quantized, plain_name, plain_names, require_text_to_video
 from .which_variant import AUTO, Found, find_variant
 
@@ -84,7 +84,7 @@ def read_causal_wan(
 def weight_groups(file: WeightFile) -> dict[str, dict[str, Tensor]]:
     """Dictionaries of weights in a file, by `generator` and `generator_ema`; or the only one, by ""."""
     content: dict[str, Any] = file.content
-    while True:
+    for _ in range(MOST_WRAPPINGS + 1):
         named = {name: content[name] for name in WEIGHTS if is_tensors(content.get(name))}
         if named:
             return named
@@ -98,6 +98,10 @@ def weight_groups(file: WeightFile) -> dict[str, dict[str, Tensor]]:
                 f"checkpoint has {' or '.join(WEIGHTS)}, or its tensors by name"
             )
         content = content[wrapped]
+    raise UnsupportedModelError(
+        f"{file.path.name} has more than {MOST_WRAPPINGS} dictionaries in one another, or one in itself, and no weights on the "
+        f"way; a checkpoint has {' or '.join(WEIGHTS)}, or its tensors by name"
+    )
 
 
 def choose_weights(file_name: str, groups: Iterable[str], wanted: str, variant: CausalVariant | None) -> tuple[str, list[str]]:

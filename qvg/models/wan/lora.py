@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
-from ..common.weight_files import WeightFile, is_tensors, named_tensors, open_weights
+from ..common.weight_files import MOST_WRAPPINGS, WeightFile, is_tensors, named_tensors, open_weights
 from .names import plain_name
 
 _GROUPS = ("generator_lora", "state_dict")
@@ -93,7 +93,9 @@ def require_fit(lora: Mapping[str, LoraLayer], tensors: Mapping[str, Tensor], lo
 
 def _tensors(file: WeightFile) -> dict[str, Tensor]:
     content: dict[str, Any] = file.content
-    while not is_tensors(content):
+    for _ in range(MOST_WRAPPINGS + 1):
+        if is_tensors(content):
+            return named_tensors(content)
         inside = [name for name in content if isinstance(content[name], dict)]
         chosen = next((name for name in _GROUPS if name in inside), inside[0] if len(inside) == 1 else None)
         if chosen is None:
@@ -101,4 +103,6 @@ def _tensors(file: WeightFile) -> dict[str, Tensor]:
                 f"{file.path.name} is no LoRA ({', '.join(map(str, content)) or 'nothing'} in it); leave it out"
             )
         content = content[chosen]
-    return named_tensors(content)
+    raise UnsupportedModelError(
+        f"{file.path.name} is no LoRA (more than {MOST_WRAPPINGS} dictionaries in one another, or one in itself); leave it out"
+    )

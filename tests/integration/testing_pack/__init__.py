@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
+import itertools
 import json
 import logging
 import sys
@@ -22,9 +23,11 @@ import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
+from aiohttp import web
 from comfy.ldm.models.autoencoder import AutoencodingEngine
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.caching import BasicCache
+from server import PromptServer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -58,6 +61,12 @@ def _node(returns: tuple[str, ...], **inputs: Any) -> Any:
 
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}
+
+
+@PromptServer.instance.routes.get("/testing/flags")
+async def _flags(_: Any) -> Any:
+    """What the server has been told to free and has not begun with; what is queued from then on comes after it."""
+    return web.json_response(PromptServer.instance.prompt_queue.get_flags(reset=False))
 
 
 class _TinyNetwork(torch.nn.Module):
@@ -152,6 +161,21 @@ class TestingFailing:
         def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
             if next(calls) == call:
                 raise RuntimeError("the lights went out")
+            return executor(*args, **kwargs)
+
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "testing", wrapper)
+        return (clone,)
+
+
+@_node(("MODEL",), model=("MODEL",))
+class TestingPasses:
+    """Every pass of the network is counted in the log when it begins, so that a test knows how far a run is."""
+
+    def run(self, model: Any) -> Any:
+        clone, calls = model.clone(), itertools.count(1)
+
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            logging.info("testing: pass %d", next(calls))
             return executor(*args, **kwargs)
 
         clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "testing", wrapper)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
@@ -9,7 +14,7 @@ from comfyui_qvg.qvg.attention import plan_tiling
 from comfyui_qvg.qvg.positions.rope import geometric_frequencies, rotate
 from torch import Tensor
 
-from ...helpers import LiveBytes, assert_close
+from ...helpers import ROOT, LiveBytes, assert_close
 
 ROPE = GridRope(3, 4, (geometric_frequencies(8, 4, 60), geometric_frequencies(28, 3, 60), geometric_frequencies(28, 3, 60)))
 CODECS = {
@@ -158,3 +163,47 @@ def test_huge_logits_stay_finite() -> None:
     q, k, v = torch.randn(3, 1, 2, 12, 128)
     out = cache.attend(0, q * 1e4, k, v)
     assert out.isfinite().all()
+
+
+class LinesRun:
+    """Counts the lines of the library (`qvg/`) that run inside the `with`, comprehensions' turns included: work, and not time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> LinesRun:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.startswith(str(ROOT / "qvg")):
+            return None
+        self.count += 1
+        return self._line
+
+    def _line(self, _frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+        self.count += event == "line"
+        return self._line
+
+
+@pytest.mark.parametrize("read", ["exact", "direct", "fast"])
+@pytest.mark.parametrize("codec", ["rtn", "qvg"])
+def test_work_is_linear_in_the_number_of_spans(codec: str, read: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each 60 spans more are as much work as the 100 before: bookkeeping does not walk through all spans for every tile."""
+    monkeypatch.setattr("comfyui_qvg.qvg.attention._CPU_TILE_BYTES", 90_000)
+    rope = GridRope(2, 4, (geometric_frequencies(8, 4, 60), geometric_frequencies(12, 3, 60), geometric_frequencies(12, 3, 60)))
+    config = QVGConfig(codec=codec, read=read, clusters=1, iterations=1, span_frames=1, recent_frames=1)
+    cache, lines = KVCache(CacheSpec(1, 1, 64, 8), config, rope), []
+    q = torch.randn(1, 1, 8, 64, generator=torch.Generator().manual_seed(1))
+    for number in range(3):
+        _fill(cache, 60)
+        cache.place([(60.0 * number, 0.0, 0.0)])
+        with LinesRun() as run:
+            cache.attend(0, q, q, q)
+        lines.append(run.count)
+    more, still_more = lines[1] - lines[0], lines[2] - lines[1]
+    assert more > 60 and still_more < 1.1 * more, lines

@@ -212,6 +212,32 @@ def test_a_killed_run_leaves_a_video(tmp_path):
     assert len(decoded(path)[0]) >= 120 - 3 * 12  # all but the seconds that the encoder and the open fragment held
 
 
+def test_what_was_there_makes_way_and_a_link_is_not_followed(tmp_path):
+    mine, walk = tmp_path / "mine", tmp_path / "walk.mp4"
+    mine.write_bytes(b"mine")
+    for before in (mine, tmp_path / "nowhere"):
+        walk.unlink(missing_ok=True)
+        walk.symlink_to(before)
+        with VideoWriter(walk, 64, 48, fps=12) as video:
+            for picture in pictures(5):
+                video.write(picture)
+        assert not walk.is_symlink() and len(decoded(walk)[0]) == 5
+    assert sorted(tmp_path.iterdir()) == [mine, walk] and mine.read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps others away from an open file")
+@pytest.mark.parametrize("frames", [0, 5])
+def test_of_two_writers_one_has_a_whole_video_and_the_other_a_sentence(tmp_path, frames):
+    walk = tmp_path / "walk.mp4"
+    sentence = rf"^another program has written {walk} meanwhile, so this video is lost; choose another --out$"
+    writers = [VideoWriter(walk, 64, 48, fps=12) for _ in range(2)]
+    with pytest.raises(MediaError, match=sentence), writers[0], writers[1]:
+        for writer, count in zip(writers, (frames, 7), strict=True):
+            for picture in pictures(count):
+                writer.write(picture)
+    assert len(decoded(walk)[0]) == 7 and list(tmp_path.iterdir()) == [walk]
+
+
 def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path):
     for path in (tmp_path / "missing" / "walk.mp4", tmp_path):
         with pytest.raises(MediaError, match=r"cannot write the video .*, no frame was written; choose another --out"):

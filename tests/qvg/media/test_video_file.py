@@ -73,8 +73,7 @@ def test_quality_is_what_is_asked_for(tmp_path):
         pytest.skip("this FFmpeg has no libx264")
     sizes = []
     for crf in (8, 16, 30):
-        write(tmp_path / "walk.mp4", crf=crf)
-        sizes.append((tmp_path / "walk.mp4").stat().st_size)
+        sizes.append(write(tmp_path / f"{crf}.mp4", crf=crf).path.stat().st_size)
     assert sizes[0] > 1.3 * sizes[1] > 2 * sizes[2]
 
 
@@ -111,11 +110,45 @@ def test_a_full_disk_leaves_nothing(tmp_path, codec, limit_bytes):
 
 
 def test_a_place_that_cannot_be_written_is_named_without_the_unfinished_name(tmp_path):
-    (tmp_path / "walk.mp4").mkdir()
-    for path in (tmp_path / "missing" / "walk.mp4", tmp_path / "walk.mp4"):
-        with pytest.raises(MediaError, match=r"^cannot write the video .*walk\.mp4 \(.*use a folder that can be written$"):
+    (tmp_path / "walk.mp4").write_bytes(b"a file")
+    sentence = r"^cannot write the video .*walk\.mp4 \(.*use a folder that can be written$"
+    for path in (tmp_path / "missing" / "walk.mp4", tmp_path / "walk.mp4" / "walk.mp4"):
+        with pytest.raises(MediaError, match=sentence) as error:
             write(path)
+        assert "unfinished" not in str(error.value)
     assert [each.name for each in tmp_path.iterdir()] == ["walk.mp4"]
+
+
+def test_nothing_is_overwritten(tmp_path):
+    """Not even what has come there while the video was made, by another ComfyUI that has chosen the same next name."""
+    names = [tmp_path / f"walk_{number}.mp4" for number in (1, 2, 3)]
+    with WholeVideo(names[0], 64, 48, 16, frames=30, otherwise=names[1:]) as video:
+        for picture in noise(30):
+            video.write(picture)
+        names[0].write_bytes(b"theirs")
+        names[1].symlink_to(tmp_path / "nowhere")
+    assert video.path == names[2] and names[0].read_bytes() == b"theirs" and names[1].is_symlink()
+    with av.open(os.fspath(names[2])) as opened:
+        assert sum(1 for _ in opened.decode(video=0)) == 30
+    with pytest.raises(MediaError, match=r"^something else is at .*walk_1\.mp4 and is not overwritten, .*; use another name$"):
+        write(names[0])
+    assert sorted(tmp_path.iterdir()) == names
+
+
+def test_two_videos_of_one_name_at_once(tmp_path):
+    names = [tmp_path / f"walk_{number}.mp4" for number in (1, 2, 3)]
+    with WholeVideo(names[0], 64, 48, 16, frames=30, otherwise=names[1:]) as first:
+        with WholeVideo(names[0], 64, 48, 16, frames=10, otherwise=names[1:]) as second:
+            for picture, _ in zip(noise(30), range(10), strict=False):
+                first.write(picture)
+                second.write(picture)
+        for picture in noise(20):
+            first.write(picture)
+    assert (second.path, first.path) == (names[0], names[1])
+    for path, frames in zip(names, (10, 30), strict=False):
+        with av.open(os.fspath(path)) as opened:
+            assert sum(1 for _ in opened.decode(video=0)) == frames
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_demo_s_writer_has_no_such_index(tmp_path):

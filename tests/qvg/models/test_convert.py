@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from comfyui_qvg.qvg import safetensors_writer
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.models import convert
-from comfyui_qvg.qvg.models.common import safetensors_writer
 from comfyui_qvg.qvg.models.common.variants import VARIANTS
 from comfyui_qvg.qvg.models.convert import DTYPE_NAMES, plan_conversion, write_conversion
 from comfyui_qvg.qvg.models.wan.checkpoint import read_causal_wan
@@ -143,6 +145,10 @@ def bad_lora(kind: str) -> dict[str, Tensor]:
         return {f"lora_unet_blocks_0_self_attn_q.lora_{way}.weight": torch.zeros(4, 4) for way in ("down", "up")}
     if kind == "alphas":
         return {**tensors, first.replace("lora_A.weight", "alpha"): row}
+    if kind == "itself":
+        content: dict[str, Any] = {}
+        content["generator_lora"] = content
+        return content
     if kind == "numbers for names":
         return {0: row}  # type: ignore[dict-item]
     if kind == "NaN":
@@ -163,6 +169,7 @@ LORAS = {
     "kohya": "changes lora_unet_blocks_0_self_attn_q, which this model does not have; it is another model's LoRA, or has another",
     "alphas": "has a base_model.model.blocks.0.self_attn.q.alpha that is no number",
     "numbers for names": "is no LoRA (0 in it)",
+    "itself": "is no LoRA (more than 8 dictionaries in one another, or one in itself); leave it out",
     "a model": "is no LoRA: nothing in it is called lora_A or lora_down",
 }
 
@@ -208,6 +215,15 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     assert "is not overwritten" in capsys.readouterr().err and out.read_bytes() == b"mine"
 
 
+def test_a_file_that_contains_itself_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "self_forcing.pt")
+    assert main(["convert", str(tmp_path / "self_forcing.pt"), str(tmp_path / "o.safetensors")]) == 2
+    said = capsys.readouterr().err
+    assert "self_forcing.pt has more than 8 dictionaries in one another, or one in itself" in said and said.count("\n") == 1
+
+
 def test_values_that_the_type_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(NETWORK | {"head.head.bias": torch.full((64,), 1e6)}, tmp_path / "self_forcing.safetensors")
     arguments = ["convert", str(tmp_path / "self_forcing.safetensors"), str(tmp_path / "o.safetensors")]
@@ -250,31 +266,94 @@ def test_every_tensor_begins_where_its_values_may(source: Path) -> None:
         assert entry["data_offsets"][0] % plan.tensors[name].dtype.itemsize == 0
 
 
-SLOW = """
-import sys, time
+# Says so when it begins to write, and waits for a word before it goes on.
+HELD = """
+import sys
 sys.path.insert(0, sys.argv[1])
 import bootstrap_package
 from comfyui_qvg.qvg.models import convert
-made = convert._made
-def slow(*arguments):
+write = convert.write_safetensors
+def held(path, *arguments):
+    path.write_bytes(b"begun")
     print("writing", flush=True)
-    time.sleep(0.2)
-    return made(*arguments)
-convert._made = slow
+    sys.stdin.readline()
+    write(path, *arguments)
+convert.write_safetensors = held
 from comfyui_qvg.qvg.cli import main
 raise SystemExit(main(["convert", *sys.argv[2:]]))
 """
 
 
+@contextmanager
+def held_conversions(source: Path, out: Path, *dtypes: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Real `qvg convert`s to one output, each with a dtype and in the middle of its work."""
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        started = []
+        for dtype in dtypes:
+            command = [sys.executable, "-c", HELD, str(ROOT / "tools"), str(source), str(out), "--dtype", dtype]
+            started.append(stack.enter_context(subprocess.Popen(command, **pipes)))
+            stack.callback(started[-1].kill)
+        for process in started:
+            assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        yield started
+
+
+def is_whole(out: Path, dtype: str) -> bool:
+    """Whether `out` is the network in `dtype`, and to the byte as long as it should be."""
+    written, plan = load_file(out), plan_conversion(out, dtype=dtype)
+    stored = {tensor.dtype for name, tensor in written.items() if name not in PATCH}
+    return written.keys() == NETWORK.keys() and stored == {DTYPE_NAMES[dtype]} and plan.nbytes == out.stat().st_size
+
+
+@pytest.mark.parametrize("first", ["bf16", "fp16", None], ids=["the first ends first", "the second ends first", "at once"])
+def test_two_conversions_to_one_output(source: Path, tmp_path: Path, first: str | None) -> None:
+    out, dtypes = tmp_path / "out.safetensors", ["bf16", "fp16"]
+    with held_conversions(source, out, *dtypes) as started:
+        assert len(left(tmp_path)) == 2 and not out.exists()
+        processes = dict(zip(dtypes, started, strict=True))
+        ended = {}
+        if first:
+            ended[first] = (*processes[first].communicate("go on\n", timeout=60), processes[first].returncode)
+        for process in started:
+            if process.returncode is None:
+                assert process.stdin is not None
+                process.stdin.write("go on\n")
+                process.stdin.flush()
+        for dtype, process in processes.items():
+            if dtype not in ended:
+                ended[dtype] = (*process.communicate(timeout=60), process.returncode)
+    (winner,) = (dtype for dtype, (_, _, code) in ended.items() if code == 0)
+    (loser,) = (dtype for dtype, (_, _, code) in ended.items() if code == 2)
+    assert first in (winner, None)
+    assert f"in {winner}," in ended[winner][0] and ended[loser][0] == ""
+    assert ended[loser][1] == f"error: {out} is there already and is not overwritten; give another name, or delete it first\n"
+    assert left(tmp_path) == ["out.safetensors"] and is_whole(out, winner)
+
+
+def test_a_link_that_leads_nowhere_is_not_overwritten(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.safetensors"
+    out.symlink_to(tmp_path / "elsewhere")
+    assert main(["convert", str(source), str(out)]) == 2
+    assert "is there already and is not overwritten" in capsys.readouterr().err
+    assert out.is_symlink() and left(tmp_path) == ["out.safetensors"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a program without telling it")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])])
 def test_broken_off_it_leaves_nothing(source: Path, tmp_path: Path, how: signal.Signals) -> None:
-    out = tmp_path / "out.safetensors"
-    command = [sys.executable, "-c", SLOW, str(ROOT / "tools"), str(source), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "writing\n"
-        time.sleep(0.3)
-        assert left(tmp_path) == ["out.safetensors.unfinished"]
+    with held_conversions(source, tmp_path / "out.safetensors", "bf16") as (process,):
+        assert len(left(tmp_path)) == 1
         process.send_signal(how)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
     assert left(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
+def test_what_a_killed_one_leaves_the_next_removes(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    with held_conversions(source, out, "fp16") as (process,):
+        process.kill()
+    assert len(left(tmp_path)) == 1 and not out.exists()
+    assert main(["convert", str(source), str(out)]) == 0
+    assert left(tmp_path) == ["out.safetensors"] and is_whole(out, "bf16")

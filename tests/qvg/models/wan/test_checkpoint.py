@@ -199,6 +199,21 @@ def without(*parts: str) -> Tensors:
     return {name: tensor for name, tensor in NETWORK.items() if not any(part in name for part in parts)}
 
 
+def in_itself(*names: str) -> dict[str, Any]:
+    """Dictionaries in one another, the first in the last."""
+    inside: list[dict[str, Any]] = [{} for _ in names]
+    for number, name in enumerate(names):
+        inside[number][name] = inside[(number + 1) % len(names)]
+    return inside[0]
+
+
+def wrapped(content: dict[str, Any], times: int) -> dict[str, Any]:
+    """`content` in so many dictionaries."""
+    for _ in range(times):
+        content = {"model": content}
+    return content
+
+
 STRANGERS: dict[str, tuple[Any, str]] = {
     "image to video": (
         {**NETWORK, "img_emb.proj.0.weight": torch.zeros(2), "patch_embedding.weight": torch.zeros(256, 36, 1, 2, 2)},
@@ -226,8 +241,18 @@ STRANGERS: dict[str, tuple[Any, str]] = {
     ),
     "critic": ({"critic": named(NETWORK, "model."), "step": 5}, "holds no weights that are known .critic, step."),
     "nothing": ({}, "holds no weights that are known .nothing at all."),
+    "itself": (in_itself("model"), "has more than 8 dictionaries in one another, or one in itself, and no weights on the way; a"),
+    "itself by another name": (in_itself("x"), "more than 8 dictionaries in one another"),
+    "itself, and numbers": ({**in_itself("state_dict"), "step": 5}, "more than 8 dictionaries in one another"),
+    "each other": (in_itself("generator", "state_dict"), "more than 8 dictionaries in one another"),
+    "nine": (wrapped({"step": 5}, 9), "more than 8 dictionaries in one another"),
     "wide": ({**NETWORK, "patch_embedding.weight": torch.zeros(200, 16, 1, 2, 2)}, "200 channels wide"),
 }
+
+
+@pytest.mark.parametrize("wrappings", [0, 1, 8])
+def test_wrappings_that_are_looked_through(tmp_path: Path, wrappings: int) -> None:
+    require_equal(read_causal_wan(saved(tmp_path / "self_forcing.pt", wrapped(dict(NETWORK), wrappings))), NETWORK)
 
 
 @pytest.mark.parametrize("kind", STRANGERS)

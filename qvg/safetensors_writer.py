@@ -42,6 +42,11 @@ class LateTensor:
         return self.shape.numel() * self.dtype.itemsize
 
 
+def held(tensors: Mapping[str, Tensor]) -> dict[str, LateTensor]:
+    """Tensors that are there already, on any device; each comes to the CPU when its turn comes."""
+    return {name: LateTensor(tensor.shape, tensor.dtype, tensor.cpu) for name, tensor in tensors.items()}
+
+
 def safetensors_bytes(tensors: Mapping[str, LateTensor], metadata: Mapping[str, str]) -> int:
     """Size of the file that `write_safetensors` makes."""
     return len(_header(_ordered(tensors), metadata)) + sum(tensor.nbytes for tensor in tensors.values())
