@@ -160,7 +160,8 @@ class CacheSpec:
 
     def device_bytes(self, config: QVGConfig, frames: int) -> int:
         """Bytes of `predict` that are on the device that attends. With `offload="cpu"`: exact frames, and the packed spans of two
-        layers. Where that device is the CPU itself, nothing is away."""
+        layers (further codebooks, which `predict` does not know by itself, not counted). Where that device is the CPU itself,
+        nothing is away."""
         sizes = self.predict(config, frames)
         if not config.offloads:
             return sizes.total

@@ -137,6 +137,11 @@ class KLTCodec:
         best = min(
             (self._judged(x, Dictionary(grown, basis, known.group), energy) for basis in bases), key=lambda one: one.error.max()
         )
+        if not learns_basis(self.config, tokens, channels):
+            own = self._judged(x, self._with_basis(x, grown, known.group), energy)
+            best = own if self._gain(best, own) > _WORTH_ITS_ROOM else best
+            own = self._judged(x, self._renewed(x, known, hint.seed), energy) if best.worst > _FAILS else best
+            return own.book if _rescues(own, best) else best.book
         if all(basis.rows is None for basis in bases):
             # Nothing was worth learning until now, and little room was taken: a new group costs what the first one should have.
             own = self._judged(x, self._begin(x, hint.seed), energy)

@@ -60,6 +60,7 @@ def save_cache(cache: KVCache, path: Path) -> None:
         "origins": cache.origins,
         "codebooks": used,
         "planes": books.planes,
+        "directions": books.directions,
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
         "encode_calls": [layer.state.encode_calls for layer in cache.layers],
         "group_starts": [layer.state.group_starts for layer in cache.layers],
@@ -85,7 +86,8 @@ def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | 
         if rope is not None and rope != saved_rope:
             raise ConfigError("the rope given is not the one it was saved with")
         cache = KVCache(spec, QVGConfig(**state["config"]), saved_rope)
-        layout = Layout(**{name: tuple(frames) for name, frames in state["layout"].items()})
+        hidden = int(state["layout"].get("hidden", 0))
+        layout = Layout(*(tuple(state["layout"][name]) for name in ("sink", "spans", "tail")), hidden)
         origins = [(float(t), float(r), float(c)) for t, r, c in state["origins"]]
         if saved_rope is not None and len(origins) != layout.frames:
             raise ConfigError(f"{len(origins)} positions for {layout.frames} frames")
@@ -133,7 +135,7 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
 def _restore_layers(
     cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> None:
-    books = RestoredBooks(tensors, state.get("planes") or state.get("codebook_facts", {}), cache.spec, cache.config)
+    books = RestoredBooks(tensors, state, cache.spec, cache.config)
     at_home: Known = {}
     kinds = [(name, frames) for name in ("sink", "spans", "tail") for frames in getattr(layout, name)]
     for layer in cache.layers:

@@ -26,8 +26,9 @@ class SavedBooks:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        # Of each basis by name, its planes.
+        # Of each basis by name, its planes, and how many directions it has.
         self.planes: dict[str, list[list[int]]] = {}
+        self.directions: dict[str, int] = {}
         self._names: dict[int, str] = {}
 
     def add(self, book: AnyCodebook) -> list[str]:
@@ -39,7 +40,7 @@ class SavedBooks:
         words, basis = self._name(book.words, "codebook"), self._name(book.basis, "basis")
         self.tensors |= {f"{words}.centroids": book.words.values, f"{words}.centroid_scales": book.words.scales}
         self.tensors |= {f"{basis}.{part}": tensor for part, tensor in book.basis.tensors().items()}
-        self.planes[basis] = [list(row) for row in book.basis.planes]
+        self.planes[basis], self.directions[basis] = [list(row) for row in book.basis.planes], book.basis.directions
         return [words, basis]
 
     def _name(self, part: object, kind: str) -> str:
@@ -50,8 +51,11 @@ class SavedBooks:
 class RestoredBooks:
     """The inverse. KeyError, TypeError, ValueError: something is missing or of another shape."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], planes: Mapping[str, Any], spec: CacheSpec, config: QVGConfig):
-        self._tensors, self._planes, self._spec, self._config = tensors, planes, spec, config
+    def __init__(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], spec: CacheSpec, config: QVGConfig):
+        self._tensors, self._spec, self._config = tensors, spec, config
+        self._planes = state["planes"] if "planes" in state else state.get("codebook_facts", {})
+        every = spec.head_dim if config.transform == "klt" else 0
+        self._directions = state.get("directions", dict.fromkeys(self._planes, every))
         self._books: dict[tuple[str, ...], AnyCodebook] = {}
         self._words: dict[str, tuple[Rows8, Group]] = {}
         self._bases: dict[str, Basis] = {}
@@ -96,6 +100,8 @@ class RestoredBooks:
             raise ValueError(f"{name} has planes {planes} for a batch of {self._spec.batch}")
         learned = self._tensors.get(f"{name}.basis")
         count = channels if learned is None else learned.shape[2]
+        if self._directions[name] != (0 if learned is None else count):
+            raise ValueError(f"{name} has {0 if learned is None else count} directions, but must have {self._directions[name]}")
         for row in planes:
             check_planes(row, min(count, channels), MAX_BITS)
         parts = {"basis_scales": self._tensors[f"{name}.basis_scales"]}

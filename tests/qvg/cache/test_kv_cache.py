@@ -204,9 +204,10 @@ def test_a_growing_dictionary_is_in_memory_once(shared: int, window: int | None)
                 assert torch.equal(decoded, seen.setdefault(2 * number + keys, decoded)), (frame, number)
             book = pair.keys.codebook
             newest = min(first + len(layer.state.spans), (number // shared + 1) * shared) - 1
-            assert book is layer.state.spans[newest - first].keys.codebook
-            assert isinstance(book, Dictionary) and book.words.values.shape[2] == 4 + 3 * (newest % shared)
-        assert cache.nbytes() == SPEC.predict(config, frame + 1), frame
+            longest = layer.state.spans[newest - first].keys.codebook
+            assert isinstance(book, Dictionary) and isinstance(longest, Dictionary) and book.words is longest.words
+            assert book.words.values.shape[2] == 4 + 3 * (newest % shared)
+        assert cache.nbytes() == SPEC.predict(config, frame + 1, codebooks=cache.codebooks()), frame
     cache.verify_encoded()
     assert len(seen) == 2 * layer.state.spans_encoded >= 20
 
@@ -313,7 +314,7 @@ def test_committing_layer_by_layer_equals_committing_at_once(name: str) -> None:
     assert one_by_one.frames_committed == 9
     if name != "exact":
         one_by_one.verify_encoded()
-    assert one_by_one.nbytes() == SPEC.predict(CODECS[name], 9)
+    assert one_by_one.nbytes() == SPEC.predict(CODECS[name], 9, codebooks=one_by_one.codebooks())
 
 
 def test_layers_commit_in_order_and_a_commit_cut_off_is_noticed() -> None:

@@ -37,10 +37,19 @@ def test_spans_and_sink_are_whole_chunks() -> None:
     assert _run(policy, 6)[0] == Layout((3,), (9,), (3, 3))
 
 
-def test_whole_spans_leave_a_full_window() -> None:
+def test_a_full_window_forgets_one_frame_at_a_time() -> None:
+    """A span leaves with its last frame; until then its older ones are hidden."""
     policy = CachePolicy(sink_frames=2, recent_frames=2, span_frames=4, window_frames=12, chunk_frames=1)
-    layout, _, evicted = _run(policy, 40)
-    assert layout.sink == (1, 1) and layout.frames <= 11 and evicted == 40 - layout.frames and evicted % 4 == 0
+    for chunks in range(11, 40):
+        layout, _, evicted = _run(policy, chunks)
+        assert layout.sink == (1, 1) and layout.frames == 11 and evicted == chunks - 11
+        assert 0 <= layout.hidden < 4 and (layout.spans or not layout.hidden)
+
+
+def test_exact_frames_leave_one_chunk_at_a_time() -> None:
+    """Nothing is encoded, so span_frames (24 by default) says nothing of what leaves together."""
+    policy = CachePolicy.of(QVGConfig(codec="none", window_frames=24), chunk_frames=1, tokens_per_frame=64)
+    assert [_run(policy, chunks)[0].frames for chunks in (22, 23, 24, 30)] == [22, 23, 23, 23]
 
 
 def test_spans_are_cut_to_what_the_window_leaves() -> None:

@@ -97,7 +97,7 @@ def test_prediction_equals_count_at_every_frame(name: str, chunk_frames: int) ->
                 cache.attend(layer, q, k, v)
             cache.commit()
             frames += chunk
-            assert cache.nbytes() == spec.predict(config, frames), frames
+            assert cache.nbytes() == spec.predict(config, frames, codebooks=cache.codebooks()), frames
         assert cache.frames_committed == frames
 
 
@@ -121,9 +121,9 @@ def test_short_chunks_are_predicted(name: str, chunks: list[int], sink_frames: i
         for at, chunk in enumerate(chunks):
             cache.attend(0, *torch.randn(3, 1, 2, 12 * chunk, 128, generator=generator))
             cache.commit()
-            assert cache.nbytes() == spec.predict(config, sum(chunks[: at + 1]), chunks), at
+            assert cache.nbytes() == spec.predict(config, sum(chunks[: at + 1]), chunks, cache.codebooks()), at
             assert config.window_frames is None or cache.layout.frames <= config.window_frames - 3
-        assert cache.nbytes() == spec.predict(config, sum(chunks), [*chunks, 3, 3])
+        assert cache.nbytes() == spec.predict(config, sum(chunks), [*chunks, 3, 3], cache.codebooks())
 
 
 def test_chunks_must_reach_the_frames_to_predict_for() -> None:

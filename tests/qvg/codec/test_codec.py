@@ -8,7 +8,7 @@ from comfyui_qvg.kernels import quantize_groups, reconstruct
 from comfyui_qvg.qvg import ConfigError, QVGConfig
 from comfyui_qvg.qvg.codec import Codec, ExactCodec, KIVICodec, KLTCodec, QuaRotCodec, QVGCodec, make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.codec.span import Codebook, QuantizedSpan, Span, TransformSpan, move, storage_bytes
+from comfyui_qvg.qvg.codec.span import Codebook, Dictionary, QuantizedSpan, Span, TransformSpan, move, storage_bytes
 from torch import Tensor
 
 from ...helpers import make_kv, relative_error
@@ -150,10 +150,11 @@ def test_bytes_are_the_published_formula(name: str) -> None:
 
 
 def test_codebook_bytes_are_the_published_formula() -> None:
-    """klt: (8 + 16/D) C/S and 8 (D + 2)/S bits per value; with the Hadamard matrix only a float16 per channel."""
+    """klt: (8 + 16/D) C/S and (8 + 16/D) R/S bits per value; with the Hadamard matrix only a float16 per channel."""
     words, channels = 32, 128
-    sizes = ALL["klt_2_bits"].predicted_codebook_bytes((1, 1, channels), [5000])
-    assert sizes == {"centroids": words * (channels + 2), "basis": channels * (channels + 2)}
+    for tokens, directions in ((5000, 112), (3000, 96), (1000, 80)):
+        sizes = ALL["klt_2_bits"].predicted_codebook_bytes((1, 1, channels), [tokens])
+        assert sizes == {"centroids": words * (channels + 2), "basis": directions * (channels + 2)}
     assert ALL["klt_hadamard"].predicted_codebook_bytes((1, 1, channels), [5000])["basis"] == 2 * channels
 
 
@@ -237,10 +238,12 @@ def test_klt_spans_that_share_a_codebook_share_it_after_a_move() -> None:
     x, codec = _few(200), ALL["klt_2_bits"]
     first = codec.encode(x[:, :, :100], EncodeHint())
     assert isinstance(first, TransformSpan)
-    second = first.with_codebook(first.codebook)
+    second = first.with_words(first.codebook.words)
     alone = codec.encode(x[:, :, 100:], EncodeHint())
-    moved = move([first, second, alone], "meta")
-    assert moved[0].codebook is moved[1].codebook is not moved[2].codebook
+    moved = [span.codebook for span in move([first, second, alone], "meta")]
+    assert all(isinstance(book, Dictionary) for book in moved)
+    assert moved[0].words is moved[1].words is not moved[2].words  # type: ignore[union-attr]
+    assert moved[0].basis is moved[1].basis is not moved[2].basis  # type: ignore[union-attr]
 
 
 def test_keys_and_values_have_their_own_bits() -> None:

@@ -127,8 +127,8 @@ def test_a_dictionary_grows_and_disturbs_no_one(transform: str) -> None:
         assert torch.equal(span.codebook.words.values, last.words.values[:, :, :count])
         assert torch.equal(span.codebook.words.scales, last.words.scales[:, :, :count])
         assert span.codebook.basis is last.basis and int(span.ids.max()) < count
-        assert torch.equal(_decode(codec, span, x), _decode(codec, span.with_codebook(last), x))
-    handed_on = [span.with_codebook(last) for span in spans]
+        assert torch.equal(_decode(codec, span, x), _decode(codec, span.with_words(last.words), x))
+    handed_on = [span.with_words(last.words) for span in spans]
     predicted = codec.predicted_codebook_bytes((1, 1, 128), [1560] * len(parts))
     counted = storage_bytes(handed_on)
     assert {name: counted[name] for name in predicted} == predicted, "words are counted once"

@@ -108,7 +108,7 @@ def test_branches_do_not_disturb_each_other(config: QVGConfig, frames: int, tmp_
     original = _steps(cache, range(frames, frames + 14))
     assert all(torch.equal(a, b) for a, b in zip(original, alone[0], strict=True))
     for branch in (left, right):
-        assert branch.nbytes() == SPEC.predict(config, frames + 14)
+        assert branch.nbytes() == SPEC.predict(config, frames + 14, codebooks=branch.codebooks())
 
 
 def test_a_loaded_cache_shares_its_codebooks_as_before(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_a_loaded_cache_shares_its_codebooks_as_before(tmp_path: Path) -> None:
     save_cache(cache, tmp_path / "cache.safetensors")
     loaded = load_cache(tmp_path / "cache.safetensors")
     for one in (cache, loaded):
-        books = [pair.keys.codebook for pair in one.layers[0].state.spans]
-        assert books[0] is books[1] is books[2] is not books[3]
+        words = [pair.keys.codebook.words for pair in one.layers[0].state.spans]  # type: ignore[union-attr]
+        assert words[0] is words[1] is words[2] is not words[3]
     first, second = (one.layers[1].state.spans[0].values.codebook for one in (cache, loaded))
     assert first is not None and second is not None
     assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in first.tensors().items())
@@ -141,7 +141,7 @@ def test_a_file_from_before_there_were_other_codecs(saved: Path) -> None:
     def age(state: dict[str, Any]) -> None:
         for name in ("bits_v", "clusters_added", "transform", "keys"):
             del state["config"][name]
-        del state["codebook_facts"]
+        del state["planes"], state["directions"], state["group_starts"], state["layout"]["hidden"]
 
     today = load_cache(saved)
     _rewritten(saved, age)
@@ -171,7 +171,7 @@ def test_planes_that_do_not_fit(planes: object, why: str, tmp_path: Path) -> Non
     _steps(cache, range(12))
     file = tmp_path / "cache.safetensors"
     save_cache(cache, file)
-    _rewritten(file, lambda state: state["codebook_facts"].update(dict.fromkeys(state["codebook_facts"], planes)))
+    _rewritten(file, lambda state: state["planes"].update(dict.fromkeys(state["planes"], planes)))
     with pytest.raises(CacheFileError, match=f"do not fit together .*{why}"):
         load_cache(file)
 
@@ -181,21 +181,24 @@ def test_planes_that_do_not_fit(planes: object, why: str, tmp_path: Path) -> Non
     [
         ("layer.0.keys.1.codes", lambda x: x[..., :-1].contiguous()),
         ("layer.0.keys.1.gains", lambda x: x[:, :, 1:].contiguous()),
-        ("layer.1.values.1.ids", lambda x: x + 200),
+        ("layer.0.values.1.ids", lambda x: x + 200),
         ("codebook.0.centroids", lambda x: x[..., :32].contiguous()),
         ("codebook.0.centroid_scales", lambda x: x.float()),
-        ("codebook.0.basis", lambda x: x[:, :, :5].contiguous()),
-        ("codebook.0.basis_scales", lambda x: x[:, :1].contiguous()),
-        ("codebook.0.basis", None),
+        ("basis.0.basis", lambda x: x[:, :, :5].contiguous()),
+        ("basis.0.basis", lambda x: x[..., :5].contiguous()),
+        ("basis.0.basis_scales", lambda x: x[:, :1].contiguous()),
+        ("basis.0.basis", None),
         ("layer.0.keys.1.gains", None),
     ],
-    ids=["codes", "gains", "ids", "centroids", "scales", "basis", "basis_scales", "no_basis", "no_gains"],
+    ids=["codes", "gains", "ids", "centroids", "scales", "few_rows", "short_rows", "basis_scales", "no_basis", "no_gains"],
 )
 def test_tensors_of_klt_that_do_not_fit(name: str, change: Callable[[torch.Tensor], torch.Tensor] | None, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    cache = KVCache(SPEC, _KLT, ROPE)
-    _steps(cache, range(12))
+    cache = KVCache(CacheSpec(layers=1, heads=2, head_dim=64, tokens_per_frame=96), _KLT)
+    for frame in range(9):  # spans long enough to learn a basis from
+        cache.attend(0, *torch.randn(3, 1, 2, 96, 64, generator=torch.Generator().manual_seed(frame)))
+        cache.commit()
     file = tmp_path / "cache.safetensors"
     save_cache(cache, file)
     with safe_open(file, "pt") as opened:
@@ -269,8 +272,8 @@ def test_missing_and_foreign(tmp_path: Path) -> None:
 
 def test_newer_version(tmp_path: Path) -> None:
     file = tmp_path / "cache.safetensors"
-    save_file({"x": torch.zeros(1)}, file, {"format": "qvg-cache", "version": "2"})
-    with pytest.raises(CacheFileError, match="version 2, this version reads 1; update the pack"):
+    save_file({"x": torch.zeros(1)}, file, {"format": "qvg-cache", "version": "3"})
+    with pytest.raises(CacheFileError, match="version 3, this version reads 1 and 2; update the pack"):
         load_cache(file)
 
 

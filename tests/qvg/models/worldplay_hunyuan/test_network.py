@@ -230,7 +230,7 @@ def test_two_bits(model: WorldPlayHunyuan, texts: tuple[TextRows, TextRows], lay
     assert world.guidance is not None
     for cache in (world.memory.cache, world.guidance.memory.cache):
         cache.verify_encoded()
-        assert cache.nbytes() == cache.spec.predict(TWO_BITS, 12)
+        assert cache.nbytes() == cache.spec.predict(TWO_BITS, 12, codebooks=cache.codebooks())
     errors = [float((one - other).norm() / other.norm()) for one, other in zip(latents, exact, strict=True)]
     assert max(errors[:2]) < 1e-6 and 1e-3 < errors[-1] < 0.5  # nothing is encoded before there are two chunks
 
@@ -243,7 +243,7 @@ def test_vendor_mode_at_two_bits(model: WorldPlayHunyuan, texts: tuple[TextRows,
     cache = world.memory.cache
     cache.verify_encoded()
     assert cache.layout.spans == (20,)
-    assert cache.nbytes() == cache.spec.predict(config, 20)
+    assert cache.nbytes() == cache.spec.predict(config, 20, codebooks=cache.codebooks())
 
 
 @pytest.mark.parametrize("guided", [False, True])

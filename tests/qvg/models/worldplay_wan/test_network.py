@@ -215,7 +215,7 @@ def test_two_bits(model: WorldPlay, prompt: Prompt, layout: str) -> None:
     latents, exact = _walk(world, 6), _walk(_world(model, prompt, "persistent", layout), 6)
     cache = world.memory.cache
     cache.verify_encoded()
-    assert cache.nbytes() == cache.spec.predict(PUBLISHED, 20)
+    assert cache.nbytes() == cache.spec.predict(PUBLISHED, 20, codebooks=cache.codebooks())
     errors = [float((one - other).norm() / other.norm()) for one, other in zip(latents, exact, strict=True)]
     assert max(errors[:2]) < 1e-6 and 1e-3 < errors[-1] < 0.5  # nothing is encoded before there are two chunks
 
@@ -228,7 +228,7 @@ def test_vendor_mode_at_two_bits(model: WorldPlay, prompt: Prompt) -> None:
     cache = world.memory.cache
     cache.verify_encoded()
     assert cache.layout.spans == (16,)
-    assert cache.nbytes() == cache.spec.predict(config, 16)
+    assert cache.nbytes() == cache.spec.predict(config, 16, codebooks=cache.codebooks())
 
 
 def test_a_chunk_broken_off_is_painted_again(model: WorldPlay, prompt: Prompt) -> None:
