@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..qvg.errors import ConfigError
-from ..qvg.models.common.variants import VARIANTS
-from ..qvg.models.wan.checkpoint import WEIGHTS
-from ..qvg.models.wan.which_variant import AUTO
+from ..qvg.models.common.checkpoint import WEIGHTS
+from ..qvg.models.common.found import AUTO
+from ..qvg.models.registry import loaded_with
 from .api import CATEGORY, io, ui
 
 NO_LORA = "none"
@@ -35,7 +35,7 @@ class QVGLoadCausalWan(io.ComfyNode):
                 io.Combo.Input("file", options=model_files(), tooltip="From models/diffusion_models: .pt, .pth or .safetensors."),
                 io.Combo.Input(
                     "variant",
-                    options=[AUTO, *VARIANTS],
+                    options=[AUTO, *(name for family in loaded_with("Load Causal Wan") for name in family.variants)],
                     default=AUTO,
                     tooltip="Which member of the family the file is; says sigmas, frames per block and which weights to take. "
                     "auto: by metadata, name or hash, and refused where nothing says that the file is causal.",

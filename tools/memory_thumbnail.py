@@ -19,7 +19,7 @@ from typing import Any
 
 import bootstrap_package  # noqa: F401  # names the package that is imported below
 from comfyui_qvg.qvg import PRESETS, CacheSpec, QVGConfig
-from comfyui_qvg.qvg.models.shapes import SHAPES
+from comfyui_qvg.qvg.models.registry import networks
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def memory(program: Prompt) -> tuple[str, dict[str, list[float]]]:
     (inputs,) = (step["inputs"] for step in program.values() if step["class_type"] == "QVGKVCache")
     changes = {name: inputs[name] for name in ("sink_frames", "recent_frames", "window_frames") if inputs[name]}
     config, exact = PRESETS[inputs["cache.preset"]].with_changes(**changes), PRESETS["exact"]
-    network = SHAPES["self-forcing-1.3b"]
+    network = networks()["self-forcing-1.3b"]
     tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     block = next(
         (step["inputs"]["num_frame_per_block"] for step in program.values() if step["class_type"] == "SamplerARVideo"), 3

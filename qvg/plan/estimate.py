@@ -21,9 +21,9 @@ from ..cache.peak import Peak, peaks
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import ConfigError
+from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
 from ..models.common.world_schedule import MODES
-from ..models.shapes import NetworkShape
 from .activations import Activations, Block, activations
 
 # Nobody asks for more in one run: at 16 pictures a second 1.7 hours.

@@ -18,7 +18,7 @@ import av
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS
-from comfyui_qvg.qvg.models.shapes import SHAPES
+from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.plan import Video, plan
 
 from . import tiny_vae, tiny_wan
@@ -108,7 +108,7 @@ def test_loaders_say_where_their_files_are(name: str) -> None:
 def test_notes_say_what_is_planned(name: str) -> None:
     _, frames, _, network, changes = WORKFLOWS[name]
     text = " ".join(note(name).split())
-    make_plan = partial(plan, SHAPES[network], Video(832, 480, frames), triton=True)
+    make_plan = partial(plan, networks()[network], Video(832, 480, frames), triton=True)
     found = make_plan(PRESETS["balanced"].with_changes(**changes))
     assert f"{found.peak_bytes / 1e9:.1f} GB at the worst moment" in text
     assert f"{found.cache_peak_bytes / 1e9:.1f} GB of it the cache" in text

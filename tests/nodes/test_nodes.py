@@ -14,7 +14,7 @@ import torch
 from comfyui_qvg.qvg import PRESETS, CacheBytes, CacheSpec, ConfigError, QVGConfig, UnsupportedModelError
 from comfyui_qvg.qvg.cache.offload import Places
 from comfyui_qvg.qvg.errors import CameraPathError
-from comfyui_qvg.qvg.models.common.variants import VARIANTS
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import place_blocks
 
 ADVANCED = {"sink_frames": 1, "recent_frames": 3, "window_frames": None, "span_frames": 24, "seed": 0, "backend": "auto"}

@@ -18,9 +18,10 @@ import torch
 from comfy.cli_args import args
 
 from ....qvg import UnsupportedModelError
+from ....qvg.models.common.checkpoint import CausalCheckpoint
+from ....qvg.models.common.lora import LoraLayer, read_lora, require_fit
 from ....qvg.models.common.weight_files import open_weights
-from ....qvg.models.wan.checkpoint import CausalCheckpoint, read_causal_wan
-from ....qvg.models.wan.lora import LoraLayer, read_lora, require_fit
+from ....qvg.models.wan.checkpoint import read_causal_wan
 from ..attach import VARIANT_KEY, has_cache_of_core
 from ..files import lora_path, model_path
 from . import wan as causal_wan

@@ -15,9 +15,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....qvg import UnsupportedModelError
+from ....qvg.models.common.checkpoint import CausalCheckpoint
+from ....qvg.models.common.found import AUTO
 from ....qvg.models.common.weight_files import open_weights
-from ....qvg.models.wan.checkpoint import CausalCheckpoint
-from ....qvg.models.wan.which_variant import AUTO
 from ....qvg.models.worldplay_hunyuan.checkpoint import BIDIRECTIONAL, read_worldplay_hunyuan
 from ....qvg.models.worldplay_hunyuan.names import GET_8B
 from ..attach import VARIANT_KEY, WORLD, CacheSettings, put_settings

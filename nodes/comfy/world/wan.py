@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, ConfigError, GridRope, QVGConfig, UnsupportedModelError
 from ....qvg.camera.selection import WAN_MEMORY
-from ....qvg.models.common.variants import WORLDPLAY_5B
-from ....qvg.models.wan.network import Attend, gated, modulated, sines
+from ....qvg.models.common.modulation import gated, modulated, sines
+from ....qvg.models.wan.network import Attend
 from ....qvg.models.worldplay_wan.network import Recording
+from ....qvg.models.worldplay_wan.variants import WORLDPLAY_5B
 from ....qvg.positions.rope import pairs_apart, wan_rope
 
 # Where a pass finds what it is to do, in transformer_options.

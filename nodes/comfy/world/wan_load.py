@@ -16,8 +16,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....qvg import UnsupportedModelError
+from ....qvg.models.common.checkpoint import CausalCheckpoint
 from ....qvg.models.common.weight_files import open_weights
-from ....qvg.models.wan.checkpoint import CausalCheckpoint
 from ....qvg.models.worldplay_hunyuan.checkpoint import is_worldplay_hunyuan
 from ....qvg.models.worldplay_wan.checkpoint import read_worldplay
 from ..attach import VARIANT_KEY, WORLD, CacheSettings, put_settings

@@ -10,11 +10,12 @@ import pytest
 import torch
 from comfyui_qvg.qvg import ConfigError, UnsupportedModelError
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.models.common.variants import VARIANTS, WORLDPLAY_5B
 from comfyui_qvg.qvg.models.common.weight_files import open_weights
 from comfyui_qvg.qvg.models.common.world_schedule import timesteps
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.models.worldplay_wan.checkpoint import is_worldplay, read_worldplay
 from comfyui_qvg.qvg.models.worldplay_wan.names import AROUND, PER_BLOCK, wan_names
+from comfyui_qvg.qvg.models.worldplay_wan.variants import WORLDPLAY_5B
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
