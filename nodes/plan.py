@@ -102,7 +102,8 @@ class QVGPlan(io.ComfyNode):
         block_frames: int = 0,
         model: Any = None,
     ) -> io.NodeOutput:
-        from .comfy.model_plan import describe, device_bytes, device_type
+        from .comfy.attach import describe
+        from .comfy.model_plan import device_bytes, device_type
         from .comfy.progress import say
 
         shape, kept, config, label = networks()[network], Weights(weights), PRESETS[preset], f"preset {preset}"

@@ -42,7 +42,9 @@ def plan_conversion(
 
     Raises ConfigError and UnsupportedModelError for what cannot be converted.
     """
-    known, checkpoint = read(source, variant, weights, has_lora=lora is not None)
+    family, checkpoint = read(source, variant, weights, has_lora=lora is not None)
+    known = family.files
+    assert known is not None, "it was read"
     if lora and known.no_lora:
         raise ConfigError(f"{source.name} {known.no_lora}")
     if dtype is not None and dtype not in DTYPE_NAMES:

@@ -85,11 +85,15 @@ def format_of(file: WeightFile, node: str | None = None) -> FileFormat:
 
 def read(
     source: Path | WeightFile, variant: str = AUTO, weights: str = AUTO, has_lora: bool = False, node: str | None = None
-) -> tuple[FileFormat, CausalCheckpoint]:
-    """The model in a file, of whatever family. Raises ConfigError and UnsupportedModelError."""
+) -> tuple[Family, CausalCheckpoint]:
+    """The model in a file, and its family; of a causal file that does not say which member it is, the first that has such files.
+    Raises ConfigError and UnsupportedModelError."""
     file = source if isinstance(source, WeightFile) else open_weights(source)
     known = format_of(file, node)
-    return known, known.read(file, ReadOptions(members_of(known), variant, weights, has_lora))
+    checkpoint = known.read(file, ReadOptions(members_of(known), variant, weights, has_lora))
+    sharing = [family for family in _FAMILIES if family.files is known]
+    named = checkpoint.variant.name if checkpoint.variant else None
+    return next((family for family in sharing if named in family.variants), sharing[0]), checkpoint
 
 
 def members_of(files: FileFormat) -> Members:
@@ -97,11 +101,6 @@ def members_of(files: FileFormat) -> Members:
     sharing = [family for family in _FAMILIES if family.files is files]
     named = tuple(pair for family in reversed(sharing) for pair in family.names)
     return Members({name: variant for family in sharing for name, variant in family.variants.items()}, named)
-
-
-def family_of(variant: CausalVariant) -> Family:
-    """The family that a variant is of."""
-    return next(family for family in _FAMILIES if variant.name in family.variants)
 
 
 def _formats(wanted: Callable[[Family], bool]) -> list[FileFormat]:

@@ -24,8 +24,9 @@ def is_wan(file: WeightFile) -> bool:
     except UnsupportedModelError:
         return False
     embedding = names.get("patch_embedding.weight")
-    wan = embedding is not None and "blocks.0.self_attn.q.weight" in names and "head.modulation" in names
-    return wan and embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
+    if embedding is None or not {"blocks.0.self_attn.q.weight", "head.modulation"} <= names.keys():
+        return False
+    return embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
 
 
 def read_causal_wan(

@@ -268,10 +268,18 @@ def _norm(width: int, operations: Any, like: dict[str, Any]) -> Any:
 
 class WanDenoiser:
     """The model as the sampling loop wants it, for one latent size. Blocks are [B, F, C, h, w]. A new prompt in the middle of a
-    video: put it into `prompt` between two blocks."""
+    video: put it into `prompt` between two blocks. `told_zero_sigma`: see `CausalVariant`."""
 
-    def __init__(self, model: CausalWan, prompt: Prompt, latent_rows: int, latent_cols: int, batch: int = 1):
-        self.model, self.prompt, self.batch = model, prompt, batch
+    def __init__(
+        self,
+        model: CausalWan,
+        prompt: Prompt,
+        latent_rows: int,
+        latent_cols: int,
+        batch: int = 1,
+        told_zero_sigma: float = 0.0,
+    ):
+        self.model, self.prompt, self.batch, self._told_zero = model, prompt, batch, told_zero_sigma
         self.latent_rows, self.latent_cols = latent_rows, latent_cols
         weight = model.patch_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -304,7 +312,8 @@ class WanDenoiser:
     @torch.inference_mode()
     def _clean(self, x: Tensor, noise_level: float, cache: KVCache, attend: Attend) -> Tensor:
         self.prompt.check(cache)
-        levels = torch.full(x.shape[:2], noise_level * TIME_SCALE, device=x.device)
+        told = 0.0 if noise_level <= self._told_zero else noise_level * TIME_SCALE
+        levels = torch.full(x.shape[:2], told, device=x.device)
         velocity: Tensor = self.model(x.to(self.dtype), levels, self.prompt, attend)
         return x - noise_level * velocity.to(x.dtype)
 

@@ -61,5 +61,5 @@ FAMILY = Family(
     converts="the same model by ComfyUI's names",
     memory=WorldRule(HUNYUAN_MEMORY, torch.float64),
     network=load_worldplay_hunyuan,
-    adapter="world.adapter",
+    adapter="world.hunyuan_adapter",
 )

@@ -53,5 +53,5 @@ FAMILY = Family(
     converts="10.6 GB for Load WorldPlay of the 40 GB that are released",
     memory=WorldRule(WAN_MEMORY),
     network=load_worldplay,
-    adapter="world.adapter",
+    adapter="world.wan_adapter",
 )
