@@ -28,9 +28,9 @@ class QVGLoadCausalWan(io.ComfyNode):
             node_id="QVGLoadCausalWan",
             display_name=NODE,
             category=CATEGORY,
-            description="Loads Self-Forcing, Causal-Forcing, CausVid and LongLive from the files they are released in, .pt "
-            "or .safetensors, and knows how each was trained to be run. The MODEL is ComfyUI's own causal Wan: its nodes, LoRA "
-            "nodes and QVG's work on it.",
+            description="Loads Self-Forcing, Causal-Forcing, CausVid, LongLive and Krea Realtime from the files they are "
+            "released in, .pt or .safetensors, and knows how each was trained to be run. The MODEL is ComfyUI's own causal Wan: "
+            "its nodes, LoRA nodes and QVG's work on it.",
             search_aliases=["qvg", "self forcing", "causal forcing", "causvid", "longlive", "unet loader"],
             inputs=[
                 io.Combo.Input("file", options=model_files(), tooltip="From models/diffusion_models: .pt, .pth or .safetensors."),
