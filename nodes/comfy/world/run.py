@@ -13,7 +13,7 @@ from torch import Tensor
 from ....qvg import CacheSpec, ConfigError, GridRope, QVGConfig
 from ....qvg.camera.cameras import Cameras
 from ....qvg.camera.selection import MemoryRule
-from ....qvg.models.common.world_memory import WorldMemory, world_memory
+from ....qvg.models.common.world_memory import WorldMemory, vendor_config, world_memory
 from ....qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, chunks_of, video_frames
 from ....qvg.sampling import place_blocks
 from ...prompts import FRAME_KEY, PromptStart, prompt_starts
@@ -129,10 +129,8 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     grid = (noise.shape[3] // world.patch, noise.shape[4] // world.patch)
     config, chunk_frames = settings.config, CHUNK_FRAMES
     if options.mode == "vendor":
-        # All of a context is written at once, and nothing of it is newer or older than the rest.
         chunk_frames = max(CHUNK_FRAMES, noise.shape[2] - CHUNK_FRAMES if rule is None else rule.context_frames)
-        if config.codec != "none":
-            config = config.with_changes(sink_frames=0, recent_frames=0, span_frames=chunk_frames)
+        config = vendor_config(config, chunk_frames)
     spec = world.cache_spec(base_model, grid, chunk_frames, noise.shape[0], config.codec)
     names = ignored_patches(guider.model_options, guider.model_patcher)
     if names:
