@@ -2,7 +2,8 @@
 
     python tools/memory_thumbnail.py http://127.0.0.1:8188 workflows/self_forcing_t2v.jpg
 
-The curves are bytes that the library counts for the workflow's own settings, at its own size and length, on the 1.3B model.
+The curves are bytes that the library counts for the workflow's own settings, at its own size and length, on the
+model that its plan names, else on the 1.3B.
 Needs a running ComfyUI with this pack and a Chromium (CHROMIUM_PATH, or on PATH); torch and Pillow besides the standard library.
 """
 
@@ -102,7 +103,8 @@ def memory(program: Prompt) -> tuple[str, dict[str, list[float]]]:
     (inputs,) = (step["inputs"] for step in program.values() if step["class_type"] == "QVGKVCache")
     changes = {name: inputs[name] for name in ("sink_frames", "recent_frames", "window_frames") if inputs[name]}
     config, exact = PRESETS[inputs["cache.preset"]].with_changes(**changes), PRESETS["exact"]
-    network = networks()["self-forcing-1.3b"]
+    planned = next((step["inputs"]["network"] for step in program.values() if step["class_type"] == "QVGPlan"), None)
+    network = networks()[planned or "self-forcing-1.3b"]
     tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     block = next(
         (step["inputs"]["num_frame_per_block"] for step in program.values() if step["class_type"] == "SamplerARVideo"), 3
