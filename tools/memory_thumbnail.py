@@ -51,7 +51,7 @@ def main() -> None:
     program = json.loads((chosen.file.parent / "api" / chosen.file.name).with_suffix(".json").read_text(encoding="utf-8"))
     with Chromium(chromium) as browser, opened(browser, chosen.server, *PAGE) as page:
         picture = stacked(program, graph_picture(page, workflow))
-    picture.save(chosen.file, quality=85)
+    picture.save(chosen.file, quality=85, optimize=True, progressive=True)
     print(f"{chosen.file}: {chosen.file.stat().st_size / 1000:.0f} kB")
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     with Chromium(chromium) as browser, opened(browser, chosen.server, *PAGE) as page:
         graph = graph_picture(page, workflow)
     sheet = stacked(headline(program), [walk, graph])
-    sheet.save(chosen.file, quality=85)
+    sheet.save(chosen.file, quality=85, optimize=True, progressive=True)
     print(f"{chosen.file}: {chosen.file.stat().st_size / 1000:.0f} kB")
 
 

@@ -112,7 +112,7 @@ def test_recompute_equals_grow_for_two_blocks_and_holds_three_frames(client: Cli
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
     [
-        (krea({**BALANCED, "window_frames": 9}, memory="recompute"), "memory recompute holds 3 frames and no more"),
+        (krea({**BALANCED, "window_frames": 15}, memory="recompute"), "memory recompute holds 3 frames and no more"),
         (with_vae(krea()), "memory is grow, which needs no VAE"),
         (with_vae(krea(memory="recompute", frames_per_block=1)), "recompute with a VAE needs blocks of 2 frames or more"),
     ],
