@@ -6,11 +6,10 @@ from typing import Any
 
 from ....qvg import ConfigError, QVGConfig
 from ....qvg.models.common.shape import NetworkShape
+from ....qvg.models.wan.names import LATENT_CHANNELS
 from ..adapter import Adapter, Loader, is_wan
 from ..settings import HOOKED_KEY
 from .shape import CORE_NAME, causal_shape, is_causal
-
-CHANNELS = 16  # of Wan 2.1's latents
 
 
 class CausalAdapter:
@@ -22,7 +21,7 @@ class CausalAdapter:
 
     def near(self, base_model: Any) -> str:
         """A Wan text-to-video network without a cache may be a causal one's file."""
-        if not is_wan(base_model, CHANNELS):
+        if not is_wan(base_model, LATENT_CHANNELS):
             return ""
         return (
             "If the file is a Self-Forcing or Causal-Forcing checkpoint: ComfyUI's own loader takes it for an ordinary Wan; "

@@ -20,6 +20,12 @@ _STREAM_PARTS = ("mod", "norm1", "attn", "norm2", "mlp")
 _BLOCK_PARTS = tuple(f"{stream}_{part}" for stream in ("img", "txt") for part in _STREAM_PARTS)
 
 
+def is_hunyuan(base_model: Any) -> bool:
+    """Whether this is core's HunyuanVideo 1.5: of its predecessors none tells frames, text and picture apart."""
+    network = getattr(base_model, "diffusion_model", None)
+    return hasattr(network, "double_blocks") and getattr(network, "cond_type_embedding", None) is not None
+
+
 def attach_layers(network: Any, layers: Mapping[str, Tensor], assign: bool) -> None:
     """Give core's network WorldPlay's own layers. Raises UnsupportedModelError where it is not the network that we know."""
     parts = {name: getattr(network, name, None) for name in _PARTS}

@@ -8,6 +8,7 @@ from typing import Any
 from ....qvg import ConfigError, GridRope
 from ....qvg.camera.selection import HUNYUAN_MEMORY
 from ....qvg.models.common.variants import CausalVariant
+from ....qvg.models.worldplay_hunyuan.checkpoint import LATENT_CHANNELS
 from ....qvg.models.worldplay_hunyuan.modules import HEAD_DIM
 from ....qvg.positions.rope import hunyuan_rope
 from .face import WorldFace
@@ -18,7 +19,7 @@ class WorldPlay8B(WorldFace):
     """On HunyuanVideo 1.5; `variant` is the stage of its training."""
 
     name, network = "WorldPlay 8B", "worldplay-8b"
-    channels = 32
+    channels = LATENT_CHANNELS
     token_pixels, patch = 16, 1
     first_frames = HUNYUAN_MEMORY.first_frames
     checked_tokens = 1560  # of 832 x 480

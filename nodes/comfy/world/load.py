@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_base
 import comfy.sd
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -23,10 +22,10 @@ _KEY = "qvg_world"
 
 @dataclass(frozen=True)
 class CoreNetwork:
-    """Of core's: the class that it makes of such weights, what to call that, and names of the layers that a world adds to it."""
+    """Of core's: what to call it, whether a `BaseModel` is one, and names of the layers that a world adds to it."""
 
-    model_class: str
     title: str
+    matches: Callable[[Any], bool]
     own: Sequence[str]
     attach_layers: Callable[..., None]
 
@@ -42,7 +41,7 @@ def world_patcher(checkpoint: CausalCheckpoint, core: CoreNetwork, face: WorldFa
     base = {**checkpoint.tensors, **{name: torch.cat(parts) for name, parts in checkpoint.joined.items()}}
     own = {name: base.pop(name) for name in list(base) if any(part in f".{name}" for part in core.own)}
     model = comfy.sd.load_diffusion_model_state_dict(base, model_options=options, metadata=checkpoint.metadata, **more)
-    if model is None or type(model.model) is not getattr(comfy.model_base, core.model_class, None):
+    if model is None or not core.matches(model.model):
         made = "nothing" if model is None else type(model.model).__name__
         raise UnsupportedModelError(
             f"this ComfyUI makes {made} of {checkpoint.path.name}, which QVG takes for a {core.title}; ComfyUI 0.21 to 0.33 make "

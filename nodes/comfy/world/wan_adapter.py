@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....qvg.models.worldplay_wan.checkpoint import LATENT_CHANNELS
 from ..adapter import Adapter, Loader, is_wan
 from .adapter import WorldAdapter
-
-CHANNELS = 48  # of Wan 2.2's latents
 
 
 class WanWorldAdapter(WorldAdapter):
@@ -17,7 +16,7 @@ class WanWorldAdapter(WorldAdapter):
 
     def near(self, base_model: Any) -> str:
         """Core's loader leaves WorldPlay's own layers out."""
-        if not is_wan(base_model, CHANNELS):
+        if not is_wan(base_model, LATENT_CHANNELS):
             return ""
         return "If the file is HY-WorldPlay's: ComfyUI's own loader takes it for a Wan 2.2; load it with 'Load WorldPlay'."
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ....qvg import ConfigError, GridRope
+from ....qvg.models.worldplay_wan.checkpoint import LATENT_CHANNELS
 from ....qvg.models.worldplay_wan.variants import WORLDPLAY_5B
 from ....qvg.positions.rope import wan_rope
 from .face import WorldFace
@@ -17,7 +18,7 @@ class WorldPlay5B(WorldFace):
 
     name, network = "WorldPlay 5B", "worldplay-5b"
     variant = WORLDPLAY_5B
-    channels = 48
+    channels = LATENT_CHANNELS
     token_pixels, patch = 32, 2
     checked_tokens = 880  # of 1280 x 704
 

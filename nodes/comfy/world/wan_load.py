@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from functools import partial
 from typing import Any
 
 import comfy.sd
 
 from ....qvg import UnsupportedModelError
 from ....qvg.models.common.checkpoint import CausalCheckpoint
+from ....qvg.models.worldplay_wan.checkpoint import LATENT_CHANNELS
+from ..adapter import is_wan
 from .load import CoreNetwork, dress_world, world_patcher
 from .wan import ACTION, PROJECTION, attach_layers, world_forward
 from .wan_face import WorldPlay5B
 
-_CORE = CoreNetwork("WAN22", "Wan 2.2 5B", (f".{ACTION}.", f".{PROJECTION}."), attach_layers)
+_CORE = CoreNetwork("Wan 2.2 5B", partial(is_wan, channels=LATENT_CHANNELS), (f".{ACTION}.", f".{PROJECTION}."), attach_layers)
 
 
 def check(checkpoint: CausalCheckpoint) -> None:
