@@ -18,6 +18,7 @@ from ....qvg import ConfigError, KVCache, UnsupportedModelError
 from ....qvg.sampling import BlockPlace, RenoiseSchedule, generate
 from ...prompts import FRAME_KEY
 from ..attach import require_sampled_by
+from ..memory import cache_bytes_needed
 from ..progress import Progress
 from ..settings import HOOKED_KEY
 from .plan import OPTIONS, CausalOptions, start_latent
@@ -113,7 +114,8 @@ class _GuidedBlocks:
         self._freqs: Tensor | None = None
         self._position: int | None = None
         vae = self._plan.options.vae if self._plan.options is not None else None
-        self._context = Context(self._base, guider.model_patcher, vae) if self._plan.recomputes else None
+        held = cache_bytes_needed(self._plan.spec, self._plan.settings.config, self._plan.held_frames)
+        self._context = Context(self._base, guider.model_patcher, vae, held) if self._plan.recomputes else None
 
     def begin_block(self, place: BlockPlace) -> None:
         """Take up a new prompt where one begins, and count positions anew."""
