@@ -11,6 +11,7 @@ from .api import CATEGORY, Camera, io, ui
 from .camera import CameraPath, CameraPoses
 from .causal_loaders import DTYPES
 
+NODE = "Load WorldPlay"
 STARTS = ("image", "text", "extend")
 # Pixels of a token's side; both sides of a video are whole tokens.
 _TOKEN_PIXELS = 32
@@ -25,7 +26,7 @@ class QVGLoadWorldPlay(io.ComfyNode):
 
         return io.Schema(
             node_id="QVGLoadWorldPlay",
-            display_name="Load WorldPlay",
+            display_name=NODE,
             category=CATEGORY,
             description="Loads HY-WorldPlay (HY-World 1.5) on Wan 2.2 5B or HunyuanVideo 1.5 (8B): a world that you walk through "
             "with a camera. The MODEL is ComfyUI's own network with WorldPlay's layers; LoRA nodes and QVG KV Cache work on it. "
@@ -57,9 +58,9 @@ class QVGLoadWorldPlay(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, dtype: str = DTYPES[0]) -> io.NodeOutput:
-        from .comfy.world.wan_load import load_worldplay
+        from .comfy.loading import load
 
-        loaded = load_worldplay(file, dtype)
+        loaded = load(file, NODE, dtype=dtype)
         return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))
 
 

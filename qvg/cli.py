@@ -75,10 +75,13 @@ def _demo(options: argparse.Namespace) -> int:
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from .config import CODECS, OFFLOADS, PRESETS
     from .models.common.world_schedule import MODES
-    from .models.shapes import SHAPES
+    from .models.registry import networks
     from .plan import WEIGHT_BYTES
     from .plan.command import DEFAULT_PRESET
 
+    known = networks()
+    wide = ", ".join(f"{name}: {shape.token_pixels}" for name, shape in known.items() if shape.token_pixels != 16)
+    worlds = ", ".join(name for name, shape in known.items() if shape.context_frames is not None)
     command = commands.add_parser(
         "plan",
         help="how much memory a run will take, and whether it fits",
@@ -87,8 +90,8 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "Bytes of the cache are exact, the others upper bounds. 1 GB is 10^9 bytes.",
     )
     add = command.add_argument
-    add("--model", required=True, metavar="NAME", help=", ".join(SHAPES))
-    add("--width", type=int, required=True, metavar="W", help="pixels, a multiple of 16 (worldplay-5b: 32)")
+    add("--model", required=True, metavar="NAME", help=", ".join(known))
+    add("--width", type=int, required=True, metavar="W", help=f"pixels, a multiple of 16 ({wide})")
     add("--height", type=int, required=True, metavar="H", help="the same")
     add("--frames", type=int, required=True, metavar="N", help="pictures: 1 + 4k, such as 81")
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)}; default {DEFAULT_PRESET}")
@@ -103,7 +106,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--offload", choices=OFFLOADS, help="where encoded frames are kept; default gpu")
     add("--block-frames", type=int, metavar="N", help="latent frames denoised together; default as the model was trained")
     add("--given-frames", type=int, default=0, metavar="N", help="latent frames of a start image or video; default 0")
-    add("--mode", choices=MODES, help=f"of worldplay models, as on World Sampler; default {MODES[0]}")
+    add("--mode", choices=MODES, help=f"of worlds ({worlds}), as on World Sampler; default {MODES[0]}")
     add("--batch", type=int, default=1, metavar="N", help="videos at once; default 1")
     add("--weights", default="bf16", metavar="TYPE", help=f"{', '.join(WEIGHT_BYTES)}; default bf16")
     add("--vram-gb", type=float, metavar="G", help="the card's memory; default that of the card there is")
@@ -175,22 +178,22 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .models.common.variants import VARIANTS, WORLDPLAY_8B
+    from .models.common.checkpoint import WEIGHTS
+    from .models.common.found import AUTO
     from .models.convert import DTYPE_NAMES
-    from .models.wan.checkpoint import WEIGHTS
-    from .models.wan.which_variant import AUTO
+    from .models.registry import families, variants
+
+    made = "; ".join(f"of {family.title}, {family.converts}" for family in families() if family.converts)
 
     command = commands.add_parser(
         "convert",
-        help="make a file that ComfyUI's own loader knows to be a causal Wan",
-        description="Read a checkpoint of the causal Wan family (Self-Forcing, Causal-Forcing, CausVid, LongLive) and write it "
-        "as a .safetensors file with the mark by which ComfyUI's Load Diffusion Model knows a causal Wan; or HY-WorldPlay's "
-        "model.pt (40 GB), of which 10.6 GB are left for Load WorldPlay, and its 8B model with ComfyUI's names. Memory holds one "
-        "tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
+        help="make one .safetensors file, known by ComfyUI or by our loader, of a released one",
+        description="Read a checkpoint as it was released, or repackaged, and write it as one .safetensors file: "
+        f"{made}. Memory holds one tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
     )
     command.add_argument("source", type=Path, metavar="IN", help=".pt, .pth or .safetensors")
     command.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
-    command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join([*VARIANTS, *WORLDPLAY_8B])}")
+    command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join(variants())}")
     command.add_argument(
         "--weights", default=AUTO, metavar="NAME", help=f"weights of the file to take: {AUTO} (as released), {', '.join(WEIGHTS)}"
     )

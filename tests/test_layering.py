@@ -1,4 +1,5 @@
-"""Imports point right only: request -> nodes/ -> qvg/sampling -> qvg/models -> qvg/cache ... -> qvg/codec -> kernels/.
+"""Imports point right only: request -> nodes/ -> qvg/sampling -> qvg/models -> qvg/cache ... -> qvg/codec -> kernels/; and no
+file reaches itself through others.
 
 Reads imports with `ast`, also those inside functions, and runs nothing.
 """
@@ -127,6 +128,69 @@ def violations(root: Path) -> list[str]:
             if why:
                 found.append(f"{file.relative_to(root).as_posix()}:{line}: {target or 'the root'} ({why})")
     return found
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Which file imports which, by names of modules: also where only a type checker does so, and inside functions. A package's
+    `__init__` counts where names are taken from it. The adapters that `nodes.comfy.attach` imports by name are the registry's."""
+    folders = (root / name for name in ("nodes", "qvg", "kernels"))
+    files = [root / "__init__.py", *(file for folder in folders for file in sorted(folder.rglob("*.py")))]
+    found = {module_name(file, root): imports(file, root) for file in files if file.is_file()}
+    graph = {name: {target for _, target, ours in lines if ours} for name, lines in found.items()}
+    adapters = {name for name in graph if name.startswith("nodes.comfy.") and name.endswith("adapter")}
+    graph.get("nodes.comfy.attach", set()).update(adapters)
+    return {name: {target for target in targets if target in graph and target != name} for name, targets in graph.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Files that reach each other, by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in index:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], index[target])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            circle, stack[at:] = stack[at:], []
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_file_reaches_itself():
+    assert circles(import_graph(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"qvg/cache/a.py": "from .b import x", "qvg/cache/b.py": "from .a import y"},
+        {"qvg/cache/a.py": "from .b import x", "qvg/cache/b.py": "def late():\n    from . import a"},
+        {
+            "qvg/cache/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import x",
+            "qvg/cache/b.py": "from .c import x",
+            "qvg/cache/c.py": "from .a import y",
+        },
+        {"nodes/comfy/attach.py": "", "nodes/comfy/adapter.py": "from .attach import x"},
+    ],
+    ids=["plain", "in a function", "for types", "by name"],
+)
+def test_a_circle_is_found(tmp_path, files):
+    (circle,) = circles(import_graph(tree(tmp_path, files)))
+    assert circle == sorted(name.removesuffix(".py").replace("/", ".") for name in files)
 
 
 def test_imports_point_right_only():

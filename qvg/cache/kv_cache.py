@@ -20,6 +20,7 @@ from ..attention.history import Turn, Turns
 from ..attention.joint import Beside, with_beside
 from ..attention.workspace import Workspace
 from ..codec.base import BookSize, TurningCodec
+from ..codec.observed import Observer, observed
 from ..codec.span import ExactSpan, Span, storage_bytes
 from ..config import QVGConfig
 from ..errors import CacheError, ConfigError, NonFiniteError, TooLargeError
@@ -181,6 +182,12 @@ class KVCache:
         following = (layer + 1) % len(self.layers)
         spans = self.depot.visit(device, (layer, state.spans), (following, self.layers[following].state.spans))
         return [*state.sink, *spans, *state.tail]
+
+    def observe(self, observer: Observer) -> None:
+        """From now on tell `observer` of every span as soon as it is made, and what it was made of."""
+        for layer in self.layers:
+            layer.exact = observed(layer.exact, observer)  # type: ignore[assignment]  # it stands in for the exact codec
+            layer.codecs = type(layer.codecs)(*(observed(codec, observer) for codec in layer.codecs))
 
     def explain(self) -> list[str]:
         """How this cache was read so far, and why so: a line for every kind of queries that came up."""

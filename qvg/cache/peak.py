@@ -11,17 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..codec import Codec, ExactCodec, make_codecs
 from ..config import QVGConfig
 from .growth import Book, Commit, Growth
-
-if TYPE_CHECKING:
-    from .spec import CacheSpec
-
+from .spec_like import SpecLike
 
 # Keys and values have codecs of their own; what is not encoded, another.
 _ENCODED, _EXACT = (0, 1), 2
@@ -39,7 +35,7 @@ class Peak:
 
 
 def peaks(
-    spec: CacheSpec, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None = None, by_layer: bool = True
+    spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None = None, by_layer: bool = True
 ) -> Iterator[Peak]:
     """One for every chunk, of so many frames each. `block_dtype` is what the network computes keys and values in, by default what
     they are kept in. `by_layer`: the network lets go of a layer's block before it makes the next one's (`KVCache.release`,
@@ -78,7 +74,7 @@ def _on_device(layers: int, during: int, waiting: int, packed: int, exact: int, 
 class _Layer:
     """Bytes of one layer."""
 
-    def __init__(self, spec: CacheSpec, config: QVGConfig):
+    def __init__(self, spec: SpecLike, config: QVGConfig):
         self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
         self._codecs: tuple[Codec, ...] = (*make_codecs(config, spec.dtype), ExactCodec(spec.dtype))
         self._span, self._book = cache(self._count_span), cache(self._count_book)
@@ -142,6 +138,6 @@ class _Layer:
         return sum(self._parts(which, book).values())
 
 
-def most_held(spec: CacheSpec, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:
+def most_held(spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:
     """Bytes at the worst moment of a whole run; 0 for a run of no chunks."""
     return max((peak.peak_bytes for peak in peaks(spec, config, chunks, block_dtype, by_layer)), default=0)

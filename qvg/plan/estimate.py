@@ -21,9 +21,10 @@ from ..cache.peak import Peak, peaks
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import ConfigError
+from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
+from ..models.common.world_memory import vendor_config
 from ..models.common.world_schedule import MODES
-from ..models.shapes import NetworkShape
 from .activations import Activations, Block, activations
 
 # Nobody asks for more in one run: at 16 pictures a second 1.7 hours.
@@ -146,8 +147,8 @@ class Run:
         self.mode = _mode(network, video, config)
         # The context that is written in one piece before every block.
         self._context_frames = network.context_frames if self.mode == "vendor" else None
-        if self._context_frames and config.codec != "none":
-            config = config.with_changes(sink_frames=0, recent_frames=0, span_frames=self._context_frames)
+        if self._context_frames:
+            config = vendor_config(config, self._context_frames)
         self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
         self._device_type, self._triton = device_type, triton
         self.weights_bytes = _weights_bytes(network, self.weights)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..models.common.shape import NetworkShape
 from ..models.common.world_schedule import MODES
-from ..models.shapes import NetworkShape
 from .advice import Setting
 from .estimate import Plan, Video
 

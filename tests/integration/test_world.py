@@ -310,7 +310,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
     return {
         "base": (
             loaded,
-            "is a Wan without HY-WorldPlay's layers (it lacks 'action_embedding.0.weight'); get wan_distilled_model",
+            "is Wan 2.2 5B without HY-WorldPlay's layers; get wan_distilled_model",
         ),
         "8B": (hunyuan, "model.safetensors is HY-WorldPlay on HunyuanVideo 1.5 (8B)"),
         "core's loader": (core, "ComfyUI's own loader takes it for a Wan 2.2; load it with 'Load WorldPlay'"),

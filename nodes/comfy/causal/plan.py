@@ -15,27 +15,32 @@ from ....qvg.models.common.variants import CausalVariant
 from ....qvg.positions.rope import wan_rope
 from ....qvg.sampling import BlockPlace, NoiseLevels, place_blocks
 from ...prompts import PromptStart, prompt_starts
-from ..attach import CacheSettings, settings_of, variant_of
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_step_caches
+from ..settings import CacheSettings, settings_of, variant_of
 
 logger = logging.getLogger(__name__)
 
 _FRAMES_PER_BLOCK = "num_frame_per_block"  # SamplerARVideo's name
 # Of a SAMPLER's extra options: says that the loop is ours, and how it runs.
 OPTIONS = "options"
+# What `recompute.Context` shows to a block.
+CONTEXT_FRAMES = 3
 
 
 @dataclass(frozen=True)
 class CausalOptions:
     """QVG Causal Sampler's widgets. `frames_per_block` 0 is what the model was trained for; `context_noise` the noise level that
-    finished blocks are remembered at; `reindexed` counts positions from the oldest frame in memory."""
+    finished blocks are remembered at; `reindexed` counts positions from the oldest frame in memory; `memory` is "grow" or
+    "recompute", and `vae` what the latter's context moves on with."""
 
     frames_per_block: int = 0
     context_noise: float = 0.0
     first_block_sigmas: tuple[float, ...] | None = None
     reindexed: bool = False
     keep_finished: bool = True
+    memory: str = "grow"
+    vae: Any = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,19 @@ class CausalPlan:
         return self.settings.config.codec == "none" and not self.reindexed
 
     @property
+    def recomputes(self) -> bool:
+        """Whether memory is computed anew before every block."""
+        return self.options is not None and self.options.memory == "recompute"
+
+    @property
+    def held_frames(self) -> int:
+        """The most that memory holds, the block in work included."""
+        return min(self.frames, CONTEXT_FRAMES + self.spec.chunk_frames) if self.recomputes else self.frames
+
+    @property
     def joined_bytes(self) -> int:
         """Beside the cache: core's attention takes one layer's exact keys and values in one piece."""
-        return self.spec.predict(self.settings.config, self.frames).total // self.spec.layers if self.as_core else 0
+        return self.spec.predict(self.settings.config, self.held_frames).total // self.spec.layers if self.as_core else 0
 
     @property
     def keep_finished(self) -> bool:
@@ -115,6 +130,8 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
         _refuse_prompt_changes(prompt_starts(entries, places))
         return plan
     _check_sink(plan)
+    if plan.recomputes:
+        _check_recompute(plan)
     levels = _noise_levels(sigmas, options, variant_of(model_options))
     return replace(plan, levels=levels, prompts=prompt_starts(entries, places))
 
@@ -244,6 +261,20 @@ def _check_sink(plan: CausalPlan) -> None:
             f"window_frames is {config.window_frames}, but behind a first block of {plan.places[0].frames} frame(s) the sink "
             f"takes {sink}, which with recent frames and the block in work needs {needed}; use {needed} or more, or sink_frames "
             f"{plan.places[0].frames}"
+        )
+
+
+def _check_recompute(plan: CausalPlan) -> None:
+    assert plan.options is not None
+    if plan.settings.config.window_frames is not None:
+        raise ConfigError(
+            f"window_frames is {plan.settings.config.window_frames}, but memory recompute holds {CONTEXT_FRAMES} frames and no "
+            "more; set window_frames on QVG KV Cache to 0, or memory to grow"
+        )
+    if plan.options.vae is not None and any(place.frames < 2 for place in plan.places[1:-1]):
+        raise ConfigError(
+            "a VAE decodes blocks of one frame only together with others, so recompute with a VAE needs blocks of 2 frames or "
+            "more; disconnect vae, or raise frames_per_block"
         )
 
 

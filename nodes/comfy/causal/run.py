@@ -17,9 +17,9 @@ from ....qvg import CacheBytes, ConfigError, ExactSpan, KVCache, UnsupportedMode
 from ....qvg.cache.policy import Layout
 from ....qvg.positions.rope import pairs_apart
 from ...records import RunRecord
-from ..attach import CORE_NAME
 from ..progress import say
 from .plan import CausalPlan
+from .shape import CORE_NAME
 
 Attend = Callable[["LayerSlot", Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -67,13 +67,15 @@ class _Block:
 @dataclass(frozen=True)
 class CausalPass:
     """One pass of the network over `frames` frames. `commits`: they are finished and become history; `repeats`: they were history
-    before. `freqs`: core's rotations, where those that the network makes itself are not to be used."""
+    before. `freqs`: core's rotations, where those that the network makes itself are not to be used. `position`: where its first
+    frame stands, None for where the plan has it."""
 
     first_frame: int
     frames: int
     commits: bool
     repeats: bool = False
     freqs: Tensor | None = None
+    position: int | None = None
 
 
 class CausalRun:
@@ -101,9 +103,12 @@ class CausalRun:
 
     def forget(self) -> None:
         """Empty the memory; the same frames will be seen once more."""
-        frames, held = self.cache.frames_committed, self.cache.layout.frames
+        self.begin_again(self.cache.frames_committed - self.cache.layout.frames)
+
+    def begin_again(self, frames: int) -> None:
+        """Empty the memory, as if so many frames had been and gone."""
         self.cache.reset()
-        self.cache.resume(Layout(), frames - held, 0, ())
+        self.cache.resume(Layout(), frames, 0, ())
 
     def begin_pass(self, coming: CausalPass) -> None:
         """The network is about to run."""
@@ -116,6 +121,7 @@ class CausalRun:
         self._pass, self._next_layer = coming, 0
         if not self.plan.as_core:
             first = self.cache.layout.frames if self.plan.reindexed else coming.first_frame
+            first = first if coming.position is None else coming.position
             self.cache.place([(float(first + frame), 0.0, 0.0) for frame in range(coming.frames)])
 
     def end_pass(self, latent: Tensor) -> None:
@@ -126,7 +132,7 @@ class CausalRun:
                 "network whole; take out the node that skips passes or layers (step caches, skip-layer guidance)"
             )
         if self._pass.commits and not self._pass.repeats:
-            self._note_block(latent)
+            self.note_block(latent)
 
     def _attend(self, slot: LayerSlot, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor) -> Tensor:
         self._check(slot, q)
@@ -172,7 +178,8 @@ class CausalRun:
         out: Tensor = optimized_attention(q.flatten(2), keys, values, heads=self.spec.heads)
         return out
 
-    def _note_block(self, latent: Tensor) -> None:
+    def note_block(self, latent: Tensor) -> None:
+        """It has become history."""
         now, cache, frames = time.perf_counter(), self.cache.nbytes(), latent.shape[2]
         seconds, self._began = now - self._began, now
         self.blocks.append(_Block(latent.cpu(), seconds, cache))
@@ -198,6 +205,7 @@ class CausalRun:
             workspace_bytes=max(self.cache.workspace.nbytes, self._joined_bytes),
             given_frames=self.plan.given_frames,
             places=self.cache.places(),
+            remembers="memory was computed anew before every block, of 3 latent frames" if self.plan.recomputes else "",
         )
 
 

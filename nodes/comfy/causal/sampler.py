@@ -17,9 +17,12 @@ from torch import Tensor
 from ....qvg import ConfigError, KVCache, UnsupportedModelError
 from ....qvg.sampling import BlockPlace, RenoiseSchedule, generate
 from ...prompts import FRAME_KEY
-from ..attach import HOOKED_KEY, has_cache_of_core, require_cache
+from ..attach import require_sampled_by
+from ..memory import cache_bytes_needed
 from ..progress import Progress
+from ..settings import HOOKED_KEY
 from .plan import OPTIONS, CausalOptions, start_latent
+from .recompute import Context
 from .run import CausalPass, CausalRun, LayerSlot
 from .wan import PASS_KEY
 
@@ -78,12 +81,7 @@ def _given(base_model: Any, model_options: dict[str, Any], latent: Tensor, x: Te
 
 def _cached_run(base_model: Any, model_options: dict[str, Any], x: Tensor) -> tuple[CausalRun, list[LayerSlot]]:
     """The run that QVG KV Cache on the MODEL has planned, and a slot for every layer."""
-    if not has_cache_of_core(base_model):
-        if hasattr(base_model, "qvg_cache_spec"):
-            raise UnsupportedModelError(
-                f"the {base_model.qvg_name} is no causal Wan model; connect 'QVG Sampler' in place of QVG Causal Sampler"
-            )
-        require_cache(base_model)
+    require_sampled_by(base_model, "QVG Causal Sampler")
     if HOOKED_KEY not in model_options.get("transformer_options", {}):
         raise ConfigError(
             "this MODEL has no QVG KV Cache, through which QVG Causal Sampler attends; put one between the loader and the guider "
@@ -114,6 +112,10 @@ class _GuidedBlocks:
         self._place = self._plan.places[0]
         self._crossattn: Any = None
         self._freqs: Tensor | None = None
+        self._position: int | None = None
+        vae = self._plan.options.vae if self._plan.options is not None else None
+        held = cache_bytes_needed(self._plan.spec, self._plan.settings.config, self._plan.held_frames)
+        self._context = Context(self._base, guider.model_patcher, vae, held) if self._plan.recomputes else None
 
     def begin_block(self, place: BlockPlace) -> None:
         """Take up a new prompt where one begins, and count positions anew."""
@@ -127,10 +129,13 @@ class _GuidedBlocks:
             # Text does not change between blocks, so the network keeps its keys and values: of this prompt from here on.
             dtype = self._base.get_dtype()
             self._crossattn = self._base.diffusion_model.init_crossattn_caches(self.video.shape[0], self.video.device, dtype)
-        if start is not None and start.recache and place.index > 0:
+        self._place, self._position = place, None
+        if self._context is not None:
+            self._position = self._recompute(place, self._context)
+        elif start is not None and start.recache and place.index > 0:
             self._see_again(place)
         self.run.reindex()
-        self._place, self._freqs = place, self._rotations(place)
+        self._freqs = self._rotations(place.first_frame if self._position is None else self._position, place.frames)
 
     def block_shape(self, frames: int) -> tuple[int, ...]:
         """[B, C, frames, H, W]."""
@@ -138,20 +143,28 @@ class _GuidedBlocks:
 
     def predict_clean(self, x: Tensor, noise_level: float, cache: KVCache) -> Tensor:
         """One denoise step."""
-        clean = self._pass(x, noise_level, CausalPass(self._place.first_frame, self._place.frames, False, freqs=self._freqs))
+        clean = self._pass(x, noise_level, self._coming(commits=False))
         self._tick(clean)
         return clean
 
     def commit_clean(self, x: Tensor, cache: KVCache) -> None:
         """The pass over the finished block that leaves its keys and values."""
         self.video[:, :, self._place.span] = x
-        self._pass(x, self._context_noise, CausalPass(self._place.first_frame, self._place.frames, True, freqs=self._freqs))
+        if self._context is None:
+            self._pass(x, self._context_noise, self._coming(commits=True))
+        else:
+            self.run.note_block(x)
+            if self._place.index + 1 < self._plan.blocks:
+                self._context.finished(x)
         self._tick(x)
 
     def leave(self) -> None:
         """The guider and its options are as they were."""
         self._guider.conds = self._conds
         self._options["transformer_options"].pop("ar_state", None)
+
+    def _coming(self, commits: bool) -> CausalPass:
+        return CausalPass(self._place.first_frame, self._place.frames, commits, freqs=self._freqs, position=self._position)
 
     @property
     def _context_noise(self) -> float:
@@ -169,16 +182,30 @@ class _GuidedBlocks:
         self.run.forget()
         for each in held:
             mm.throw_exception_if_processing_interrupted()
-            again = CausalPass(each.first_frame, each.frames, True, repeats=True, freqs=self._rotations(each))
+            freqs = self._rotations(each.first_frame, each.frames)
+            again = CausalPass(each.first_frame, each.frames, True, repeats=True, freqs=freqs)
             self._pass(self.video[:, :, each.span], self._context_noise, again)
 
-    def _rotations(self, place: BlockPlace) -> Tensor | None:
+    def _recompute(self, place: BlockPlace, context: Context) -> int:
+        """Make memory anew of what the block is to see. -> where the block stands, behind it"""
+        if not place.index:
+            return 0
+        mm.throw_exception_if_processing_interrupted()
+        seen = context.of(self.video[:, :, : place.first_frame])
+        frames = seen.shape[2]
+        first = place.first_frame - frames
+        self.run.begin_again(first)
+        freqs = self._rotations(0, frames)
+        self._pass(seen, self._context_noise, CausalPass(first, frames, True, repeats=True, freqs=freqs, position=0))
+        return frames
+
+    def _rotations(self, first: int, frames: int) -> Tensor | None:
         """Core makes positions in the network's dtype, which in bf16 knows no odd number above 256; these are in float32."""
         if not self._plan.as_core:
             return None
         _, rows, cols = self._base.diffusion_model.patch_size
-        size = (place.frames, self._plan.grid[0] * rows, self._plan.grid[1] * cols)
-        where = {"t_start": place.first_frame, "device": self.video.device, "dtype": torch.float32}
+        size = (frames, self._plan.grid[0] * rows, self._plan.grid[1] * cols)
+        where = {"t_start": first, "device": self.video.device, "dtype": torch.float32}
         freqs: Tensor = self._base.diffusion_model.rope_encode(*size, **where)
         return freqs
 

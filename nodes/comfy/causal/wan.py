@@ -20,14 +20,15 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, QVGConfig, UnsupportedModelError
 from ...records import RECORDS
-from ..attach import HOOKED_KEY, SETTINGS_KEY, settings_of
 from ..keep import keep_frames
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..model_plan import refuse_what_cannot_fit
 from ..progress import say, say_how_it_ended
+from ..settings import HOOKED_KEY, SETTINGS_KEY, settings_of
 from . import prompt_memory
 from .plan import OPTIONS, CausalPlan, make_plan
 from .run import CausalPass, CausalRun, LayerSlot
+from .shape import causal_shape
 
 _KEY = "qvg"
 # In the sampler's `ar_state`: the `CausalPass` that a loop of ours says it is about to make.
@@ -132,7 +133,8 @@ class CausalSampling:
         if not self.has_settings and OPTIONS not in getattr(sampler, "extra_options", {}):
             return self._as_core_does(executor, noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         plan = make_plan(guider, noise, sampler, sigmas, denoise_mask)
-        refuse_what_cannot_fit(guider.model_patcher, plan.settings.config, plan.spec, plan.frames, plan.grid)
+        shape = causal_shape(guider.model_patcher)
+        refuse_what_cannot_fit(guider.model_patcher, shape, plan.settings.config, plan.spec, plan.held_frames, plan.grid)
         self.plan = plan
         try:
             samples: Tensor = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
@@ -168,7 +170,7 @@ class CausalSampling:
         if plan is None:
             return executor(model, noise_shape, *args, **kwargs)
         result = executor(model, [*noise_shape[:2], plan.spec.chunk_frames, *noise_shape[3:]], *args, **kwargs)
-        make_room(cache_bytes_needed(plan.spec, plan.settings.config, plan.frames) + plan.joined_bytes, model)
+        make_room(cache_bytes_needed(plan.spec, plan.settings.config, plan.held_frames) + plan.joined_bytes, model)
         return result
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any) -> Any:

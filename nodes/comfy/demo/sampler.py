@@ -19,13 +19,15 @@ from torch import Tensor
 from ....qvg import CacheSpec, ConfigError, KVCache
 from ....qvg.sampling import Block, generate
 from ...records import RECORDS, RunRecord
-from ..attach import RUN_KEY, CacheSettings, require_cache, settings_of
+from ..attach import require_sampled_by
 from ..keep import keep_frames
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..model_plan import refuse_what_cannot_fit
 from ..noise_mask import kept_frames
 from ..progress import Progress, say, say_how_it_ended
 from ..run import Run, ignored_patches, refuse_step_caches
+from ..settings import RUN_KEY, CacheSettings, settings_of
+from .shape import demo_shape
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def sample_blocks(
     """Generate block after block. Frames at the beginning that the noise mask keeps (0) are given, not generated."""
     extra_args = {"model_options": {}} if extra_args is None else extra_args
     guider = model.inner_model
-    base_model = require_cache(guider.inner_model)
+    base_model = require_sampled_by(guider.inner_model, "QVG Sampler")
     _refuse_cfg(guider)
     refuse_step_caches(extra_args["model_options"])
     levels = _levels(sigmas)
@@ -105,7 +107,8 @@ def sample_blocks(
     denoiser = _GuidedDenoiser(guider, extra_args, x, Progress(x.device, base_model.latent_format, passes, len(blocks)))
     _say_what_is_ignored(base_model.qvg_name, ignored_patches(extra_args["model_options"], guider.model_patcher))
     rope = base_model.qvg_rope()
-    refuse_what_cannot_fit(guider.model_patcher, settings.config, spec, x.shape[2], (rope.grid_rows, rope.grid_cols))
+    grid = (rope.grid_rows, rope.grid_cols)
+    refuse_what_cannot_fit(guider.model_patcher, demo_shape(base_model), settings.config, spec, x.shape[2], grid)
     make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), guider.model_patcher)
     cache = KVCache(spec, settings.config, rope)
     finished: list[Block] = []

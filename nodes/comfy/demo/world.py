@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, ConfigError, GridRope, UnsupportedModelError
 from ....qvg.models.demo_world import DemoWorld, DemoWorldConfig, read_demo_world
-from ..attach import RUN_KEY, CacheSettings, put_settings
+from ..settings import RUN_KEY, CacheSettings, put_settings
 
 # ComfyUI's flow models hand the noise level over as 0..1000.
 _TIMESTEPS = 1000

@@ -19,11 +19,11 @@ from ....qvg.models.worldplay_hunyuan.text import TextRows, Words, without_paddi
 from ....qvg.sampling.world_hunyuan import Guidance, HunyuanWorld
 from ...prompts import PromptStart
 from ..progress import Progress, say
-from .hunyuan import UNWANTED
+from .face import PASS_KEY
 from .run import WorldPlan, conds_from
-from .wan import PASS_KEY
 
-WANTED = "positive"
+# What ComfyUI's guiders call the prompt, and the one that is to be kept away from.
+WANTED, UNWANTED = "positive", "negative"
 
 
 @dataclass

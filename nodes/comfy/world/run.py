@@ -13,15 +13,15 @@ from torch import Tensor
 from ....qvg import CacheSpec, ConfigError, GridRope, QVGConfig
 from ....qvg.camera.cameras import Cameras
 from ....qvg.camera.selection import MemoryRule
-from ....qvg.models.common.world_memory import WorldMemory, world_memory
+from ....qvg.models.common.world_memory import WorldMemory, vendor_config, world_memory
 from ....qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, chunks_of, video_frames
 from ....qvg.sampling import place_blocks
 from ...prompts import FRAME_KEY, PromptStart, prompt_starts
-from ..attach import CacheSettings, settings_of, world_of
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_step_caches
-from .hunyuan import WorldPlay8B, check_8b
+from ..settings import CacheSettings, settings_of
+from .face import world_of
 
 logger = logging.getLogger(__name__)
 
@@ -118,24 +118,19 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     """Raises ConfigError for what cannot work, in a sentence. noise [B, C, F, h, w]."""
     base_model = guider.model_patcher.model
     world, options = world_of(base_model), _options(sampler, world_of(base_model))
-    cfg, guided = getattr(guider, "cfg", 1.0), isinstance(world, WorldPlay8B)
-    if cfg != 1.0 and not guided:
-        raise ConfigError(f"cfg is {cfg}, but {world.name} is distilled to need no guidance; use BasicGuider, or set cfg to 1")
+    cfg = getattr(guider, "cfg", 1.0)
     refuse_step_caches(guider.model_options)
     cameras = _cameras(guider)
     _check_latent(noise, world, len(cameras))
     rule, settings = options.rule(world.first_frames), settings_of(guider.model_options)
     world.check_config(base_model, settings.config)
     given = _given(denoise_mask, noise.shape[2])
-    if guided:
-        check_8b(cfg, guider.conds, world, given)
+    world.check_guider(cfg, guider.conds, given)
     grid = (noise.shape[3] // world.patch, noise.shape[4] // world.patch)
     config, chunk_frames = settings.config, CHUNK_FRAMES
     if options.mode == "vendor":
-        # All of a context is written at once, and nothing of it is newer or older than the rest.
         chunk_frames = max(CHUNK_FRAMES, noise.shape[2] - CHUNK_FRAMES if rule is None else rule.context_frames)
-        if config.codec != "none":
-            config = config.with_changes(sink_frames=0, recent_frames=0, span_frames=chunk_frames)
+        config = vendor_config(config, chunk_frames)
     spec = world.cache_spec(base_model, grid, chunk_frames, noise.shape[0], config.codec)
     names = ignored_patches(guider.model_options, guider.model_patcher)
     if names:

@@ -16,20 +16,17 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ....qvg import CacheSpec, ConfigError, GridRope, QVGConfig, UnsupportedModelError
-from ....qvg.camera.selection import WAN_MEMORY
-from ....qvg.models.common.variants import WORLDPLAY_5B
-from ....qvg.models.wan.network import Attend, gated, modulated, sines
+from ....qvg import ConfigError, UnsupportedModelError
+from ....qvg.models.common.modulation import gated, modulated, sines
+from ....qvg.models.wan.network import Attend
 from ....qvg.models.worldplay_wan.network import Recording
-from ....qvg.positions.rope import pairs_apart, wan_rope
+from ....qvg.positions.rope import pairs_apart
+from .face import PASS_KEY
+from .layers import put_layers, require_parts, twin
 
-# Where a pass finds what it is to do, in transformer_options.
-PASS_KEY = "qvg_world_pass"
 ACTION, PROJECTION = "action_embedding", "o_prope"
 _PARTS = ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head", "unpatchify")
 _BLOCK_PARTS = ("norm1", "norm2", "norm3", "self_attn", "cross_attn", "ffn", "modulation")
-# The most tokens of a frame for which settings are checked before the size of a video is known: those of 1280 x 704.
-_TOKENS = 880
 
 
 @dataclass
@@ -44,75 +41,13 @@ class WorldPass:
     runs: int = field(default=0)
 
 
-class WorldPlay5B:
-    """What the sampler and the cache ask of this model. Holds nothing, as ComfyUI may make the model anew."""
-
-    name, shape = "WorldPlay 5B", "worldplay-5b"
-    variant = WORLDPLAY_5B
-    rule = WAN_MEMORY
-    channels = 48
-    # Of the video, per token along a side; of the latent.
-    token_pixels, patch = 32, 2
-    # Frames at the beginning that mode vendor always remembers besides.
-    first_frames = 0
-
-    def cache_spec(self, base_model: Any, grid: tuple[int, int], chunk_frames: int, batch: int, codec: str) -> CacheSpec:
-        """What its memory is, `grid` rows and columns of tokens in a frame. Codec "none" keeps what the network computes."""
-        network, compute = base_model.diffusion_model, base_model.get_dtype_inference()
-        dtype = torch.bfloat16 if codec != "none" and compute.itemsize > 2 else compute
-        heads = network.num_heads
-        return CacheSpec(len(network.blocks), heads, network.dim // heads, grid[0] * grid[1], chunk_frames, batch, dtype)
-
-    def blocks(self, network: Any) -> Any:
-        """The network's layers."""
-        return network.blocks
-
-    def mlp(self, block: Any) -> Any:
-        """What widens a layer's tokens."""
-        return block.ffn[0]
-
-    def check_config(self, base_model: Any, config: QVGConfig) -> None:
-        """Raise ConfigError for settings that no world's memory can have."""
-        if config.window_frames is not None:
-            raise ConfigError(
-                f"window_frames is {config.window_frames}, but which frames a world remembers is chosen on World Sampler; set it "
-                "to 0"
-            )
-        self.cache_spec(base_model, (1, _TOKENS), self.variant.frames_per_block, 1, config.codec).check(config)
-
-    def rope(self, base_model: Any, grid: tuple[int, int]) -> GridRope:
-        """Positions of a frame's tokens."""
-        network = base_model.diffusion_model
-        return wan_rope(*grid, network.dim // network.num_heads)
-
-
 def attach_layers(network: Any, layers: Mapping[str, Tensor], assign: bool) -> None:
     """Give core's network WorldPlay's own layers. Raises UnsupportedModelError where it is not the network that we know."""
-    missing = [name for name in _PARTS if not hasattr(network, name)]
-    missing += [] if missing else [name for name in _BLOCK_PARTS if not hasattr(network.blocks[0], name)]
-    if missing:
-        raise UnsupportedModelError(
-            f"this ComfyUI's Wan has no {', '.join(missing)}, which WorldPlay goes through; ComfyUI 0.21 to 0.33 have it: update "
-            "QVG, or go back to one of these"
-        )
-    added = {f"blocks.{number}.self_attn.{PROJECTION}": _twin(block.self_attn.o) for number, block in enumerate(network.blocks)}
-    added[ACTION] = torch.nn.Sequential(*(_twin(layer) for layer in network.time_embedding))
-    for name, module in added.items():
-        weights = {key.removeprefix(f"{name}."): weight for key, weight in layers.items() if key.startswith(f"{name}.")}
-        # The types that the model is to have, as core notes its own: assigned weights keep those of the file until they are used.
-        mm.archive_model_dtypes(module)
-        module.load_state_dict(weights, assign=assign)
-        place, _, last = name.rpartition(".")
-        network.get_submodule(place).add_module(last, module.requires_grad_(False))
-
-
-def _twin(layer: Any) -> Any:
-    """A layer of the same class, so of the operations that ComfyUI chose for this model, of the same size and type."""
-    if not hasattr(layer, "in_features"):
-        return type(layer)()
-    # The weight may still be as it lies in the file, to become what the model is to have when it is used.
-    dtype = getattr(layer, "weight_comfy_model_dtype", None) or layer.weight.dtype
-    return type(layer)(layer.in_features, layer.out_features, bias=True, dtype=dtype, device=layer.weight.device)
+    parts = {name: getattr(network, name, None) for name in _PARTS}
+    require_parts("Wan", parts, parts["blocks"] and network.blocks[0], _BLOCK_PARTS)
+    added = {f"blocks.{number}.self_attn.{PROJECTION}": twin(block.self_attn.o) for number, block in enumerate(network.blocks)}
+    added[ACTION] = torch.nn.Sequential(*(twin(layer) for layer in network.time_embedding))
+    put_layers(network, added, layers, assign)
 
 
 def world_forward(

@@ -175,6 +175,14 @@ class StoredAsVendor(WorldMemory):
         return torch.cat([first, self._own.leave(second)], -1)
 
 
+def vendor_config(config: QVGConfig, context_frames: int) -> QVGConfig:
+    """Settings of a memory in mode "vendor": all of a context is written at once, and nothing of it is newer or older than the
+    rest, so it is one span."""
+    if config.codec == "none":
+        return config
+    return config.with_changes(sink_frames=0, recent_frames=0, span_frames=context_frames)
+
+
 def world_memory(spec: CacheSpec, config: QVGConfig, rope: GridRope, layout: str = "once") -> WorldMemory:
     """A memory in one of LAYOUTS. `spec` is the network's, one attention wide; its `chunk_frames` are the frames that are stored
     together: four, or in mode "vendor" the whole context. Raises ConfigError for another layout, and for settings of a cache that

@@ -3,66 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from ...errors import UnsupportedModelError
+from ..common.checkpoint import LORA_KEY, PLAIN, CausalCheckpoint, choose_weights, weight_groups
+from ..common.found import AUTO, Found, Members
+from ..common.tensor_names import plain_name, plain_names
+from ..common.weight_files import WeightFile, causal_metadata, named_tensors, open_weights
+from .names import LATENT_CHANNELS, require_text_to_video
+from .variants import MEMBERS
+from .which_variant import find_variant
 
-from ...errors import ConfigError, UnsupportedModelError
-from ..common.variants import CausalVariant
-from ..common.weight_files import MOST_WRAPPINGS, WeightFile, causal_metadata, is_tensors, named_tensors, open_weights
-from .names import is_quantized, plain_name, plain_names, require_text_to_video
-from .which_variant import AUTO, Found, find_variant
-
-WEIGHTS = ("generator", "generator_ema")
-_WRAPPED_IN = ("state_dict", "model", "module", "generator_lora")
-_NOT_THE_MODEL = ("critic", "optimizer")
-_PLAIN = ""
 _QUANTIZED_LAYERS = "_quantization_metadata"
-# In the metadata of a file into which a LoRA was merged: the LoRA's name.
-LORA_KEY = "qvg_lora"
 
 
-@dataclass(frozen=True)
-class CausalCheckpoint:
-    """`tensors` have Wan's own names (a HunyuanVideo's ComfyUI's) and are mapped from disk. `weights` is the dictionary in the
-    file that was taken, "" where there is but one. `metadata` marks the model as causal for ComfyUI. `remarks` are sentences for
-    the user. `joined` are tensors of the model that the file has in parts, one behind another along the first axis."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    found: Found
-    weights: str = _PLAIN
-    remarks: tuple[str, ...] = ()
-    joined: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
-
-    @property
-    def variant(self) -> CausalVariant | None:
-        """How it was trained to be run."""
-        return self.found.variant
-
-    @property
-    def quantized(self) -> bool:
-        """Whether weights come with scales, in 8 bits or fewer; such are for ComfyUI to understand."""
-        return is_quantized(self.tensors)
-
-    @property
-    def stored_dtype(self) -> torch.dtype:
-        """Of most values."""
-        counts: dict[torch.dtype, int] = {}
-        for tensor in self.tensors.values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-        return max(counts, key=lambda dtype: counts[dtype])
+def is_wan(file: WeightFile) -> bool:
+    """Whether these are weights of Wan 2.1's text-to-video network, by Wan's own names; causal or not."""
+    try:
+        names = plain_names(named_tensors(next(iter(weight_groups(file).values()))))
+    except UnsupportedModelError:
+        return False
+    embedding = names.get("patch_embedding.weight")
+    if embedding is None or not {"blocks.0.self_attn.q.weight", "head.modulation"} <= names.keys():
+        return False
+    return embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
 
 
 def read_causal_wan(
-    path: Path, variant: str = AUTO, weights: str = AUTO, file: WeightFile | None = None, has_lora: bool = False
+    path: Path,
+    variant: str = AUTO,
+    weights: str = AUTO,
+    file: WeightFile | None = None,
+    has_lora: bool = False,
+    members: Members = MEMBERS,
 ) -> CausalCheckpoint:
-    """The model in `path`, or in `file`, what an own reader made of it.
+    """The model in `path`, or in `file`, what an own reader made of it; it is one of `members`.
 
     ConfigError: a choice that is not there. UnsupportedModelError: truncated, foreign, or another model than a causal Wan.
     """
@@ -70,8 +45,8 @@ def read_causal_wan(
     groups = {name: plain_names(named_tensors(group)) for name, group in weight_groups(file).items()}
     first = next(iter(groups.values()))
     unused = require_text_to_video(first, path.name)
-    names = [name for name in groups if name != _PLAIN]
-    found = find_variant(path, variant, file.metadata, names, first["patch_embedding.weight"].shape[0])
+    names = [name for name in groups if name != PLAIN]
+    found = find_variant(path, variant, file.metadata, names, first["patch_embedding.weight"].shape[0], members)
     chosen, remarks = choose_weights(path.name, groups, weights, found.variant)
     if groups[chosen] is not first:
         unused = require_text_to_video(groups[chosen], path.name)
@@ -79,49 +54,6 @@ def read_causal_wan(
     remarks += [f"of no use to the network and left out: {', '.join(unused[:5])}"] if unused else []
     remarks += _remarks(found, has_lora or LORA_KEY in file.metadata)
     return CausalCheckpoint(path, tensors, _metadata(file.metadata, path.name), found, chosen, tuple(remarks))
-
-
-def weight_groups(file: WeightFile) -> dict[str, dict[str, Tensor]]:
-    """Dictionaries of weights in a file, by `generator` and `generator_ema`; or the only one, by ""."""
-    content: dict[str, Any] = file.content
-    for _ in range(MOST_WRAPPINGS + 1):
-        named = {name: content[name] for name in WEIGHTS if is_tensors(content.get(name))}
-        if named:
-            return named
-        if is_tensors(content):
-            return {_PLAIN: content}
-        inside = [name for name in content if isinstance(content[name], dict) and name not in _NOT_THE_MODEL]
-        wrapped = next((name for name in _WRAPPED_IN if name in inside), inside[0] if len(inside) == 1 else None)
-        if wrapped is None:
-            raise UnsupportedModelError(
-                f"{file.path.name} holds no weights that are known ({', '.join(map(str, content)) or 'nothing at all'}); a "
-                f"checkpoint has {' or '.join(WEIGHTS)}, or its tensors by name"
-            )
-        content = content[wrapped]
-    raise UnsupportedModelError(
-        f"{file.path.name} has more than {MOST_WRAPPINGS} dictionaries in one another, or one in itself, and no weights on the "
-        f"way; a checkpoint has {' or '.join(WEIGHTS)}, or its tensors by name"
-    )
-
-
-def choose_weights(file_name: str, groups: Iterable[str], wanted: str, variant: CausalVariant | None) -> tuple[str, list[str]]:
-    """Which of the dictionaries `groups` to take, and what is to be said of that. ConfigError: `wanted` is not among them."""
-    names = list(groups)
-    if wanted not in (AUTO, *WEIGHTS):
-        raise ConfigError(f"weights is {wanted!r}; choose {AUTO}, {' or '.join(WEIGHTS)}")
-    if names == [_PLAIN]:
-        # Repackaged: somebody has chosen before.
-        unheard = [] if wanted == AUTO else [f"{file_name} has one set of weights, so the choice of {wanted} means nothing"]
-        return _PLAIN, unheard
-    if wanted != AUTO:
-        if wanted not in names:
-            raise ConfigError(f"{file_name} has no {wanted}; it has {', '.join(names)}: choose that, or {AUTO}")
-        return wanted, []
-    trained = variant.weights_key if variant else "generator_ema"
-    if trained in names:
-        return trained, []
-    whose = variant.name if variant else "a trainer"
-    return names[0], [f"{trained} is what {whose} releases, and {file_name} has {names[0]} alone"]
 
 
 def _metadata(metadata: dict[str, str], file_name: str) -> dict[str, str]:

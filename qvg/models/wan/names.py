@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ..common.tensor_names import is_quantized
 
 LATENT_CHANNELS = 16
 HEAD_DIM = 128
-_WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
-_PREFIXES = ("diffusion_model.", "module.", "model.")
-_WHOLE_CHECKPOINT = "model.diffusion_model."
-# What stands beside weights of 8 bits and fewer.
-_SCALES = re.compile(r"\.(scale_weight|scale_input|weight_scale|weight_scale_2|input_scale|pre_quant_scale|comfy_quant)$")
-_SCALED = "scaled_fp8"
-
 _OUTSIDE = (
     *(f"{layer}.{part}" for layer in ("patch_embedding", "text_embedding.0", "text_embedding.2") for part in ("weight", "bias")),
     *(f"{layer}.{part}" for layer in ("time_embedding.0", "time_embedding.2") for part in ("weight", "bias")),
@@ -64,26 +58,6 @@ _OTHERS = (
     ),
 )
 _UNKNOWN = "is of another architecture (it has {names}); causal Wan has patch_embedding, blocks.0.self_attn.q and head.modulation"
-
-
-def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` under Wan's own names, without wrappers and prefixes; of a whole checkpoint, only the diffusion model's."""
-    if any(name.startswith(_WHOLE_CHECKPOINT) for name in tensors):
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_WHOLE_CHECKPOINT)}
-    return {plain_name(name): tensor for name, tensor in tensors.items()}
-
-
-def plain_name(name: str) -> str:
-    """One name without wrappers and prefixes."""
-    name = _WRAPPERS.sub("", name)
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""):
-        name = name[len(prefix) :]
-    return name
-
-
-def is_quantized(names: Iterable[str]) -> bool:
-    """Whether weights of these names come with scales, as in 8 bits and fewer."""
-    return any(name == _SCALED or _SCALES.search(name) for name in names)
 
 
 def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> list[str]:

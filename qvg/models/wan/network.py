@@ -21,13 +21,13 @@ from ...cache import KVCache
 from ...cache.spec import CacheSpec
 from ...errors import ConfigError, UnsupportedModelError
 from ...positions.rope import GridRope, pairs_apart, wan_rope
+from ..common.modulation import SINES, gated, modulated, sines
 
 # attend(layer index, q, k, v) -> attention output; q, k before RoPE, pairs apart; all [B, H, S, D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Rows = tuple[Tensor, Tensor] | prompts.MergedPrompt
 
 PATCH = 2  # latent pixels along a token's side
-SINES = 256
 TIME_SCALE = 1000  # the network's noise levels run from 0 to 1000
 EPS = 1e-6
 
@@ -266,31 +266,20 @@ def _norm(width: int, operations: Any, like: dict[str, Any]) -> Any:
     return operations.LayerNorm(width, elementwise_affine=False, eps=EPS, **like)
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x [B, F*S, W]; shift and scale [B, F, 1, W]."""
-    return torch.addcmul(shift, x.unflatten(1, (shift.shape[1], -1)), 1 + scale).flatten(1, 2)
-
-
-def gated(x: Tensor, gate: Tensor) -> Tensor:
-    """x [B, F*S, W], gate [B, F, 1, W]."""
-    by_frame: Tensor = x.unflatten(1, (gate.shape[1], -1)) * gate
-    return by_frame.flatten(1, 2)
-
-
-def sines(t: Tensor) -> Tensor:
-    """t [B, F] in 0..1000 -> cosines, then sines, [B, F, 256] in float32."""
-    half = SINES // 2
-    frequencies = 10000.0 ** -(torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    angles = t.float()[..., None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], -1)
-
-
 class WanDenoiser:
     """The model as the sampling loop wants it, for one latent size. Blocks are [B, F, C, h, w]. A new prompt in the middle of a
-    video: put it into `prompt` between two blocks."""
+    video: put it into `prompt` between two blocks. `told_zero_sigma`: see `CausalVariant`."""
 
-    def __init__(self, model: CausalWan, prompt: Prompt, latent_rows: int, latent_cols: int, batch: int = 1):
-        self.model, self.prompt, self.batch = model, prompt, batch
+    def __init__(
+        self,
+        model: CausalWan,
+        prompt: Prompt,
+        latent_rows: int,
+        latent_cols: int,
+        batch: int = 1,
+        told_zero_sigma: float = 0.0,
+    ):
+        self.model, self.prompt, self.batch, self._told_zero = model, prompt, batch, told_zero_sigma
         self.latent_rows, self.latent_cols = latent_rows, latent_cols
         weight = model.patch_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -323,7 +312,8 @@ class WanDenoiser:
     @torch.inference_mode()
     def _clean(self, x: Tensor, noise_level: float, cache: KVCache, attend: Attend) -> Tensor:
         self.prompt.check(cache)
-        levels = torch.full(x.shape[:2], noise_level * TIME_SCALE, device=x.device)
+        told = 0.0 if noise_level <= self._told_zero else noise_level * TIME_SCALE
+        levels = torch.full(x.shape[:2], told, device=x.device)
         velocity: Tensor = self.model(x.to(self.dtype), levels, self.prompt, attend)
         return x - noise_level * velocity.to(x.dtype)
 

@@ -10,31 +10,17 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ConfigError, UnsupportedModelError
-from ..common.variants import VARIANTS, CausalVariant
+from ..common.found import AUTO, METADATA_KEY, Found, Members
 from ..common.weight_files import is_marked_causal
+from .variants import MEMBERS
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-METADATA_KEY = "qvg_variant"
-# Every released member of the family has this width, that of Wan 1.3B.
-_RELEASED_WIDTH = 1536
 # Names that say nothing, in folders that may.
 _NAMELESS = re.compile(r"(model|checkpoint|generator|diffusionpytorchmodel)$")
-# Patterns over names without separators, most telling first.
-_NAMES = (
-    (r"framewise\+*2step|causalforcing\+\+.*2step", "causal-forcing++-2step"),
-    (r"framewise\+*1step|causalforcing\+\+.*1step", "causal-forcing++-1step"),
-    (r"causalforcing.*framewise|framewise.*causalforcing", "causal-forcing-framewise"),
-    (r"causalforcing.*chunkwise|chunkwise.*causalforcing", "causal-forcing-chunkwise"),
-    (r"selfforcing", "self-forcing"),
-    (r"longlive", "longlive"),
-    (r"causvid|autoregressivecheckpoint", "causvid"),
-)
 _CAUSAL_FORCING = "causalforcing"
 # Of both Causal-Forcings the file is called causal_forcing.pt; which weights it has tells them apart.
 _BY_WEIGHTS: dict[tuple[str, ...], str] = {
@@ -44,7 +30,6 @@ _BY_WEIGHTS: dict[tuple[str, ...], str] = {
 # Relatives that cannot be run as the ones above: what they are.
 _RELATIVES = (
     (r"rollingforcing|longvideo", "a Rolling-Forcing model, which denoises several blocks at different noise levels at once"),
-    (r"krearealtime", "Krea Realtime, which computes its cache anew for every block"),
     (r"ardiffusion|odeinit|causalode|odecheckpoint", "an early stage of training, which needs many steps and guidance"),
     (r"lightx2v|stepdistill|cfgdistill|bidirectional", "a distilled model that denoises all frames at once, not a causal one"),
 )
@@ -52,45 +37,39 @@ _RELATIVES = (
 _RELEASES = ((5_676_070_464, "408c67a8c6725756f5be2c5cf2d5c584c15dd147f5a0c458be62dcb3efb78477", "causal-forcing-framewise"),)
 
 
-@dataclass(frozen=True)
-class Found:
-    """`variant` is None for a file that is causal without saying which member it is; `how` completes "known by ..."."""
-
-    variant: CausalVariant | None
-    how: str
-
-
 def find_variant(
-    path: Path, wanted: str = AUTO, metadata: dict[str, str] | None = None, groups: Collection[str] = (), width: int = 0
+    path: Path,
+    wanted: str = AUTO,
+    metadata: dict[str, str] | None = None,
+    groups: Collection[str] = (),
+    width: int = 0,
+    members: Members = MEMBERS,
 ) -> Found:
     """Raises ConfigError for a name that is no variant, UnsupportedModelError where nothing says that the file is causal.
 
     `groups` are the dictionaries of weights in the file, `width` is the network's.
     """
+    variants, metadata = members.variants, metadata or {}
     if wanted != AUTO:
-        if wanted not in VARIANTS:
-            raise ConfigError(f"variant is {wanted!r}; choose {AUTO} or one of {', '.join(VARIANTS)}")
-        return Found(VARIANTS[wanted], "your choice")
-    metadata = metadata or {}
+        if wanted not in variants:
+            raise ConfigError(f"variant is {wanted!r}; choose {AUTO} or one of {', '.join(variants)}")
+        return Found(variants[wanted], "your choice")
     marked = is_marked_causal(metadata)
-    if metadata.get(METADATA_KEY) in VARIANTS:
-        return Found(VARIANTS[metadata[METADATA_KEY]], "its metadata")
+    if metadata.get(METADATA_KEY) in variants:
+        return Found(variants[metadata[METADATA_KEY]], "its metadata")
     relative = None if marked else relative_named(path)
     if relative:
         raise UnsupportedModelError(
             f"{path.name} is named like {relative}; if it is one of this family all the same, choose its variant by hand"
         )
-    name, how = variant_named(path, groups)
-    if name and width > _RELEASED_WIDTH and not marked:
-        raise UnsupportedModelError(
-            f"{path.name} is named like {name} but {width} channels wide, and causal ones are {_RELEASED_WIDTH}: larger models "
-            f"of such names denoise all frames at once; if this one is causal, choose {name} as variant"
-        )
+    name, how = variant_named(path, groups, members)
     if name:
-        return Found(VARIANTS[name], how)
+        if not marked:
+            _refuse_wider(path, name, width, variants[name].width)
+        return Found(variants[name], how)
     by_hash = _by_hash(path)
     if by_hash:
-        return Found(VARIANTS[by_hash], "its hash")
+        return Found(variants[by_hash], "its hash")
     if marked:
         return Found(None, "ComfyUI's mark")
     if how:
@@ -98,7 +77,15 @@ def find_variant(
             f"{path.name} is a Causal-Forcing, and under this name there are one of blocks of 3 frames and one of single frames; "
             "choose causal-forcing-chunkwise or causal-forcing-framewise as variant"
         )
-    raise UnsupportedModelError(_NOTHING_SAYS_CAUSAL.format(file=path.name, variants=", ".join(VARIANTS)))
+    raise UnsupportedModelError(_NOTHING_SAYS_CAUSAL.format(file=path.name, variants=", ".join(variants)))
+
+
+def _refuse_wider(path: Path, name: str, width: int, released: int) -> None:
+    if width > released:
+        raise UnsupportedModelError(
+            f"{path.name} is named like {name} but {width} channels wide, and causal ones are {released}: larger models "
+            f"of such names denoise all frames at once; if this one is causal, choose {name} as variant"
+        )
 
 
 _NOTHING_SAYS_CAUSAL = (
@@ -107,12 +94,12 @@ _NOTHING_SAYS_CAUSAL = (
 )
 
 
-def variant_named(path: Path, groups: Collection[str] = ()) -> tuple[str | None, str]:
+def variant_named(path: Path, groups: Collection[str] = (), members: Members = MEMBERS) -> tuple[str | None, str]:
     """The variant that a file of this name, in a folder of this name, is, and what told; "" where nothing did."""
     name, folder = _letters(path.stem), _letters(path.parent.name)
     # A folder speaks for what lies in it only where the file's name does not: ordinary models lie in such folders too.
     spoken = folder if _NAMELESS.match(name) else f"{folder} {name}" if _CAUSAL_FORCING in name else name
-    for pattern, variant in _NAMES:
+    for pattern, variant in members.names:
         if re.search(pattern, spoken):
             return variant, "its name"
     if _CAUSAL_FORCING in spoken:

@@ -12,12 +12,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import ConfigError, UnsupportedModelError
-from ..common.variants import WORLDPLAY_8B, CausalVariant
+from ..common.checkpoint import CausalCheckpoint, choose_weights, weight_groups
+from ..common.found import AUTO, METADATA_KEY, Found
+from ..common.variants import CausalVariant
 from ..common.weight_files import WeightFile, open_weights
-from ..wan.checkpoint import CausalCheckpoint, choose_weights, weight_groups
-from ..wan.which_variant import AUTO, METADATA_KEY, Found
 from .modules import HunyuanConfig, HunyuanNetwork
 from .names import GET_8B, hunyuan_parts, is_of_hunyuan
+from .variants import WORLDPLAY_8B
 
 LATENT_CHANNELS = 32
 BIDIRECTIONAL = "worldplay-8b-bidirectional"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...cache.spec import CacheSpec
 from ...errors import ConfigError, UnsupportedModelError
 from ...positions.rope import GridRope, hunyuan_rope
-from ..wan.network import SINES
+from ..common.modulation import SINES
 
 HEAD_DIM = 128  # rotary encoding deals 16, 56 and 56 channels to time, row and column
 EPS = 1e-6

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...attention.joint import Beside
 from ...errors import UnsupportedModelError
 from ...positions.rope import pairs_apart
-from ..wan.network import gated, modulated
+from ..common.modulation import gated, modulated
 from .modules import HunyuanConfig, HunyuanNetwork
 from .names import hunyuan_parts
 from .text import TextRows, Words, embedded, joined, parts, queries_keys_values, read_words

@@ -19,7 +19,7 @@ from ...attention.joint import Beside
 from ...cache import KVCache
 from ...errors import ConfigError
 from ...positions.rope import pairs_apart
-from ..wan.network import gated, modulated, sines
+from ..common.modulation import gated, modulated, sines
 from .modules import HEAD_DIM
 
 # Rows of cond_type_embedding.

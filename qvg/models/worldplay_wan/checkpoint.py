@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from ...errors import ConfigError, UnsupportedModelError
-from ..common.variants import WORLDPLAY_5B
+from ..common.checkpoint import CausalCheckpoint, choose_weights, weight_groups
+from ..common.found import AUTO, METADATA_KEY, Found
+from ..common.tensor_names import plain_names
 from ..common.weight_files import WeightFile, open_weights
-from ..wan.checkpoint import CausalCheckpoint, choose_weights, weight_groups
-from ..wan.names import plain_names
-from ..wan.which_variant import AUTO, METADATA_KEY, Found
 from .names import GET_5B, wan_names
 from .network import WorldPlay, WorldPlayConfig
+from .variants import WORLDPLAY_5B
 
 LATENT_CHANNELS = 48
+# The network's own names, and those of its training.
+_OWN_LAYERS = re.compile(r"^(condition_embedder\.action_embedder|action_embedding)\.|\.o_prope\.|\.to_out_prope\.")
 _OF_HUNYUAN = ("double_blocks.", "img_in.proj.")
 
 
 def is_worldplay(file: WeightFile) -> bool:
-    """Whether these are HY-WorldPlay's weights, or those of the network it was made of: a Wan with 48 latent channels."""
+    """Whether these are HY-WorldPlay's weights on Wan 2.2 5B: 48 latent channels, and layers of its own."""
     if file.metadata.get(METADATA_KEY) == WORLDPLAY_5B.name:
         return True
+    names = _names_of_wan(file)
+    return any(_OWN_LAYERS.search(name) for name in names)
+
+
+def base_lacks(file: WeightFile) -> str | None:
+    """What a Wan 2.2 5B is that has no layers of WorldPlay's; None for other files."""
+    return f"Wan 2.2 5B without HY-WorldPlay's layers; {GET_5B}" if _names_of_wan(file) else None
+
+
+def _names_of_wan(file: WeightFile) -> dict[str, Tensor]:
+    """Weights of a Wan with 48 latent channels by name; none of other files."""
     try:
-        groups = weight_groups(file)
+        names = plain_names(next(iter(weight_groups(file).values())))
     except UnsupportedModelError:
-        return False
-    names = plain_names(next(iter(groups.values())))
+        return {}
     embedding = names.get("patch_embedding.weight")
-    return embedding is not None and embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
+    wan = embedding is not None and embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
+    return names if wan else {}
 
 
 def read_worldplay(path: Path, weights: str = AUTO, file: WeightFile | None = None) -> CausalCheckpoint:

@@ -16,7 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
-from ..wan.network import SINES, Attend, CausalWan, Prompt, WanAttention, WanBlock, WanConfig, sines
+from ..common.modulation import SINES, sines
+from ..wan.network import Attend, CausalWan, Prompt, WanAttention, WanBlock, WanConfig
 from .names import wan_names
 
 

@@ -189,7 +189,7 @@ class TestingOldComfyUI:
     OUTPUT_NODE = True
 
     def run(self, file: str, model: Any) -> Any:
-        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.causal.load"))
+        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.loading"))
         said = []
         for owner, name, older in (
             (comfy.sd, "load_diffusion_model_state_dict", lambda sd, model_options: None),
@@ -198,7 +198,7 @@ class TestingOldComfyUI:
             before = getattr(owner, name)
             setattr(owner, name, older)
             try:
-                loader.load_causal_wan(file, "auto", "auto", "auto", None)
+                loader.load(file, "Load Causal Wan")
             except ValueError as error:
                 said.append(str(error))
             finally:

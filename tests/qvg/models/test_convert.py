@@ -18,9 +18,9 @@ import torch
 from comfyui_qvg.qvg import safetensors_writer
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.models import convert
-from comfyui_qvg.qvg.models.common.variants import VARIANTS
 from comfyui_qvg.qvg.models.convert import DTYPE_NAMES, plan_conversion, write_conversion
 from comfyui_qvg.qvg.models.wan.checkpoint import read_causal_wan
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor

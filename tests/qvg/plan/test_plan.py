@@ -20,7 +20,7 @@ from comfyui_qvg.qvg.codec import make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.models.common.video_decoder import WAN_2_1, decode_bytes
 from comfyui_qvg.qvg.models.common.world_schedule import MODES
-from comfyui_qvg.qvg.models.shapes import SHAPES
+from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.plan.activations import Block, activations
 from comfyui_qvg.qvg.plan.advice import setting_that_fits
 from comfyui_qvg.qvg.plan.estimate import Plan, Run, Video, Weights, plan
@@ -29,7 +29,7 @@ from comfyui_qvg.qvg.sampling import place_blocks
 
 from ...helpers import ROOT, LiveBytes
 
-WAN = SHAPES["self-forcing-1.3b"]
+WAN = networks()["self-forcing-1.3b"]
 GB = 10**9
 KEYS = [
     "latent_frames",
@@ -167,9 +167,9 @@ def test_the_decoder_counts_too() -> None:
     assert found.peak_bytes == found.decode_bytes > found.sampling_bytes
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", networks())
 def test_every_model_has_a_plan(name: str) -> None:
-    network = SHAPES[name]
+    network = networks()[name]
     found = plan(network, Video(832, 480, 1 + 4 * (4 * network.chunk_frames - 1)), PRESETS["balanced"], 80 * GB)
     assert found.latent_frames == 4 * network.chunk_frames
     assert 2 * network.parameters <= found.weights_bytes <= 2.01 * network.parameters
@@ -180,14 +180,14 @@ def test_every_model_has_a_plan(name: str) -> None:
 
 def test_worldplay_keeps_half_of_what_its_vendor_keeps() -> None:
     """48 frames of context: 14,850 MiB at 16 bits (reference: models_world, section 5)."""
-    found = plan(SHAPES["worldplay-5b"], Video(1280, 704, 189, mode="incremental"), PRESETS["exact"])
+    found = plan(networks()["worldplay-5b"], Video(1280, 704, 189, mode="incremental"), PRESETS["exact"])
     assert found.exact_cache_bytes == 14_850 * 2**20
 
 
 @pytest.mark.parametrize("preset", ["exact", "balanced", "qvg"])
 @pytest.mark.parametrize(("pictures", "seen"), [(13, 4), (45, 8), (205, 16), (957, 16)])
 def test_a_world_in_mode_vendor_remembers_one_chosen_context(preset: str, pictures: int, seen: int) -> None:
-    network = replace(SHAPES["worldplay-5b"], layers=2, heads=1, token_pixels=160)
+    network = replace(networks()["worldplay-5b"], layers=2, heads=1, token_pixels=160)
     video = Video(800, 480, pictures)
     found, run = plan(network, video, PRESETS[preset]), Run(network, video, PRESETS[preset])
     with KVCache(run.spec, run.config) as cache:
@@ -201,7 +201,7 @@ def test_a_world_in_mode_vendor_remembers_one_chosen_context(preset: str, pictur
 
 def test_a_world_takes_what_its_mode_runs_over() -> None:
     """Vendor: 16 chosen frames at most. Persistent: every pass over all earlier frames. Incremental: over four."""
-    network = SHAPES["worldplay-5b"]
+    network = networks()["worldplay-5b"]
     vendor, persistent, incremental = (
         [plan(network, Video(1280, 704, frames, mode=mode), PRESETS["balanced"], 24 * GB) for frames in (205, 413)]
         for mode in MODES
@@ -238,7 +238,7 @@ def test_what_fits_on_which_card_is_said_of_every_mode(capsys: pytest.CaptureFix
 )
 def test_what_no_world_can_be_planned_with(name: str, video: Video, config: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        plan(SHAPES[name], video, PRESETS["balanced"].with_changes(**config))
+        plan(networks()[name], video, PRESETS["balanced"].with_changes(**config))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_qvg.qvg import ConfigError
-from comfyui_qvg.qvg.models.common.variants import VARIANTS
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import NoiseLevels, RenoiseSchedule, Renoising, place_blocks
 
 LEVELS = (1.0, 0.75, 0.5, 0.0)

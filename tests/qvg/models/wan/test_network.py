@@ -8,8 +8,8 @@ import pytest
 import torch
 from comfyui_qvg.qvg import CacheError, ConfigError, KVCache, QVGConfig, UnsupportedModelError
 from comfyui_qvg.qvg.attention.prompt import MergedPrompt
-from comfyui_qvg.qvg.models.common.variants import VARIANTS
 from comfyui_qvg.qvg.models.wan import CausalWan, Prompt, WanConfig, WanDenoiser, load_wan
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import DistilledSchedule, generate
 from torch import Tensor
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from comfyui_qvg.qvg import ConfigError, UnsupportedModelError
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.models.common.variants import WORLDPLAY_8B
 from comfyui_qvg.qvg.models.common.weight_files import open_weights
 from comfyui_qvg.qvg.models.common.world_schedule import timesteps
 from comfyui_qvg.qvg.models.convert import plan_conversion
 from comfyui_qvg.qvg.models.worldplay_hunyuan.checkpoint import find_stage, is_worldplay_hunyuan, read_worldplay_hunyuan
 from comfyui_qvg.qvg.models.worldplay_hunyuan.network import load_worldplay_hunyuan
+from comfyui_qvg.qvg.models.worldplay_hunyuan.variants import WORLDPLAY_8B
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor

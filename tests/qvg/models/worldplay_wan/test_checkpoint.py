@@ -10,11 +10,13 @@ import pytest
 import torch
 from comfyui_qvg.qvg import ConfigError, UnsupportedModelError
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.models.common.variants import VARIANTS, WORLDPLAY_5B
+from comfyui_qvg.qvg.models import registry
 from comfyui_qvg.qvg.models.common.weight_files import open_weights
 from comfyui_qvg.qvg.models.common.world_schedule import timesteps
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.models.worldplay_wan.checkpoint import is_worldplay, read_worldplay
 from comfyui_qvg.qvg.models.worldplay_wan.names import AROUND, PER_BLOCK, wan_names
+from comfyui_qvg.qvg.models.worldplay_wan.variants import WORLDPLAY_5B
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -120,6 +122,17 @@ def test_other_files_are_refused_in_a_sentence(tmp_path: Path, name: str) -> Non
     with pytest.raises(UnsupportedModelError) as caught:
         read_worldplay(tmp_path / "file.safetensors")
     assert "file.safetensors" in str(caught.value) and sentence in str(caught.value)
+
+
+def test_the_base_is_no_worldplay(tmp_path: Path) -> None:
+    """Other families are made of Wan 2.2 5B, too: its 48 channels say nothing."""
+    for name, tensors in (("diffusers", _without_its_layers()), ("comfyui", wan_names(weights()))):
+        base = {key: weight for key, weight in tensors.items() if "prope" not in key and "action" not in key}
+        save_file(base, tmp_path / f"{name}.safetensors")
+        file = open_weights(tmp_path / f"{name}.safetensors")
+        assert not is_worldplay(file)
+        with pytest.raises(UnsupportedModelError, match=f"{name}.safetensors is Wan 2.2 5B without HY-WorldPlay's layers; {GET}"):
+            registry.read(file, node="Load WorldPlay")
 
 
 def test_convert_sends_a_base_to_the_right_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

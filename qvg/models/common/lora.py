@@ -1,4 +1,4 @@
-"""LoRA files for Wan networks: what is added to which weight."""
+"""LoRA files: what is added to which weight."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
-from ..common.weight_files import MOST_WRAPPINGS, WeightFile, is_tensors, named_tensors, open_weights
-from .names import plain_name
+from .tensor_names import plain_name
+from .weight_files import MOST_WRAPPINGS, WeightFile, is_tensors, named_tensors, open_weights
 
 _GROUPS = ("generator_lora", "state_dict")
 # PEFT writes lora_A and lora_B, with the adapter's name or without; others lora_down and lora_up, and alpha beside them.
