@@ -228,15 +228,29 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     codecs.add_argument("--worlds", type=int, metavar="N", help="worlds to walk through; default 8, with --quick 2")
     codecs.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all, with --quick six")
     codecs.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at work at the same time; default 1")
+    codecs.add_argument("--parts", metavar="LIST", help="walks (with the tensors), openings; default both")
+    codecs.add_argument(
+        "--scenarios",
+        metavar="LIST",
+        help="openings: ordinary, black, fade, gradient, title, noise, freeze, cut, loud; default all",
+    )
+    codecs.add_argument(
+        "--development", action="store_true", help="other worlds, for choosing settings: those shown stay unseen meanwhile"
+    )
     codecs.set_defaults(run=_bench_codecs)
 
 
 def _bench_codecs(options: argparse.Namespace) -> int:
-    from .bench.codecs import bench_codecs  # matplotlib and tqdm are needed by this command only
+    from .bench.codecs import PARTS, bench_codecs  # matplotlib and tqdm are needed by this command only
 
     _heed_interrupts()
-    names = [name.strip() for name in (options.methods or "").split(";") if name.strip()]
-    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs)
+    names = _listed(options.methods, ";")
+    parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
+    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development)
+
+
+def _listed(text: str | None, separator: str) -> list[str]:
+    return [name.strip() for name in (text or "").split(separator) if name.strip()]
 
 
 def _heed_interrupts() -> None:

@@ -110,7 +110,7 @@ class CachePolicy:
         return count if len(tail) >= count and sum(tail[count:]) >= self.recent_frames else 0
 
     def _evict(self, layout: Layout) -> tuple[int, int, Layout]:
-        """The oldest frames leave first, those of spans before those of the tail, until the window has room for the next chunk."""
+        """The oldest frames leave, those of spans before those of the tail, until the window has room for the next chunk."""
         spans = chunks = 0
         if self.window_frames is None:
             return spans, chunks, layout

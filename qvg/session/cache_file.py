@@ -87,7 +87,8 @@ def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | 
             raise ConfigError("the rope given is not the one it was saved with")
         cache = KVCache(spec, QVGConfig(**state["config"]), saved_rope)
         hidden = int(state["layout"].get("hidden", 0))
-        layout = Layout(*(tuple(state["layout"][name]) for name in ("sink", "spans", "tail")), hidden)
+        sink, spans, tail = (tuple(state["layout"][name]) for name in ("sink", "spans", "tail"))
+        layout = Layout(sink, spans, tail, hidden)
         origins = [(float(t), float(r), float(c)) for t, r, c in state["origins"]]
         if saved_rope is not None and len(origins) != layout.frames:
             raise ConfigError(f"{len(origins)} positions for {layout.frames} frames")

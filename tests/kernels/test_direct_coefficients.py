@@ -197,7 +197,7 @@ def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) 
     for i, (keys, values) in enumerate(zip(*spans, strict=True)):
         turn = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
         kept = [
-            transform_codes(span.with_codebook(every[-1].codebook), slice(None))
+            transform_codes(span.with_words(every[-1].codebook.words), slice(None))
             for span, every in zip((keys, values), spans, strict=True)
         ]
         merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(q, *kept, turn), total, "torch")
@@ -245,12 +245,15 @@ def test_strides_beyond_32_bits(triton_kernel: Load) -> None:
     _same(triton_kernel, _randn(*Q), keys._replace(codes=codes), values, _angles(40))
 
 
+def test_keys_and_values_of_two_kinds(triton_kernel: Load) -> None:
+    """One of them with the Hadamard matrix, the other with a basis: what openings leave behind."""
+    for first, second in ((False, True), (True, False)):
+        keys, values = _kept(70, MIXED, hadamard=first), _kept(70, MIXED, seed=10, hadamard=second)
+        _same(triton_kernel, _randn(*Q), keys, values, _angles(70))
+
+
 def test_refusals() -> None:
     q, keys = _randn(*Q), _kept(9, MIXED)
-    with pytest.raises(
-        BackendError, match="our Triton kernels do not run on cpu tensors|keys and values are transformed in two ways"
-    ):
-        attend_coefficients(q, keys, _kept(9, MIXED, hadamard=True), None, "triton")
     with pytest.raises(ValueError, match=r"do not belong to 9 keys"):
         attend_coefficients(q, keys, _kept(8, MIXED))
     with pytest.raises(ValueError, match=r"a rotation of .* does not belong to 9 keys of 128"):

@@ -7,8 +7,9 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from comfyui_qvg.qvg import PRESETS, CacheError, ConfigError, QVGConfig
-from comfyui_qvg.qvg.bench import codecs, walks
+from comfyui_qvg.qvg.bench import codecs, openings, walks
 from comfyui_qvg.qvg.bench.methods import METHODS, QUICK, REFERENCE, choose
 from comfyui_qvg.qvg.bench.probes import probe
 from comfyui_qvg.qvg.bench.rows import amortised_bits, bits_per_value, windows
@@ -16,6 +17,7 @@ from comfyui_qvg.qvg.bench.statistics import bootstrap_mean
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values, measure_statistics
 from comfyui_qvg.qvg.bench.walks import Case, Walker, WalkResult
 from comfyui_qvg.qvg.cli import main
+from comfyui_qvg.qvg.models.demo_world import load_demo_world
 
 REQUIRED = {
     "codec",
@@ -159,3 +161,29 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").write_text("")
     assert main(["bench", "codecs", "--out", str(tmp_path / "file" / "x"), "--quick"]) == 1
     assert "cannot be made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scenario", openings.SCENARIOS)
+def test_scenes_show_the_place_and_come_back_to_it(scenario: str) -> None:
+    """On every path the given frames lie on the map, the generated ones look at what was given, and only the opening differs."""
+    for seed, path in enumerate(openings.PATHS):
+        scene, plain = openings.Scene(seed, scenario, path), openings.Scene(seed, "ordinary", path)
+        frames, ordinary = (torch.cat([*x.given(load_demo_world())]) for x in (scene, plain))
+        shown = slice(scene.opening_frames, None)
+        assert frames.shape == (36, 1, 3, 64, 64) and scene.frames == 56 == len(scene.plan.positions)
+        if scenario != "loud":
+            assert torch.equal(frames[shown], ordinary[shown]) and frames.abs().max() <= 1
+        given = {tuple(place) for place in plain.plan.positions[: plain.given_frames].tolist()}
+        assert {tuple(place) for place in plain.plan.positions[plain.given_frames :].tolist()} <= given
+        assert scenario == "ordinary" or not torch.equal(frames, ordinary)
+
+
+def test_openings_are_what_they_are_called() -> None:
+    def opening(name: str) -> torch.Tensor:
+        return torch.cat(openings.Scene(3, name, openings.PATHS[0]).given(load_demo_world()))[:18, 0]
+
+    assert bool((opening("black") == -1).all()) and float(opening("fade").max()) <= -0.9
+    assert all(len(opening(name).unique(dim=0)) == 1 for name in ("black", "gradient", "title", "freeze"))
+    assert all(len(opening(name).unique(dim=0)) > 10 for name in ("ordinary", "fade", "noise", "cut"))
+    with pytest.raises(ConfigError, match="'snow'"):
+        openings.Scene(3, "snow", openings.PATHS[0])
