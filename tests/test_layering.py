@@ -23,6 +23,7 @@ RANKS = {
     "qvg.errors": 2,
     "qvg.files": 2,
     "qvg.metrics": 2,
+    "qvg.safetensors_writer": 2,
     "qvg.positions": 2,
     "qvg.camera": 3,
     "qvg.codec": 3,
