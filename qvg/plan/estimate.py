@@ -64,7 +64,8 @@ class Plan:
     `activation_bytes` of one block, the prompt and the latents; `decode_bytes` with the VAE's weights, 0 where no decoder is
     known. `fits` is None where the device's memory is not known, `longest_frames` (pictures; of whole blocks, or the video asked
     for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead;
-    below 0 where the codebooks that an encoder gets copies of are more than that.
+    below 0 where the codebooks that an encoder gets copies of are more than that. Of codec "klt", whose cache grows where scenes
+    change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span.
     """
 
     latent_frames: int
@@ -79,6 +80,8 @@ class Plan:
     fits: bool | None
     longest_frames: int | None
     away_bytes: int = 0
+    codebook_bytes: int = 0
+    most_cache_bytes: int = 0
 
     @property
     def sampling_bytes(self) -> int:
@@ -127,6 +130,8 @@ def plan(
         fits=fits,
         longest_frames=longest,
         away_bytes=end.peak_bytes - end.device_bytes,
+        codebook_bytes=run.spec.codebook_bytes(config) if config.codec == "klt" else 0,
+        most_cache_bytes=end.now_bytes + run.further_bytes(frames),
     )
 
 
@@ -173,6 +178,12 @@ class Run:
     def peaks(self, chunks: Iterable[int]) -> Iterator[Peak]:
         """How the cache stands after every block."""
         return peaks(self.spec, self.config, chunks, self.weights.compute, self.network.by_layer)
+
+    def further_bytes(self, frames: int) -> int:
+        """What the cache takes at most beside the ordinary number, with a codebook begun at every span."""
+        kept, chunks = self.remembered_frames(frames), list(self.chunks(frames))
+        most, usual = (self.spec.predict(self.config, kept, chunks, books).total for books in ("most", None))
+        return max(0, most - usual)
 
     def last_peak(self, chunks: Iterable[int]) -> Peak:
         """How it stands at the end of a run."""

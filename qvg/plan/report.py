@@ -61,6 +61,7 @@ def report(
         ("cache at 16 bits per value", gigabytes(found.exact_cache_bytes)),
         (f"cache, {label}, at the end", gigabytes(found.cache_end_bytes) + saved),
         ("  at its worst moment", gigabytes(found.cache_peak_bytes)),
+        *_further(found),
         *([("  of which in main memory", gigabytes(found.away_bytes))] if found.away_bytes > 0 else []),
         ("transient: attention's workspace", gigabytes(found.workspace_bytes)),
         ("transient: one block, prompt, latents", gigabytes(found.activation_bytes)),
@@ -75,6 +76,14 @@ def report(
     if not network.is_counted:
         table.append("Activations follow from this network's layers; they were not counted on the network itself.")
     return "\n".join([verdict(found, device_bytes, setting), *table])
+
+
+def _further(found: Plan) -> list[tuple[str, str]]:
+    """Codebooks that scenes ask for, of a codec that begins some."""
+    if not found.codebook_bytes:
+        return []
+    most = gigabytes(found.most_cache_bytes)
+    return [("  a new codebook, where scenes change", "+ " + gigabytes(found.codebook_bytes)), ("  one at every span, at most", most)]
 
 
 def _other_mode(found: Plan) -> str:

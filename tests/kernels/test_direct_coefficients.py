@@ -19,7 +19,7 @@ from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.attention.history import transform_codes
 from comfyui_qvg.qvg.codec import KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.codec.klt import allocate_planes
+from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
 from torch import Tensor
 
 from ..helpers import assert_close, make_kv
@@ -105,7 +105,7 @@ def test_reference_is_the_definition(hadamard: bool) -> None:
 def test_every_bit_split(triton_kernel: Load, quarters: int, hadamard: bool, poisoned_empty: None) -> None:
     """Half a bit to six in quarters, as the codec allocates them, every other one turned; values get half a bit more."""
     variances = [2.0 ** (-channel / 16) for channel in range(128)]
-    planes = [allocate_planes(variances, 32 * min(24, quarters + more)) for more in (0, 2)]
+    planes = [allocate_planes(variances, min(24, quarters + more) / 4, 128) for more in (0, 2)]
     assert [8 * packed_width(some) for some in planes] == [32 * quarters, 32 * min(24, quarters + 2)]
     keys, values = (_kept(70, some, seed=10 * i, hadamard=hadamard) for i, some in enumerate(planes))
     _same(triton_kernel, _randn(*Q, seed=5, dtype=torch.bfloat16), keys, values, _angles(70) if quarters % 2 else None)

@@ -14,6 +14,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ....qvg import CacheBytes, ConfigError, ExactSpan, KVCache, UnsupportedModelError
+from ....qvg.cache.codebooks import codebooks_text
 from ....qvg.cache.policy import Layout
 from ....qvg.positions.rope import pairs_apart
 from ...records import RunRecord
@@ -202,6 +203,7 @@ class CausalRun:
             exact_bytes=tuple(self.spec.exact_bytes(frame) for frame in _last_frames(self.blocks)),
             seconds=tuple(block.seconds / block.frames for block in per_frame),
             components=self.cache.nbytes(),
+            codebooks=codebooks_text(self.cache),
             workspace_bytes=max(self.cache.workspace.nbytes, self._joined_bytes),
             given_frames=self.plan.given_frames,
             places=self.cache.places(),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ....qvg import CacheSpec, ConfigError, KVCache
+from ....qvg.cache.codebooks import codebooks_text
 from ....qvg.sampling import Block, generate
 from ...records import RECORDS, RunRecord
 from ..attach import require_sampled_by
@@ -191,6 +192,7 @@ def _record(
         exact_bytes=tuple(spec.exact_bytes(block.first_frame + block.latent.shape[2]) for block in per_frame),
         seconds=tuple(block.seconds / block.latent.shape[2] for block in per_frame),
         components=cache.nbytes(),
+        codebooks=codebooks_text(cache),
         workspace_bytes=cache.workspace.nbytes,
         given_frames=given * spec.chunk_frames,
         read=tuple(cache.explain()),
