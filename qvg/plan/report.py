@@ -83,7 +83,8 @@ def _further(found: Plan) -> list[tuple[str, str]]:
     if not found.codebook_bytes:
         return []
     most = gigabytes(found.most_cache_bytes)
-    return [("  a new codebook, where scenes change", "+ " + gigabytes(found.codebook_bytes)), ("  one at every span, at most", most)]
+    more = "+ " + gigabytes(found.codebook_bytes)
+    return [("  a new codebook, where scenes change", more), ("  one at every span, at most", most)]
 
 
 def _other_mode(found: Plan) -> str:
