@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from comfyui_qvg.qvg.bench.statistics import bootstrap_mean
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values, measure_statistics
 from comfyui_qvg.qvg.bench.walks import Case, Walker, WalkResult
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.models.demo_world import load_demo_world
+from comfyui_qvg.qvg.models.demo_world import DemoWorld, load_demo_world
 
 REQUIRED = {
     "codec",
@@ -132,6 +133,7 @@ def test_the_command_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Shortened, not faked: two methods, one world, enough frames for one span. Again, nothing is walked a second time."""
     monkeypatch.setattr(codecs, "QUICK_FRAMES", 24)
     arguments = ["bench", "codecs", "--out", str(tmp_path), "--quick", "--worlds", "1", "--methods", "balanced"]
+    arguments += ["--parts", "walks"]
     assert main(arguments) == 0
     with (tmp_path / "codecs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -163,24 +165,31 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "cannot be made" in capsys.readouterr().err
 
 
+@cache
+def _model() -> DemoWorld:
+    return load_demo_world()
+
+
 @pytest.mark.parametrize("scenario", openings.SCENARIOS)
 def test_scenes_show_the_place_and_come_back_to_it(scenario: str) -> None:
-    """On every path the given frames lie on the map, the generated ones look at what was given, and only the opening differs."""
-    for seed, path in enumerate(openings.PATHS):
-        scene, plain = openings.Scene(seed, scenario, path), openings.Scene(seed, "ordinary", path)
-        frames, ordinary = (torch.cat([*x.given(load_demo_world())]) for x in (scene, plain))
-        shown = slice(scene.opening_frames, None)
-        assert frames.shape == (36, 1, 3, 64, 64) and scene.frames == 56 == len(scene.plan.positions)
-        if scenario != "loud":
-            assert torch.equal(frames[shown], ordinary[shown]) and frames.abs().max() <= 1
+    """The given frames lie on the map, the generated ones look at what was given, and only the opening differs."""
+    for path in openings.PATHS:
+        plain = openings.Scene(0, "ordinary", path)
         given = {tuple(place) for place in plain.plan.positions[: plain.given_frames].tolist()}
         assert {tuple(place) for place in plain.plan.positions[plain.given_frames :].tolist()} <= given
-        assert scenario == "ordinary" or not torch.equal(frames, ordinary)
+    path, model = openings.PATHS[list(openings.SCENARIOS).index(scenario) % len(openings.PATHS)], _model()
+    scene, plain = openings.Scene(1, scenario, path), openings.Scene(1, "ordinary", path)
+    frames, ordinary = (torch.cat([*x.given(model)]) for x in (scene, plain))
+    shown = slice(scene.opening_frames, None)
+    assert frames.shape == (36, 1, 3, 64, 64) and scene.frames == 56 == len(scene.plan.positions)
+    if scenario != "loud":
+        assert torch.equal(frames[shown], ordinary[shown]) and frames.abs().max() <= 1
+    assert scenario == "ordinary" or not torch.equal(frames, ordinary)
 
 
 def test_openings_are_what_they_are_called() -> None:
     def opening(name: str) -> torch.Tensor:
-        return torch.cat(openings.Scene(3, name, openings.PATHS[0]).given(load_demo_world()))[:18, 0]
+        return torch.cat(openings.Scene(3, name, openings.PATHS[0]).given(_model()))[:18, 0]
 
     assert bool((opening("black") == -1).all()) and float(opening("fade").max()) <= -0.9
     assert all(len(opening(name).unique(dim=0)) == 1 for name in ("black", "gradient", "title", "freeze"))
