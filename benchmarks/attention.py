@@ -40,6 +40,7 @@ from comfyui_qvg.qvg.codec.span import (  # noqa: E402
     Basis,
     Codebook,
     Dictionary,
+    Group,
     QuantizedSpan,
     Span,
     TransformSpan,
@@ -117,7 +118,8 @@ class Bench:
         rows = quantize_rows(torch.linalg.qr(self._randn(CHANNELS))[0])
         basis = Basis(*rows, ((CHANNELS, CHANNELS),))
         codes, gains = self._bytes(1, heads, tokens, CHANNELS // 4), self._bytes(1, heads, tokens, low=36, high=48)
-        return TransformSpan(codes, gains, self._bytes(1, heads, tokens), Dictionary(quantize_rows(self._randn(256)), basis))
+        book = Dictionary(quantize_rows(self._randn(256)), basis, Group())
+        return TransformSpan(codes, gains, self._bytes(1, heads, tokens), book)
 
     def _decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, turn: Rotation | None) -> None:
         self.codec.decode(span, tokens, heads, out, turn)

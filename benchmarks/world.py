@@ -203,7 +203,9 @@ def _counted(spec: CacheSpec, config: QVGConfig, frames: int) -> int:
         for start in range(0, frames, spec.chunk_frames):
             tokens = min(spec.chunk_frames, frames - start) * spec.tokens_per_frame
             shape = (1, spec.heads, tokens, spec.head_dim)
-            cache.layers[0].append(*(torch.randn(shape, generator=generator).bfloat16() for _ in range(2)))
+            # Channels of falling energy, the same all along: a walk that asks for no further codebooks.
+            spectrum = torch.logspace(0, -1, spec.head_dim)
+            cache.layers[0].append(*((torch.randn(shape, generator=generator) * spectrum).bfloat16() for _ in range(2)))
             cache.commit()
         return cache.nbytes().total
 
