@@ -194,7 +194,7 @@ class LinesRun:
 @pytest.mark.parametrize("codec", ["rtn", "qvg"])
 def test_work_is_linear_in_the_number_of_spans(codec: str, read: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each 60 spans more are as much work as the 100 before: bookkeeping does not walk through all spans for every tile."""
-    monkeypatch.setattr("comfyui_qvg.qvg.attention._CPU_TILE_BYTES", 90_000)
+    monkeypatch.setattr("comfyui_qvg.qvg.attention.exact._CPU_TILE_BYTES", 90_000)
     rope = GridRope(2, 4, (geometric_frequencies(8, 4, 60), geometric_frequencies(12, 3, 60), geometric_frequencies(12, 3, 60)))
     config = QVGConfig(codec=codec, read=read, clusters=1, iterations=1, span_frames=1, recent_frames=1)
     cache, lines = KVCache(CacheSpec(1, 1, 64, 8), config, rope), []
