@@ -66,7 +66,7 @@ def test_the_node_says_what_the_command_says(client: Client) -> None:
     said = text(asked(client))
     found = plan(networks()["self-forcing-1.3b"], Video(832, 480, 717), PRESETS["balanced"], 12 * 10**9)
     assert f"{found.cache_end_bytes / 1e9:.2f} GB (6.6 times less)" in said
-    assert said.startswith("It does not fit: 12.01 GB of 12.00 GB. The longest that fits has 705 frames.")
+    assert said.startswith("It fits: 11.99 GB of 12.00 GB. The longest that fits has 717 frames.")
     assert "It fits" in text(asked(client, weights="fp8"))
 
 
