@@ -62,5 +62,7 @@ def fit_linear(codec: PictureCodec, pictures: Tensor) -> None:
     codec.encoder.bias.copy_(-(mean @ (basis * scale)))
     codec.decoder.weight.copy_((basis / scale).T.reshape(shape))
     codec.decoder.bias.zero_()
-    codec.correction[-2].weight.zero_()
-    codec.correction[-2].bias.copy_(mean)
+    last = codec.correction[-2]
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    last.weight.zero_()
+    last.bias.copy_(mean)

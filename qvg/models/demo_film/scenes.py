@@ -80,9 +80,9 @@ class Scene:
 
 def _paint_world(rng: np.random.Generator) -> tuple[Picture, Picture]:
     """-> colours [128, 576, 3] in 0..1, where pillars stand [128, 576]."""
-    y = np.arange(PICTURE_PIXELS, dtype=np.float32)[:, None]
+    down = np.arange(PICTURE_PIXELS, dtype=np.float32)[:, None]
     sky, low = (_two_colours(rng, 0.35, 1.0)[None] for _ in range(2))
-    share = ((y - RULER_PIXELS) / 64).clip(0, 1)[..., None]
+    share = ((down - RULER_PIXELS) / 64).clip(0, 1)[..., None]
     world = (sky * (1 - share) + low * share).astype(np.float32)
     everywhere = np.ones(world.shape[:2], np.float32)
     for _ in range(rng.integers(5, 9)):
@@ -90,7 +90,7 @@ def _paint_world(rng: np.random.Generator) -> tuple[Picture, Picture]:
         _ellipse(world, x, y, wide, tall, _colour(rng, 0.6))
     for base, height, slowest, fastest in ((60, 8, 2, 9), (82, 6, 3, 14)):
         ridge = base + height * _wave(rng, slowest, fastest)
-        cover = (y - ridge + 0.5).clip(0, 1)[..., None]
+        cover = (down - ridge + 0.5).clip(0, 1)[..., None]
         world += (_two_colours(rng, 0.1, 0.9)[None] - world) * cover
     for _ in range(rng.integers(16, 25)):
         x, middle, size, colour = rng.uniform(0, ROUND_PIXELS), rng.uniform(68, 122), rng.uniform(6, 15), _colour(rng)
@@ -134,7 +134,8 @@ def _wave(rng: np.random.Generator, slowest: int, fastest: int) -> Picture:
     """A random curve around the picture. -> [576]"""
     angle = 2 * np.pi * np.arange(ROUND_PIXELS) / ROUND_PIXELS
     parts = [rng.normal() / k**0.7 * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(slowest, fastest)]
-    return np.sum(parts, 0).astype(np.float32)
+    curve: Picture = np.sum(parts, 0).astype(np.float32)
+    return curve
 
 
 def _columns(x: float, reach: float) -> tuple[NDArray[np.int64], Picture]:
