@@ -40,6 +40,7 @@ from torch.nn import functional as F
 LATENT = 16
 GROUP = 4  # steps that may show the same clip again, and so the distance of possible checkpoints
 WARM_UP = 50
+GUIDED_LAYER, GUIDED_HEAD = 2, 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Recipe:
     other_rate: float = 1e-3
     sharp_rate: float = 4e-3
     full_rate_steps: int = 3000  # afterwards the rates fall with the root of the step
+    # One head is told where to look, in full until `guided_until` and less and less for as long again: see `Guide`.
+    guide: float = 0.1
+    guided_until: int = 2500
     echo_from: int = 500
     echo_share: float = 0.35
     # Cropped clips show the ruler and 3 of the 7 rows of tokens below it: half the tokens, a quarter of the attention.
@@ -101,6 +105,12 @@ def _sharpen(model: CausalWan) -> None:
             norm.weight[channels] = 2.5
         for layer in (attention.q, attention.k):
             layer.bias[channels] = 0.5 * torch.randn(len(channels))
+    guided = slice(GUIDED_HEAD * CONFIG.head_dim, (GUIDED_HEAD + 1) * CONFIG.head_dim)
+    attention = model.blocks[GUIDED_LAYER].self_attn
+    for norm in (attention.norm_q, attention.norm_k):
+        norm.weight[guided] = 1.5  # this one is to go by what is there, not by how far away it is
+    for layer in (attention.q, attention.k):
+        layer.bias[guided] = 0
 
 
 def make_optimizers(model: CausalWan, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -175,7 +185,14 @@ class BlockPrompts(Prompt):
 
 
 def velocity(
-    model: CausalWan, batch: Batch, clean: Tensor, twins: Tensor, level: Tensor, text: Tensor, rows: Sequence[int]
+    model: CausalWan,
+    batch: Batch,
+    clean: Tensor,
+    twins: Tensor,
+    level: Tensor,
+    text: Tensor,
+    rows: Sequence[int],
+    guide: Guide | None = None,
 ) -> Tensor:
     """Clean blocks [B, (blocks - 1) * 3, ...], noisy twins [B, targets * 3, ...] at `level` [B, targets] -> the twins' velocity.
 
@@ -188,7 +205,8 @@ def velocity(
     turn, order = rotation(times, rows), [*range(past // BLOCK_FRAMES), *targets]
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = BlockAttention.apply(q, k, v, turn, order, past // BLOCK_FRAMES)
+        here = guide if layer == GUIDED_LAYER else None
+        out: Tensor = BlockAttention.apply(q, k, v, turn, order, past // BLOCK_FRAMES, here)
         return out
 
     return forward(model, torch.cat([clean, twins], 1), t, BlockPrompts(model, text, torch.tensor(known)), attend, past)
@@ -222,6 +240,39 @@ def rotation(times: Tensor, rows: Sequence[int]) -> Rotation:
     return Rotation(*(part.unsqueeze(1).contiguous() for part in parts))
 
 
+@dataclass(frozen=True)
+class Guide:
+    """Where one head is told to look: at the places of the world that a token shows, in all blocks before its own.
+
+    It takes two steps to remember a place by what it looks like (to read the ruler, to look for what shows the same column), and
+    neither is of use without the other: left to itself a small model copies from fixed distances in time instead. So for a while
+    the loss has a part that grows with minus the logarithm of the share of attention that goes there, and then no more.
+    """
+
+    places: Tensor  # [B, tokens]
+    weight: float
+    found: list[Tensor]  # filled by the backward pass: shares of attention that are right
+
+    def slope(self, share: Tensor, own: Tensor, seen: Sequence[slice], before: int) -> tuple[Tensor, Tensor]:
+        """Of one block, with attention `share` [B, Q, keys], places `own` [B, Q].
+
+        -> what a score's gradient is, divided by `share`; for each query with anything to see the share that is right.
+        """
+        keys = torch.cat([self.places[:, part] for part in seen], 1)
+        right = own[:, :, None] == keys[:, None]
+        right[:, :, before:] = False
+        asked = right.any(-1, keepdim=True)
+        found = (share * right).sum(-1, keepdim=True).clamp(min=1e-6)
+        return (1 - right / found) * asked, found[asked]
+
+
+def places_of(batch: Batch, order: Sequence[int], rows: Sequence[int]) -> Tensor:
+    """A number for each token's place in the world: column and row. -> [B, tokens]"""
+    headings = torch.from_numpy(np.stack([clip.track.headings for clip in batch.clips]))
+    columns = (frames_of(headings, order)[..., None, None] + torch.arange(LATENT // 2)) % TURN_COLUMNS
+    return (columns * LATENT + torch.tensor(list(rows))[:, None]).flatten(1)
+
+
 class BlockAttention(torch.autograd.Function):
     """Block `order[i]` sees the clean blocks before it and itself; the first `past` blocks are the clean ones. Queries may be
     those of the last blocks alone.
@@ -231,11 +282,13 @@ class BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, turn: Rotation, order: Sequence[int], past: int) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, turn: Rotation, order: Sequence[int], past: int, guide: Guide | None = None
+    ) -> Tensor:
         """q [B, H, Q, D], k, v [B, H, S, D] before RoPE -> [B, H, Q, D]."""
         skipped = k.shape[2] - q.shape[2]
         late = Rotation(*(part[:, :, skipped:] for part in turn))
-        ctx.order, ctx.past, ctx.films = order, past, len(q)
+        ctx.order, ctx.past, ctx.films, ctx.guide = order, past, len(q), guide
         ctx.size, ctx.scale, ctx.skipped = k.shape[2] // len(order), q.shape[3] ** -0.5, skipped
         q, k, v = (part.flatten(0, 1) for part in (rotate(q, late).mul_(ctx.scale), rotate(k, turn), v.contiguous()))
         out, weights = torch.empty_like(q), []
@@ -254,14 +307,26 @@ class BlockAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         inner = (grad * out).sum(-1, keepdim=True)
         for (own, seen), share in zip(_stretches(ctx), weights, strict=True):
-            slope = torch.cat([grad[:, own] @ v[:, part].mT for part in seen], -1).sub_(inner[:, own]).mul_(share)
+            slope = torch.cat([grad[:, own] @ v[:, part].mT for part in seen], -1).sub_(inner[:, own])
+            if ctx.guide is not None:
+                _add_guide(ctx, slope, share, own, seen)
+            slope.mul_(share)
             dq[:, own] = sum(d @ k[:, part] for d, part in zip(_split(slope, seen), seen, strict=True))
             for d, s, part in zip(_split(slope, seen), _split(share, seen), seen, strict=True):
                 dk[:, part] += d.mT @ q[:, own]
                 dv[:, part] += s.mT @ grad[:, own]
         dq, dk, dv = (part.unflatten(0, (ctx.films, -1)) for part in (dq.mul_(ctx.scale), dk, dv))
         late = Rotation(cos[:, :, ctx.skipped :], -sin[:, :, ctx.skipped :])
-        return rotate(dq, late), rotate(dk, Rotation(cos, -sin)), dv, None, None, None
+        return rotate(dq, late), rotate(dk, Rotation(cos, -sin)), dv, None, None, None, None
+
+
+def _add_guide(ctx: Any, slope: Tensor, share: Tensor, own: slice, seen: Sequence[slice]) -> None:
+    guide, heads = ctx.guide, slope.view(ctx.films, -1, *slope.shape[1:])
+    before = slope.shape[-1] - ctx.size  # its own block is the last that a block sees
+    shares = share.view_as(heads)[:, GUIDED_HEAD]
+    extra, found = guide.slope(shares, guide.places[:, own], seen, before)
+    heads[:, GUIDED_HEAD] += extra * (guide.weight / guide.places.numel())
+    guide.found.append(found)
 
 
 def _stretches(ctx: Any) -> list[tuple[slice, list[slice]]]:
@@ -320,11 +385,14 @@ class Trainer:
         pixels = [2 * row + half for row in rows for half in range(2)]
         twins, clean, random, target = (part[..., pixels, :] for part in (twins, clean, random, target))
         weights = batch.weights[..., pixels, :]
-        v = velocity(self.model, batch, clean, twins, level, self.text, rows)
+        guide = self._guide(batch, rows)
+        v = velocity(self.model, batch, clean, twins, level, self.text, rows, guide)
         error = (v - (random - target)).square()
         ((weights * error).mean() / weights.mean()).backward()
         self._update(share_of_rate)
         self._note(batch, level, error.detach())
+        if guide is not None:
+            self.errors["found"].append(float(torch.cat(guide.found).mean()))
         self.echo = self._echo(batch, context, (twins - sigma * v).detach(), pixels, rng)
         self.step += 1
 
@@ -343,6 +411,12 @@ class Trainer:
             return self.echo.batch, self.echo.context, rows
         batch = draw(recipe.seed, self.step, recipe.films, recipe.longest_blocks, self._encode, chained)
         return batch, batch.latents, rows
+
+    def _guide(self, batch: Batch, rows: Sequence[int]) -> Guide | None:
+        recipe = self.recipe
+        weight = recipe.guide * min(1.0, max(0.0, 2 - self.step / recipe.guided_until))
+        order = [*range(batch.layout.blocks - 1), *batch.layout.targets]
+        return Guide(places_of(batch, order, rows), weight, []) if weight > 0 else None
 
     @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:
