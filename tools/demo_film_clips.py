@@ -33,6 +33,7 @@ SIGMAS = (1.0, 0.9375, 5 / 6, 0.625)  # noise levels of the four steps of Self-F
 LONGEST_BLOCKS = 72  # of a film, 216 frames
 _PANS = ("turn right", "turn left")
 _SEEN, _UNSEEN, _REMEMBERED = 1.0, 0.2, 2.0  # weights of what the block before shows, of what no block shows, of the rest
+_RULER = 2.0
 
 Rng = np.random.Generator
 
@@ -176,7 +177,7 @@ def _coming_back(rng: Rng, lo: int, shown: int, time: int, blocks: int, change: 
     step = 1 if rng.random() < 0.5 else -1
     now = Direction(_pan(rng, step), _pick(rng, LIGHTS))
     before = Direction(now.camera, now.light)
-    if change or rng.random() < 0.4:
+    if change or rng.random() < 0.5:
         before = Direction(_pick(rng, (*_PANS, "stay")), _pick(rng, LIGHTS))
     if before.camera == "swing":
         before = Direction(_PANS[step < 0], before.light)
@@ -248,8 +249,8 @@ KINDS: dict[str, Callable[[Rng, Layout], tuple[Track, list[int]]]] = {
 
 def choose(rng: Rng, step: int, films: int, longest: int, chained: bool) -> tuple[str, Layout, int]:
     """Kind, layout and number of clips of a step. `chained`: to be shown again with predictions, so all must come from memory."""
-    shares = {"local": 0.2, "turn": 0.12, "pan": 0.34, "cut": 0.34, "third": 0.0, "long": 0.0}
-    if step >= 400:
+    shares = {"local": 0.2, "turn": 0.12, "pan": 0.36, "cut": 0.32, "third": 0.0, "long": 0.0}
+    if step >= 900:
         shares = {"local": 0.14, "turn": 0.11, "pan": 0.28, "cut": 0.22, "third": 0.12, "long": 0.13}
     if chained:
         shares |= {"local": 0.0, "third": shares["third"] * 2}
@@ -310,5 +311,5 @@ def _weights(known: Tensor) -> Tensor:
     """Of each latent pixel in the loss. The ruler is known wherever the heading is."""
     by_column = torch.tensor([_SEEN, _REMEMBERED, _UNSEEN])[known].flatten(1, 2)
     weights = by_column.repeat_interleave(2, -1)[:, :, None, None].repeat(1, 1, 1, 2 * VIEW_COLUMNS, 1)
-    weights[:, :, :, :2] = _SEEN
+    weights[:, :, :, :2] = _RULER
     return weights

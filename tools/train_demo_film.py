@@ -57,7 +57,7 @@ class Recipe:
     # One head is told where to look, in full until `guided_until` and less and less for as long again: see `Guide`.
     guide: float = 0.1
     guided_until: int = 2500
-    echo_from: int = 500
+    echo_from: int = 1200
     echo_share: float = 0.35
     # Cropped clips show the ruler and 3 of the 7 rows of tokens below it: half the tokens, a quarter of the attention.
     crop_until: int = 1500
@@ -114,9 +114,9 @@ def _sharpen(model: CausalWan) -> None:
 
 
 def make_optimizers(model: CausalWan, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of self-attention and MLP, AdamW for the rest, faster where attention's sharpness is learned."""
+    """Muon for the matrices inside the blocks, AdamW for the rest, faster where attention's sharpness is learned."""
     named = dict(model.named_parameters())
-    matrices = [n for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2 and "cross_attn" not in n]
+    matrices = [n for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2]
     sharp = [n for n in named if "self_attn.norm_" in n or n.endswith(("self_attn.q.bias", "self_attn.k.bias"))]
     rest = [n for n in named if n not in {*matrices, *sharp}]
     adam: dict[str, Any] = {"weight_decay": 0.0, "betas": (0.9, 0.98), "foreach": True}
@@ -250,20 +250,21 @@ class Guide:
     """
 
     places: Tensor  # [B, tokens]
-    weight: float
-    found: list[Tensor]  # filled by the backward pass: shares of attention that are right
+    weight: float  # four times as much for noisy twins' tokens that the block before does not show
+    found: list[Tensor]  # filled by the backward pass: shares of attention that are right, of those tokens
 
-    def slope(self, share: Tensor, own: Tensor, seen: Sequence[slice], before: int) -> tuple[Tensor, Tensor]:
+    def slope(self, share: Tensor, own: Tensor, seen: Sequence[slice], size: int) -> tuple[Tensor, Tensor]:
         """Of one block, with attention `share` [B, Q, keys], places `own` [B, Q].
 
-        -> what a score's gradient is, divided by `share`; for each query with anything to see the share that is right.
+        -> what a score's gradient is, divided by `share`; the right share of a twin's tokens that the block before does not show.
         """
         keys = torch.cat([self.places[:, part] for part in seen], 1)
         right = own[:, :, None] == keys[:, None]
-        right[:, :, before:] = False
+        right[:, :, -size:] = False
         asked = right.any(-1, keepdim=True)
+        hard = asked & ~right[:, :, -2 * size : -size].any(-1, keepdim=True) if len(seen) > 1 else torch.zeros_like(asked)
         found = (share * right).sum(-1, keepdim=True).clamp(min=1e-6)
-        return (1 - right / found) * asked, found[asked]
+        return (1 - right / found) * (asked + 3.0 * hard), found[hard]
 
 
 def places_of(batch: Batch, order: Sequence[int], rows: Sequence[int]) -> Tensor:
@@ -322,9 +323,8 @@ class BlockAttention(torch.autograd.Function):
 
 def _add_guide(ctx: Any, slope: Tensor, share: Tensor, own: slice, seen: Sequence[slice]) -> None:
     guide, heads = ctx.guide, slope.view(ctx.films, -1, *slope.shape[1:])
-    before = slope.shape[-1] - ctx.size  # its own block is the last that a block sees
     shares = share.view_as(heads)[:, GUIDED_HEAD]
-    extra, found = guide.slope(shares, guide.places[:, own], seen, before)
+    extra, found = guide.slope(shares, guide.places[:, own], seen, ctx.size)  # its own block is the last that a block sees
     heads[:, GUIDED_HEAD] += extra * (guide.weight / guide.places.numel())
     guide.found.append(found)
 
@@ -392,7 +392,9 @@ class Trainer:
         self._update(share_of_rate)
         self._note(batch, level, error.detach())
         if guide is not None:
-            self.errors["found"].append(float(torch.cat(guide.found).mean()))
+            found = torch.cat(guide.found)
+            if len(found):
+                self.errors["found"].append(float(found.mean()))
         self.echo = self._echo(batch, context, (twins - sigma * v).detach(), pixels, rng)
         self.step += 1
 

@@ -78,7 +78,11 @@ def test_a_pan_moves_whole_tokens_and_a_turn_comes_back() -> None:
     scene = Scene(0)
     scene.balls, scene.bird = [], None
     pictures = scene.frames(Track(np.zeros(3, int), np.array([0, 1, 36]), np.ones(3)))
-    assert torch.equal(pictures[0, :, :, 16:], pictures[1, :, :, :-16])
+    assert torch.equal(pictures[0, :, 16:, 16:], pictures[1, :, 16:, :-16])
+    assert torch.equal(pictures[0, :, :8, 16:], pictures[1, :, :8, :-16])  # the ruler, and in its last square the screen's marks
+    assert torch.equal(
+        pictures[0, :, 8:16].unflatten(-1, (-1, 16))[..., 8:], pictures[1, :, 8:16].unflatten(-1, (-1, 16))[..., 8:]
+    )
     assert torch.equal(pictures[0], pictures[2])
 
 

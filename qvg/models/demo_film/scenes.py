@@ -1,8 +1,9 @@
 """Procedural films: a round picture seen by a camera in its middle, with things that move, pillars before them, and a light.
 
 A scene is a pure function of its seed and its domain, and the two domains never share one: a model trained on `TRAINING` films
-has not seen a single `JUDGED` one. The band of coloured squares at the top is a ruler: its column tells the heading, alike in all
-scenes, since the network's positions are those of the screen and say nothing of where in the world a token is.
+has not seen a single `JUDGED` one. The band of coloured squares at the top is a ruler, alike in all scenes and lights: the
+network's positions are differences on the screen, and say neither where in the world a token is nor where on the screen. Of a
+column's four squares most change with its place in the world, the rest with its place on the screen.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ ROUND_PIXELS = TURN_COLUMNS * COLUMN_PIXELS
 RULER_PIXELS = 16
 CLOCK_FRAMES = 12  # period of all that moves; three of them are a turn
 
-# Whole numbers of waves around the turn whose sum falls off fastest beside its peak, the slowest among them one wave.
-_RULER_WAVES = (1, 4, 7, 9, 12, 14)
+# Whole numbers of waves around the turn whose sum falls off fast beside its peak, the slowest among them one wave.
+_RULER_WAVES = (1, 5, 8, 17)
+_SCREEN_WAVES = (1, 3)  # across the picture
 _NIGHT = np.array([0.34, 0.40, 0.58], np.float32)
 
 Picture = NDArray[np.float32]
@@ -75,6 +77,7 @@ class Scene:
         if self.bird:
             _disc(picture, 64 + 46 * np.sin(phase), self.bird.y, self.bird.radius, self.bird.colour, free)
         picture[RULER_PIXELS:] *= _NIGHT + (1 - _NIGHT) * np.float32(daylight)
+        picture[:RULER_PIXELS] = _RULER[:, left : left + PICTURE_PIXELS] + _SCREEN_MARKS
         return picture
 
 
@@ -104,18 +107,7 @@ def _paint_world(rng: np.random.Generator) -> tuple[Picture, Picture]:
         middle, tall = (top + PICTURE_PIXELS) / 2 + 2, (PICTURE_PIXELS - top) / 2 + 2
         _box(world, x, middle, half, tall, colour)
         _box(pillars[..., None], x, middle, half, tall, everywhere[0, :1])
-    world[:RULER_PIXELS] = ruler()
-    pillars[:RULER_PIXELS] = 1
     return world.clip(0, 1), pillars
-
-
-def ruler() -> Picture:
-    """Squares of 8 x 8 pixels, four to a column, whose twelve colour values are a cosine and a sine of each wave. [16, 576, 3]"""
-    angle = 2 * np.pi / TURN_COLUMNS * np.outer(np.arange(TURN_COLUMNS), _RULER_WAVES)
-    values = 0.5 + 0.42 * np.stack([np.cos(angle), np.sin(angle)], -1)
-    squares = values.reshape(TURN_COLUMNS, 2, 2, 3).transpose(1, 0, 2, 3).reshape(2, -1, 3)
-    half = RULER_PIXELS // 2
-    return squares.repeat(half, 0).repeat(half, 1).astype(np.float32)
 
 
 def _colour(rng: np.random.Generator, darkest: float = 0.05, brightest: float = 1.0) -> Picture:
@@ -175,3 +167,19 @@ def _disc(picture: Picture, x: float, y: float, radius: float, colour: Picture, 
     cover = (radius + 0.5 - np.hypot(dx, dy)).clip(0, 1) * free[rows, first:last]
     part = picture[rows, first:last]
     picture[rows, first:last] = part + (colour - part) * cover[..., None]
+
+
+def _marks(angles: NDArray[np.float64], first: int) -> Picture:
+    """Squares of 8 x 8 pixels, four to a column, that hold twelve numbers: cosine and sine of `angles` [columns, waves] from
+    number `first` on, the others 0. -> [16, columns * 16, 3]"""
+    numbers = np.zeros((len(angles), 12), np.float32)
+    waves = 0.5 + 0.42 * np.stack([np.cos(angles), np.sin(angles)], -1)
+    numbers[:, first : first + 2 * angles.shape[1]] = waves.reshape(len(angles), -1)
+    squares = numbers.reshape(-1, 2, 2, 3).transpose(1, 0, 2, 3).reshape(2, -1, 3)
+    half = RULER_PIXELS // 2
+    return squares.repeat(half, 0).repeat(half, 1)
+
+
+_HEADINGS = np.arange(TURN_COLUMNS + VIEW_COLUMNS)
+_RULER = _marks(2 * np.pi / TURN_COLUMNS * np.outer(_HEADINGS, _RULER_WAVES), 0)
+_SCREEN_MARKS = _marks(2 * np.pi / VIEW_COLUMNS * np.outer(np.arange(VIEW_COLUMNS), _SCREEN_WAVES), 2 * len(_RULER_WAVES))
