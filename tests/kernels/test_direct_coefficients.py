@@ -23,7 +23,7 @@ from comfyui_qvg.qvg.history import transform_codes
 from torch import Tensor
 
 from ..helpers import assert_close, make_kv
-from ..rounding import allowed, attend, lse, share
+from ..rounding import UNIT, allowed, attend, lse, share
 from ..triton_interpreter import DEVICE
 
 Load = Callable[[str], ModuleType]
@@ -104,7 +104,8 @@ def _bounds(
     of_keys = ((q, once), (k_words, once), (k_rest, twice))
     out = allowed(lambda q, a, b, c, d: attend(q, turn(a, b), c + d), *of_keys, (v_words, twice), (v_rest, thrice))
     floor = share(torch.float32, 2 * q.shape[-1], k_words.shape[2])
-    return out + floor, allowed(lambda q, a, b: lse(q, turn(a, b)), *of_keys) + floor
+    # Weights that are almost equal are all rounded the same way.
+    return out + UNIT[torch.float16] + floor, allowed(lambda q, a, b: lse(q, turn(a, b)), *of_keys) + floor
 
 
 def _words_and_rest(kept: TransformCodes) -> tuple[Tensor, Tensor]:
