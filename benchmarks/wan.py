@@ -31,10 +31,10 @@ import bootstrap_package  # noqa: F401  names the package, so that it can be imp
 import torch
 from comfyui_qvg.benchmarks.rows import conditions, median_ms, report
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig, QVGError
+from comfyui_qvg.qvg.attention.prompt import MergedPrompt
 from comfyui_qvg.qvg.files import written_whole
-from comfyui_qvg.qvg.models.variants import VARIANTS
 from comfyui_qvg.qvg.models.wan import CausalWan, Prompt, WanConfig, WanDenoiser, load_wan
-from comfyui_qvg.qvg.prompt import MergedPrompt
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import DistilledSchedule, generate
 from comfyui_qvg.tests.integration import tiny_wan
 from torch import Tensor

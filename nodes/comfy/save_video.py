@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...qvg import ConfigError
 from ...qvg.media import Picture
-from ...qvg.video_file import WholeVideo
+from ...qvg.media.video_file import WholeVideo
 from .decode import count_pictures, decode_pieces, split_batch, tiles_to_try
 from .files import numbered
 from .progress import say

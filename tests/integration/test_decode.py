@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from comfyui_qvg.qvg.plan_decode import WAN_2_1, picture_bytes, working_bytes
+from comfyui_qvg.qvg.models.common.video_decoder import WAN_2_1, picture_bytes, working_bytes
 from PIL import Image
 
 from . import tiny_vae, tiny_wan

@@ -16,10 +16,10 @@ from comfyui_qvg.kernels.direct_coefficients import TransformCodes, attend_coeff
 from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.kernels.launch import GpuKind, coefficient_tiles
 from comfyui_qvg.qvg import QVGConfig
+from comfyui_qvg.qvg.attention.history import transform_codes
 from comfyui_qvg.qvg.codec import KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.codec.klt import allocate_planes
-from comfyui_qvg.qvg.history import transform_codes
+from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
 from torch import Tensor
 
 from ..helpers import assert_close, make_kv
@@ -133,7 +133,7 @@ def test_reference_is_the_definition(hadamard: bool) -> None:
 def test_every_bit_split(triton_kernel: Load, quarters: int, hadamard: bool, poisoned_empty: None) -> None:
     """Half a bit to six in quarters, as the codec allocates them, every other one turned; values get half a bit more."""
     variances = [2.0 ** (-channel / 16) for channel in range(128)]
-    planes = [allocate_planes(variances, 32 * min(24, quarters + more)) for more in (0, 2)]
+    planes = [allocate_planes(variances, min(24, quarters + more) / 4, 128) for more in (0, 2)]
     assert [8 * packed_width(some) for some in planes] == [32 * quarters, 32 * min(24, quarters + 2)]
     keys, values = (_kept(70, some, seed=10 * i, hadamard=hadamard) for i, some in enumerate(planes))
     _same(triton_kernel, _randn(*Q, seed=5, dtype=torch.bfloat16), keys, values, _angles(70) if quarters % 2 else None)
@@ -227,7 +227,7 @@ def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) 
     for i, (keys, values) in enumerate(zip(*spans, strict=True)):
         turn = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
         kept = [
-            transform_codes(span.with_codebook(every[-1].codebook), slice(None))
+            transform_codes(span.with_words(every[-1].codebook.words), slice(None))
             for span, every in zip((keys, values), spans, strict=True)
         ]
         joined.append(kept)
@@ -277,12 +277,15 @@ def test_strides_beyond_32_bits(triton_kernel: Load) -> None:
     _same(triton_kernel, _randn(*Q), keys._replace(codes=codes), values, _angles(40))
 
 
+def test_keys_and_values_of_two_kinds(triton_kernel: Load) -> None:
+    """One of them with the Hadamard matrix, the other with a basis: what openings leave behind."""
+    for first, second in ((False, True), (True, False)):
+        keys, values = _kept(70, MIXED, hadamard=first), _kept(70, MIXED, seed=10, hadamard=second)
+        _same(triton_kernel, _randn(*Q), keys, values, _angles(70))
+
+
 def test_refusals() -> None:
     q, keys = _randn(*Q), _kept(9, MIXED)
-    with pytest.raises(
-        BackendError, match="our Triton kernels do not run on cpu tensors|keys and values are transformed in two ways"
-    ):
-        attend_coefficients(q, keys, _kept(9, MIXED, hadamard=True), None, "triton")
     with pytest.raises(ValueError, match=r"do not belong to 9 keys"):
         attend_coefficients(q, keys, _kept(8, MIXED))
     with pytest.raises(ValueError, match=r"a rotation of .* does not belong to 9 keys of 128"):

@@ -189,7 +189,7 @@ class TestingOldComfyUI:
     OUTPUT_NODE = True
 
     def run(self, file: str, model: Any) -> Any:
-        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.causal_load"))
+        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.loading"))
         said = []
         for owner, name, older in (
             (comfy.sd, "load_diffusion_model_state_dict", lambda sd, model_options: None),
@@ -198,7 +198,7 @@ class TestingOldComfyUI:
             before = getattr(owner, name)
             setattr(owner, name, older)
             try:
-                loader.load_causal_wan(file, "auto", "auto", "auto", None)
+                loader.load(file, "Load Causal Wan")
             except ValueError as error:
                 said.append(str(error))
             finally:
@@ -363,8 +363,8 @@ class TestingHeld:
 
     def run(self, model: Any) -> Any:
         def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
-            caches = sys.modules[_ours("causal_run").KVCache.__module__]
-            watch = importlib.import_module(f"{caches.__package__}.bench.held").HeldBytes
+            caches = sys.modules[_ours("causal.run").KVCache.__module__]
+            watch = _of_the_pack("qvg.bench.held").HeldBytes
             honest = caches.LayerCache.append, caches.KVCache.__init__
             watches: list[Any] = []
 
@@ -769,7 +769,7 @@ class TestingHomeElsewhere:
     """Offloaded spans live on a device that is called otherwise, as where there is a GPU; torch copies between the two."""
 
     def run(self, model: Any) -> Any:
-        (pack,) = (module for name, module in sys.modules.items() if name.endswith(".qvg.offload"))
+        (pack,) = (module for name, module in sys.modules.items() if name.endswith(".qvg.cache.offload"))
         begin, clone = pack.Depot.__init__, model.clone()
 
         def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
