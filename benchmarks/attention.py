@@ -32,20 +32,21 @@ from comfyui_qvg.benchmarks.rows import conditions, median_ms, peak_bytes, repor
 from comfyui_qvg.kernels.attention.library import choose_attention  # noqa: E402
 from comfyui_qvg.kernels.rows8 import quantize_rows  # noqa: E402
 from comfyui_qvg.qvg import ConfigError, GridRope, QVGConfig  # noqa: E402
-from comfyui_qvg.qvg.attention import History, Pair, attend  # noqa: E402
+from comfyui_qvg.qvg.attention.choice import Readings  # noqa: E402
+from comfyui_qvg.qvg.attention.exact import History, Pair, attend  # noqa: E402
+from comfyui_qvg.qvg.attention.workspace import Workspace  # noqa: E402
 from comfyui_qvg.qvg.codec import KLTCodec, QVGCodec  # noqa: E402
-from comfyui_qvg.qvg.read import Readings  # noqa: E402
-from comfyui_qvg.qvg.rope import Rotation, geometric_frequencies, rotate  # noqa: E402
-from comfyui_qvg.qvg.span import (  # noqa: E402
+from comfyui_qvg.qvg.codec.span import (  # noqa: E402
     Basis,
     Codebook,
     Dictionary,
+    Group,
     QuantizedSpan,
     Span,
     TransformSpan,
     storage_bytes,
 )
-from comfyui_qvg.qvg.workspace import Workspace  # noqa: E402
+from comfyui_qvg.qvg.positions.rope import Rotation, geometric_frequencies, rotate  # noqa: E402
 
 CHANNELS = 128
 
@@ -117,7 +118,8 @@ class Bench:
         rows = quantize_rows(torch.linalg.qr(self._randn(CHANNELS))[0])
         basis = Basis(*rows, ((CHANNELS, CHANNELS),))
         codes, gains = self._bytes(1, heads, tokens, CHANNELS // 4), self._bytes(1, heads, tokens, low=36, high=48)
-        return TransformSpan(codes, gains, self._bytes(1, heads, tokens), Dictionary(quantize_rows(self._randn(256)), basis))
+        book = Dictionary(quantize_rows(self._randn(256)), basis, Group())
+        return TransformSpan(codes, gains, self._bytes(1, heads, tokens), book)
 
     def _decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, turn: Rotation | None) -> None:
         self.codec.decode(span, tokens, heads, out, turn)

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import bootstrap_package  # noqa: F401
 from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.held import HeldBytes
-from comfyui_qvg.qvg.growth import even_chunks
+from comfyui_qvg.qvg.cache.growth import even_chunks
+from comfyui_qvg.qvg.files import written_whole
 from rows import RESULTS
 
 SPEC = CacheSpec(layers=30, heads=12, head_dim=128, tokens_per_frame=1560, chunk_frames=3)
@@ -45,12 +46,14 @@ def counted(config: QVGConfig, spec: CacheSpec, heads: int, frames: int) -> Iter
     """Bytes of all layers and heads at the end and at the worst moment so far, after every block of a real run."""
     one = CacheSpec(1, heads, spec.head_dim, spec.tokens_per_frame, spec.chunk_frames)
     generator = torch.Generator().manual_seed(0)
+    # Channels of falling energy, the same all along: a video without cuts, which needs no further codebooks.
+    spectrum = torch.logspace(0, -1, spec.head_dim)
     most = before = 0
     with KVCache(one, config) as cache:
         held = HeldBytes(cache)
         for chunk in even_chunks(frames, spec.chunk_frames):
             shape = (1, heads, chunk * spec.tokens_per_frame, spec.head_dim)
-            cache.layers[0].append(*(torch.randn(shape, generator=generator).bfloat16() for _ in range(2)))
+            cache.layers[0].append(*((torch.randn(shape, generator=generator) * spectrum).bfloat16() for _ in range(2)))
             held.most = held.now()
             cache.commit_layer(0)
             after = cache.nbytes().total
@@ -94,7 +97,7 @@ def main() -> None:
         kept = [row for row in kept if row["preset"] != name] + list(rows(name, spec, options.heads, lengths))
         if options.save:
             kept.sort(key=lambda row: list(PRESETS).index(str(row["preset"])))
-            with path.open("w", encoding="utf-8", newline="") as file:
+            with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
                 table = csv.DictWriter(file, FIELDS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(kept)

@@ -27,8 +27,8 @@ import torch
 from comfyui_qvg.kernels import assign_clusters, dispatch, explain, reconstruct, update_centroids
 from comfyui_qvg.qvg.codec import KLTCodec, QVGCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
+from comfyui_qvg.qvg.codec.span import QuantizedSpan
 from comfyui_qvg.qvg.config import QVGConfig
-from comfyui_qvg.qvg.span import QuantizedSpan
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "codec.jsonl"

@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 import bootstrap_package  # noqa: E402, F401 (makes the repository importable as comfyui_qvg)
 from comfyui_qvg.benchmarks.rows import conditions, median_ms, peak_bytes, report  # noqa: E402
 from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig  # noqa: E402
-from comfyui_qvg.qvg.history import Pair  # noqa: E402
-from comfyui_qvg.qvg.offload import Depot  # noqa: E402
-from comfyui_qvg.qvg.rope import wan_rope  # noqa: E402
-from comfyui_qvg.qvg.span import AnyCodebook, Span, put_span  # noqa: E402
+from comfyui_qvg.qvg.attention.history import Pair  # noqa: E402
+from comfyui_qvg.qvg.cache.offload import Depot  # noqa: E402
+from comfyui_qvg.qvg.codec.span import AnyCodebook, Span, put_span  # noqa: E402
+from comfyui_qvg.qvg.positions.rope import wan_rope  # noqa: E402
 
 CHANNELS, CHUNK_FRAMES = 128, 3
 

@@ -31,9 +31,10 @@ import bootstrap_package  # noqa: F401  names the package, so that it can be imp
 import torch
 from comfyui_qvg.benchmarks.rows import conditions, median_ms, report
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig, QVGError
-from comfyui_qvg.qvg.models.variants import VARIANTS
+from comfyui_qvg.qvg.attention.prompt import MergedPrompt
+from comfyui_qvg.qvg.files import written_whole
 from comfyui_qvg.qvg.models.wan import CausalWan, Prompt, WanConfig, WanDenoiser, load_wan
-from comfyui_qvg.qvg.prompt import MergedPrompt
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import DistilledSchedule, generate
 from comfyui_qvg.tests.integration import tiny_wan
 from torch import Tensor
@@ -296,7 +297,7 @@ def _cross_attention(layer: Any, prompt: Prompt, x: Tensor) -> Tensor:
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     """As CSV, for reading; versions in one column."""
     flat = [{**each, "versions": " ".join(f"{name} {version}" for name, version in each["versions"].items())} for each in rows]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(flat[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(flat)

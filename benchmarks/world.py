@@ -30,13 +30,14 @@ from comfyui_qvg.benchmarks.rows import conditions, report
 from comfyui_qvg.benchmarks.wan import Meter, random_weights
 from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig, QVGError
 from comfyui_qvg.qvg.camera import parse_path
-from comfyui_qvg.qvg.models.worldplay import WorldPlay, WorldPlayConfig
-from comfyui_qvg.qvg.models.worldplay_memory import WorldMemory, world_memory
+from comfyui_qvg.qvg.camera.cameras import Cameras
+from comfyui_qvg.qvg.camera.poses import camera_poses
+from comfyui_qvg.qvg.camera.selection import WAN_MEMORY
+from comfyui_qvg.qvg.files import written_whole
+from comfyui_qvg.qvg.models.common.world_memory import WorldMemory, world_memory
+from comfyui_qvg.qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, ChunkPlan, plan_chunk
+from comfyui_qvg.qvg.models.worldplay_wan.network import WorldPlay, WorldPlayConfig
 from comfyui_qvg.qvg.sampling.world import World
-from comfyui_qvg.qvg.world.cameras import Cameras
-from comfyui_qvg.qvg.world.poses import camera_poses
-from comfyui_qvg.qvg.world.schedule import CHUNK_FRAMES, MODES, ChunkPlan, plan_chunk
-from comfyui_qvg.qvg.world.selection import WAN_MEMORY
 from torch import Tensor
 
 WALK = "w-8,s-8,a-8,d-8,up-8,down-8"
@@ -202,7 +203,9 @@ def _counted(spec: CacheSpec, config: QVGConfig, frames: int) -> int:
         for start in range(0, frames, spec.chunk_frames):
             tokens = min(spec.chunk_frames, frames - start) * spec.tokens_per_frame
             shape = (1, spec.heads, tokens, spec.head_dim)
-            cache.layers[0].append(*(torch.randn(shape, generator=generator).bfloat16() for _ in range(2)))
+            # Channels of falling energy, the same all along: a walk that asks for no further codebooks.
+            spectrum = torch.logspace(0, -1, spec.head_dim)
+            cache.layers[0].append(*((torch.randn(shape, generator=generator) * spectrum).bfloat16() for _ in range(2)))
             cache.commit()
         return cache.nbytes().total
 
@@ -234,7 +237,7 @@ def _own(plan: ChunkPlan) -> int:
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
     """As CSV, for reading."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

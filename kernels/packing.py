@@ -44,7 +44,8 @@ def plane(packed: Tensor, bits: int, index: int) -> Tensor:
 
 def _pack_planes(codes: Tensor, bits: int) -> Tensor:
     planes = codes.chunk(8 // bits, -1)
-    packed = planes[0].clone()
+    # Dense whatever the codes are: a transposed view would be kept, and saved, with its strides.
+    packed = planes[0].clone(memory_format=torch.contiguous_format)
     for index, part in enumerate(planes[1:], 1):
         packed |= part << (bits * index)
     return packed

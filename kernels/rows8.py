@@ -47,6 +47,19 @@ def synthesis(directions: Tensor | None, scales: Tensor) -> Tensor:
     return hadamard(scales.shape[-1]).to(scales.device) * scales.float()[..., None, :]
 
 
+def dual_rows(rows: Tensor) -> Tensor:
+    """Rows [..., R, D] that are nearly at right angles -> the dual ones: inner products with them are the coefficients of the
+    nearest sum of `rows` (least squares). In the type of `rows`."""
+    norms = rows.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-30)
+    unit = rows / norms
+    gram = torch.matmul(unit, unit.transpose(-1, -2))
+    even = torch.eye(gram.shape[-1], dtype=rows.dtype, device=rows.device)
+    # Two of Newton's steps towards the inverse of a matrix that is nearly 1: what eight-bit rounding left (1e-2) falls to 1e-8.
+    inverse = 2 * even - gram
+    inverse = torch.matmul(inverse, 2 * even - torch.matmul(gram, inverse))
+    return torch.matmul(inverse, unit) / norms
+
+
 def _next_up(x: Tensor) -> Tensor:
     """The next larger float16 of positive finite ones, the largest excepted."""
     bits = x.view(torch.int16)

@@ -167,8 +167,8 @@ def _klt_inputs() -> list[Any]:
             "transform",
             options=list(TRANSFORMS),
             default="klt",
-            tooltip="klt: a basis learned from the first span, the nearest to exact. hadamard: a fixed one that takes hardly any "
-            "memory.",
+            tooltip="klt: a basis learned from the frames, and anew where scenes change; the nearest to exact. hadamard: a fixed "
+            "one that takes hardly any memory.",
         ),
         io.Int.Input(
             "spans_per_codebook",

@@ -10,29 +10,25 @@ import torch
 from numpy.typing import NDArray
 
 from ..qvg.camera import Move, format_path, parse_path, walk
-from ..qvg.demo import DEFAULT_PATH
+from ..qvg.camera.cameras import Cameras
+from ..qvg.camera.overlap import FieldOfView
+from ..qvg.camera.pose_files import read_poses, write_poses
+from ..qvg.camera.poses import UNITS_PER_FRAME, camera_poses
+from ..qvg.camera.selection import select_context
+from ..qvg.demo.command import DEFAULT_PATH
 from ..qvg.errors import CameraPathError, ConfigError
-from ..qvg.world.cameras import Cameras
-from ..qvg.world.overlap import FieldOfView
-from ..qvg.world.pose_files import read_poses, write_poses
-from ..qvg.world.poses import UNITS_PER_FRAME, camera_poses
-from ..qvg.world.schedule import CHUNK_FRAMES, chunks_of, plan_chunk
-from ..qvg.world.selection import HUNYUAN_MEMORY, WAN_MEMORY, MemoryRule, select_context
+from ..qvg.models.common.world_schedule import CHUNK_FRAMES, chunks_of, plan_chunk
+from ..qvg.models.registry import memories
 from .api import CATEGORY, Camera, io, ui
 from .pictures import Picture, path_picture, remembered_picture
 
 _MOVING = ("w", "a", "s", "d")
 AGAIN, NO_MEMORY = "again", "none"
-# Whose choice of frames to draw, and what the official code computes it in.
-MEMORIES: dict[str, tuple[MemoryRule, torch.dtype]] = {
-    "worldplay-5b": (WAN_MEMORY, torch.float32),
-    "worldplay-8b": (HUNYUAN_MEMORY, torch.float64),
-}
 
 
 @dataclass(frozen=True)
 class CameraPath:
-    """What travels along a QVG_CAMERA link: keys held for latent frames; `beyond` as in `qvg.world.poses`."""
+    """What travels along a QVG_CAMERA link: keys held for latent frames; `beyond` as in `qvg.camera.poses`."""
 
     moves: tuple[Move, ...]
     frames: int
@@ -98,11 +94,11 @@ def _looking(cameras: Cameras) -> NDArray[np.float64]:
 
 def remembered(cameras: Cameras, memory: str) -> list[tuple[int, ...]]:
     """The frames that each chunk will see, as the sampler's vendor mode chooses them. Raises ConfigError for a broken chunk."""
-    rule, dtype = MEMORIES[memory]
-    field, views = FieldOfView(dtype=dtype), torch.from_numpy(cameras.views())
+    world = memories()[memory]
+    field, views = FieldOfView(dtype=world.dtype), torch.from_numpy(cameras.views())
 
     def select(current: int) -> list[int]:
-        return select_context(rule, views[: current + CHUNK_FRAMES], current, field)
+        return select_context(world.frames, views[: current + CHUNK_FRAMES], current, field)
 
     return [plan_chunk(index, "vendor", select).context for index in range(chunks_of(len(cameras)))]
 
@@ -146,7 +142,7 @@ class QVGCameraPath(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "memory",
-                    options=[NO_MEMORY, *MEMORIES],
+                    options=[NO_MEMORY, *memories()],
                     default=NO_MEMORY,
                     tooltip="Also draw which earlier frames each chunk of four will see, as this model chooses them by where the "
                     "camera looks. Changes nothing but the picture.",

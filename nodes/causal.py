@@ -8,6 +8,7 @@ from ..qvg.errors import ConfigError
 from .api import CATEGORY, io
 
 FPS = 16
+MEMORIES = ("grow", "recompute")
 POSITIONS = ("absolute", "reindexed")
 SIDES = (16, 8192)  # the shortest, which all are a multiple of, and the longest
 
@@ -77,8 +78,8 @@ class QVGVideoStart(io.ComfyNode):
             )
         if start_image is not None and vae is None:
             raise ConfigError("a start image needs the VAE that makes a latent of it; connect Wan 2.1's VAE")
+        from .comfy.causal.video_start import start_latent
         from .comfy.progress import say
-        from .comfy.video_start import start_latent
 
         latents = (frames - 1) // 4 + 1
         latent = start_latent((width, height), latents, batch_size, vae, start_image, extend)
@@ -155,6 +156,21 @@ class QVGCausalSampler(io.ComfyNode):
                     "output folder.",
                     **advanced,
                 ),
+                io.Combo.Input(
+                    "memory",
+                    options=list(MEMORIES),
+                    default=MEMORIES[0],
+                    tooltip="grow: every finished block is remembered, as models are trained. recompute: before each block, "
+                    "memory is made anew of the first frame and the newest two, as Krea Realtime's own server does: it never "
+                    "grows, and nothing older is seen.",
+                    **advanced,
+                ),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="Wan 2.1's VAE, for recompute: the oldest of the newest nine pictures takes the first frame's place, "
+                    "so the scene may change. Not connected: the first frame stays for ever.",
+                    optional=True,
+                ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -167,10 +183,16 @@ class QVGCausalSampler(io.ComfyNode):
         first_block_sigmas: Any = None,
         context_noise: float = 0.0,
         keep_finished: bool = True,
+        memory: str = MEMORIES[0],
+        vae: Any = None,
     ) -> io.NodeOutput:
-        from .comfy.causal_plan import CausalOptions
-        from .comfy.causal_sampler import make_causal_sampler
+        if memory not in MEMORIES:
+            raise ConfigError(f"memory is {memory!r}, but must be one of {', '.join(MEMORIES)}; choose one of these")
+        if vae is not None and memory != "recompute":
+            raise ConfigError(f"memory is {memory}, which needs no VAE; choose recompute, or disconnect vae")
+        from .comfy.causal.plan import CausalOptions
+        from .comfy.causal.sampler import make_causal_sampler
 
         first = None if first_block_sigmas is None else tuple(first_block_sigmas.tolist())
-        options = CausalOptions(frames_per_block, context_noise, first, positions == "reindexed", keep_finished)
+        options = CausalOptions(frames_per_block, context_noise, first, positions == "reindexed", keep_finished, memory, vae)
         return io.NodeOutput(make_causal_sampler(options))

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from ..qvg.errors import ConfigError
-from ..qvg.models.checkpoint import WEIGHTS
-from ..qvg.models.variants import VARIANTS
-from ..qvg.models.which_variant import AUTO
+from ..qvg.models.common.checkpoint import WEIGHTS
+from ..qvg.models.common.found import AUTO
+from ..qvg.models.registry import loaded_with
 from .api import CATEGORY, io, ui
 
+NODE = "Load Causal Wan"
 NO_LORA = "none"
 DTYPES = (AUTO, "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
@@ -25,17 +26,17 @@ class QVGLoadCausalWan(io.ComfyNode):
 
         return io.Schema(
             node_id="QVGLoadCausalWan",
-            display_name="Load Causal Wan",
+            display_name=NODE,
             category=CATEGORY,
-            description="Loads Self-Forcing, Causal-Forcing, CausVid and LongLive from the files they are released in, .pt "
-            "or .safetensors, and knows how each was trained to be run. The MODEL is ComfyUI's own causal Wan: its nodes, LoRA "
-            "nodes and QVG's work on it.",
+            description="Loads Self-Forcing, Causal-Forcing, CausVid, LongLive and Krea Realtime from the files they are "
+            "released in, .pt or .safetensors, and knows how each was trained to be run. The MODEL is ComfyUI's own causal Wan: "
+            "its nodes, LoRA nodes and QVG's work on it.",
             search_aliases=["qvg", "self forcing", "causal forcing", "causvid", "longlive", "unet loader"],
             inputs=[
                 io.Combo.Input("file", options=model_files(), tooltip="From models/diffusion_models: .pt, .pth or .safetensors."),
                 io.Combo.Input(
                     "variant",
-                    options=[AUTO, *VARIANTS],
+                    options=[AUTO, *(name for family in loaded_with(NODE) for name in family.variants)],
                     default=AUTO,
                     tooltip="Which member of the family the file is; says sigmas, frames per block and which weights to take. "
                     "auto: by metadata, name or hash, and refused where nothing says that the file is causal.",
@@ -72,9 +73,9 @@ class QVGLoadCausalWan(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, variant: str, weights: str = AUTO, dtype: str = AUTO, lora: str = NO_LORA) -> io.NodeOutput:
-        from .comfy.causal_load import load_causal_wan
+        from .comfy.loading import load
 
-        loaded = load_causal_wan(file, variant, weights, dtype, None if lora == NO_LORA else lora)
+        loaded = load(file, NODE, variant, weights, dtype, None if lora == NO_LORA else lora)
         return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))
 
 
@@ -102,7 +103,7 @@ class QVGTrainedSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        from .comfy.attach import variant_of
+        from .comfy.settings import variant_of
 
         variant = variant_of(model.model_options)
         if variant is None:

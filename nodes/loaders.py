@@ -26,6 +26,6 @@ class QVGLoadDemoWorld(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from .comfy.demo_world import load
+        from .comfy.demo.world import load
 
         return io.NodeOutput(*load())

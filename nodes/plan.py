@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from ..qvg import PRESETS
-from ..qvg.models.shapes import SHAPES
+from ..qvg.models.registry import networks
 from ..qvg.plan import MOST_LATENT_FRAMES, WEIGHT_BYTES, Video, Weights, plan
 from ..qvg.plan.advice import setting_that_fits
-from ..qvg.plan.words import GB, report
+from ..qvg.plan.report import GB, report
 from .api import CATEGORY, io
 
 _SIDE = {"min": 16, "max": 8192, "step": 16}
@@ -31,7 +31,7 @@ class QVGPlan(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "network",
-                    options=list(SHAPES),
+                    options=list(networks()),
                     default="self-forcing-1.3b",
                     tooltip="Which model, where no MODEL is connected.",
                 ),
@@ -102,10 +102,11 @@ class QVGPlan(io.ComfyNode):
         block_frames: int = 0,
         model: Any = None,
     ) -> io.NodeOutput:
-        from .comfy.model_plan import describe, device_bytes, device_type
+        from .comfy.attach import describe
+        from .comfy.model_plan import device_bytes, device_type
         from .comfy.progress import say
 
-        shape, kept, config, label = SHAPES[network], Weights(weights), PRESETS[preset], f"preset {preset}"
+        shape, kept, config, label = networks()[network], Weights(weights), PRESETS[preset], f"preset {preset}"
         if model is not None:
             shape, kept, settings = describe(model)
             width, height = shape.sizes or (width, height)

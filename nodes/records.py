@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..qvg import CacheBytes, QVGConfig
-from ..qvg.offload import Places
+from ..qvg.cache.offload import Places
 
 # Runs that are remembered; a record takes about 100 bytes per latent frame.
 MAX_RECORDS = 256
@@ -35,7 +35,7 @@ class RunRecord:
     """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value, or those
     that are to be remembered. `span_frames`: of a whole span, as the codec, the model's blocks and the window left it. `places`:
     where the bytes at the end are; `prompt`: what cross-attention keeps beside the cache, of a model that has a prompt;
-    `remembers`: what a world remembers, where that is chosen."""
+    `remembers`: what a world remembers, where that is chosen; `codebooks`: what was begun of them, and what more would take."""
 
     model: str
     device: str
@@ -51,6 +51,7 @@ class RunRecord:
     places: Places | None = None
     prompt: PromptBytes = PromptBytes()
     remembers: str = ""
+    codebooks: str = ""
 
     @property
     def frames(self) -> int:
@@ -92,6 +93,7 @@ class RunRecord:
             f"{'all frames' if not self.remembers else everything} at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
             f"ratio {self.ratio:.2f}x over {everything}, exact frames included",
             f"holds, in MB: {parts}; attention's workspace beside it {self.workspace_bytes / 1e6:.2f}",
+            *([self.codebooks] if self.codebooks else []),
             *self._places(),
             *([self.prompt.text()] if self.prompt.keys else []),
             *(f"read: {line}" for line in self.read),

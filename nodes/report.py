@@ -46,8 +46,9 @@ class QVGCacheReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any]) -> io.NodeOutput:
-        from .comfy.attach import counted_model, settings_of
+        from .comfy.attach import counted_model
         from .comfy.progress import say
+        from .comfy.settings import settings_of
 
         name = counted_model(model)
         record = RECORDS.find(latent["samples"], name, settings_of(model.model_options).config)

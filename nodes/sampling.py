@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..qvg.demo import GIVEN_FRAMES, plan_walk
+from ..qvg.demo.command import GIVEN_FRAMES, plan_walk
 from ..qvg.models.demo_world import STEP_PIXELS, DemoWorldConfig
-from ..qvg.models.painted_map import JUDGED, paint
+from ..qvg.models.demo_world.painted_map import JUDGED, paint
 from .api import CATEGORY, Camera, io
 from .camera import CameraPath
 
@@ -62,7 +62,7 @@ class QVGDemoWorldStart(io.ComfyNode):
             samples[:, :, frame] = world[:, row : row + pixels, col : col + pixels]
             mask[:, :, frame] = 0
         origins = [origin for block in walk.origins for origin in block]
-        # The key that nodes/comfy/sampler.py looks for; conditioning needs a tensor, and this model has no prompt.
+        # The key that nodes/comfy/demo/sampler.py looks for; conditioning needs a tensor, and this model has no prompt.
         conditioning: list[Any] = [[torch.zeros(1, 1, 1), {"qvg_origins": origins}]]
         return io.NodeOutput(conditioning, {"samples": samples, "noise_mask": mask})
 
@@ -94,6 +94,6 @@ class QVGSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, keep_finished: bool = True) -> io.NodeOutput:
-        from .comfy.sampler import make_sampler
+        from .comfy.demo.sampler import make_sampler
 
         return io.NodeOutput(make_sampler(keep_finished))

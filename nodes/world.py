@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg.errors import ConfigError
-from ..qvg.models.worldplay_memory import LAYOUTS
-from ..qvg.world.schedule import MODES
+from ..qvg.models.common.world_memory import LAYOUTS
+from ..qvg.models.common.world_schedule import MODES
 from .api import CATEGORY, Camera, io, ui
 from .camera import CameraPath, CameraPoses
 from .causal_loaders import DTYPES
 
+NODE = "Load WorldPlay"
 STARTS = ("image", "text", "extend")
 # Pixels of a token's side; both sides of a video are whole tokens.
 _TOKEN_PIXELS = 32
@@ -25,7 +26,7 @@ class QVGLoadWorldPlay(io.ComfyNode):
 
         return io.Schema(
             node_id="QVGLoadWorldPlay",
-            display_name="Load WorldPlay",
+            display_name=NODE,
             category=CATEGORY,
             description="Loads HY-WorldPlay (HY-World 1.5) on Wan 2.2 5B or HunyuanVideo 1.5 (8B): a world that you walk through "
             "with a camera. The MODEL is ComfyUI's own network with WorldPlay's layers; LoRA nodes and QVG KV Cache work on it. "
@@ -57,9 +58,9 @@ class QVGLoadWorldPlay(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, dtype: str = DTYPES[0]) -> io.NodeOutput:
-        from .comfy.worldplay_load import load_worldplay
+        from .comfy.loading import load
 
-        loaded = load_worldplay(file, dtype)
+        loaded = load(file, NODE, dtype=dtype)
         return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))
 
 
@@ -132,7 +133,7 @@ class QVGWorldStart(io.ComfyNode):
         complaint = _size_complaint(width=width, height=height) or _start_complaint(start, vae, image, extend)
         if complaint:
             raise ConfigError(complaint)
-        from .comfy.world_start import start_latent, with_cameras
+        from .comfy.world.start import start_latent, with_cameras
 
         conditioned = with_cameras(conditioning, camera.cameras())
         return io.NodeOutput(conditioned, start_latent((width, height), camera.frames, vae, image, extend))
@@ -238,7 +239,7 @@ class QVGWorldSampler(io.ComfyNode):
         storage: str = LAYOUTS[0],
         keep_finished: bool = True,
     ) -> io.NodeOutput:
-        from .comfy.world_run import WorldOptions
-        from .comfy.world_sampler import make_world_sampler
+        from .comfy.world.run import WorldOptions
+        from .comfy.world.sampler import make_world_sampler
 
         return io.NodeOutput(make_world_sampler(WorldOptions(mode, memory_frames, recent_frames, storage, keep_finished)))

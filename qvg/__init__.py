@@ -1,6 +1,9 @@
 """A KV cache for autoregressive video models in about two bits per value. Needs torch; knows nothing of ComfyUI."""
 
 from .cache import KVCache
+from .cache.layer_cache import LayerCache
+from .cache.spec import CacheBytes, CacheSpec
+from .codec.span import Codebook, ExactSpan, QuantizedSpan
 from .config import PRESETS, QVGConfig
 from .errors import (
     BackendError,
@@ -13,10 +16,7 @@ from .errors import (
     QVGError,
     UnsupportedModelError,
 )
-from .layer_cache import LayerCache
-from .rope import GridRope
-from .span import Codebook, ExactSpan, QuantizedSpan
-from .spec import CacheBytes, CacheSpec
+from .positions.rope import GridRope
 
 __all__ = [
     "PRESETS",

@@ -59,7 +59,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED, demo  # matplotlib and tqdm are needed by this command only
+    from .demo.command import (  # matplotlib and tqdm are needed by this command only
+        DEFAULT_FRAMES,
+        DEFAULT_PATH,
+        DEFAULT_SEED,
+        demo,
+    )
 
     _heed_interrupts()
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
@@ -69,11 +74,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from .config import CODECS, OFFLOADS, PRESETS
-    from .models.shapes import SHAPES
+    from .models.common.world_schedule import MODES
+    from .models.registry import networks
     from .plan import WEIGHT_BYTES
     from .plan.command import DEFAULT_PRESET
-    from .world.schedule import MODES
 
+    known = networks()
+    wide = ", ".join(f"{name}: {shape.token_pixels}" for name, shape in known.items() if shape.token_pixels != 16)
+    worlds = ", ".join(name for name, shape in known.items() if shape.context_frames is not None)
     command = commands.add_parser(
         "plan",
         help="how much memory a run will take, and whether it fits",
@@ -82,8 +90,8 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "Bytes of the cache are exact, the others upper bounds. 1 GB is 10^9 bytes.",
     )
     add = command.add_argument
-    add("--model", required=True, metavar="NAME", help=", ".join(SHAPES))
-    add("--width", type=int, required=True, metavar="W", help="pixels, a multiple of 16 (worldplay-5b: 32)")
+    add("--model", required=True, metavar="NAME", help=", ".join(known))
+    add("--width", type=int, required=True, metavar="W", help=f"pixels, a multiple of 16 ({wide})")
     add("--height", type=int, required=True, metavar="H", help="the same")
     add("--frames", type=int, required=True, metavar="N", help="pictures: 1 + 4k, such as 81")
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)}; default {DEFAULT_PRESET}")
@@ -98,7 +106,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--offload", choices=OFFLOADS, help="where encoded frames are kept; default gpu")
     add("--block-frames", type=int, metavar="N", help="latent frames denoised together; default as the model was trained")
     add("--given-frames", type=int, default=0, metavar="N", help="latent frames of a start image or video; default 0")
-    add("--mode", choices=MODES, help=f"of worldplay models, as on World Sampler; default {MODES[0]}")
+    add("--mode", choices=MODES, help=f"of worlds ({worlds}), as on World Sampler; default {MODES[0]}")
     add("--batch", type=int, default=1, metavar="N", help="videos at once; default 1")
     add("--weights", default="bf16", metavar="TYPE", help=f"{', '.join(WEIGHT_BYTES)}; default bf16")
     add("--vram-gb", type=float, metavar="G", help="the card's memory; default that of the card there is")
@@ -170,22 +178,22 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .models.checkpoint import WEIGHTS
+    from .models.common.checkpoint import WEIGHTS
+    from .models.common.found import AUTO
     from .models.convert import DTYPE_NAMES
-    from .models.variants import VARIANTS, WORLDPLAY_8B
-    from .models.which_variant import AUTO
+    from .models.registry import families, variants
+
+    made = "; ".join(f"of {family.title}, {family.converts}" for family in families() if family.converts)
 
     command = commands.add_parser(
         "convert",
-        help="make a file that ComfyUI's own loader knows to be a causal Wan",
-        description="Read a checkpoint of the causal Wan family (Self-Forcing, Causal-Forcing, CausVid, LongLive) and write it "
-        "as a .safetensors file with the mark by which ComfyUI's Load Diffusion Model knows a causal Wan; or HY-WorldPlay's "
-        "model.pt (40 GB), of which 10.6 GB are left for Load WorldPlay, and its 8B model with ComfyUI's names. Memory holds one "
-        "tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
+        help="make one .safetensors file, known by ComfyUI or by our loader, of a released one",
+        description="Read a checkpoint as it was released, or repackaged, and write it as one .safetensors file: "
+        f"{made}. Memory holds one tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
     )
     command.add_argument("source", type=Path, metavar="IN", help=".pt, .pth or .safetensors")
     command.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
-    command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join([*VARIANTS, *WORLDPLAY_8B])}")
+    command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join(variants())}")
     command.add_argument(
         "--weights", default=AUTO, metavar="NAME", help=f"weights of the file to take: {AUTO} (as released), {', '.join(WEIGHTS)}"
     )
@@ -220,15 +228,29 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     codecs.add_argument("--worlds", type=int, metavar="N", help="worlds to walk through; default 8, with --quick 2")
     codecs.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all, with --quick six")
     codecs.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at work at the same time; default 1")
+    codecs.add_argument("--parts", metavar="LIST", help="walks (with the tensors), openings; default both")
+    codecs.add_argument(
+        "--scenarios",
+        metavar="LIST",
+        help="openings: ordinary, black, fade, gradient, title, noise, freeze, cut, loud; default all",
+    )
+    codecs.add_argument(
+        "--development", action="store_true", help="other worlds, for choosing settings: those shown stay unseen meanwhile"
+    )
     codecs.set_defaults(run=_bench_codecs)
 
 
 def _bench_codecs(options: argparse.Namespace) -> int:
-    from .bench.codecs import bench_codecs  # matplotlib and tqdm are needed by this command only
+    from .bench.codecs import PARTS, bench_codecs  # matplotlib and tqdm are needed by this command only
 
     _heed_interrupts()
-    names = [name.strip() for name in (options.methods or "").split(";") if name.strip()]
-    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs)
+    names = _listed(options.methods, ";")
+    parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
+    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development)
+
+
+def _listed(text: str | None, separator: str) -> list[str]:
+    return [name.strip() for name in (text or "").split(separator) if name.strip()]
 
 
 def _heed_interrupts() -> None:

@@ -45,7 +45,7 @@ class QVGConfig:
     sink_frames         first frames, kept exact and never evicted
     recent_frames       newest frames kept exact
     span_frames         frames encoded together, rounded up to whole chunks, cut to what the window leaves room for; "auto": 1,024
-                        tokens or one chunk, for codecs whose spans share codebooks
+                        tokens or one chunk, at most half of the window's room, for codecs whose spans share codebooks
     spans_per_codebook  consecutive spans that share one codebook; the first of them trains it
     window_frames       frames attention may see, the current ones included; None: all of them
     seed                of k-means' first centroids; the global generators are never touched

@@ -35,7 +35,7 @@ def _result(plan: Conversion, out: Path, lora: Path | None, seconds: float) -> d
     source = plan.source
     return {
         "out": str(out),
-        "bytes": out.stat().st_size,
+        "bytes": plan.nbytes,
         "tensors": len(plan.tensors),
         "dtype": plan.dtype_name,
         "variant": source.variant.name if source.variant else None,

@@ -32,15 +32,23 @@ class CacheFileError(QVGError, ValueError):
 class NonFiniteError(QVGError, FloatingPointError):
     """NaN or infinity in keys or values. Holds `layer` and `frame`. `begun`: layers before it have committed the block."""
 
-    def __init__(self, layer: int, frame: int, tensor: str, begun: bool = False):
+    def __init__(self, layer: int, frame: int, tensor: str, begun: bool = False, found: str = "NaN or infinity"):
         kept = "the frame was not committed and the cache is as it was before it"
         if begun:
             kept = "layers before it have committed the block, so this run is over"
         super().__init__(
-            f"{tensor} of layer {layer} hold NaN or infinity in latent frame {frame}; {kept}. Check the model's precision (fp16 "
+            f"{tensor} of layer {layer} hold {found} in latent frame {frame}; {kept}. Check the model's precision (fp16 "
             "overflow is the usual cause; use bf16 or fp32)."
         )
         self.layer, self.frame, self.tensor = layer, frame, tensor
+
+
+class TooLargeError(NonFiniteError):
+    """Finite keys or values so large that what is kept of them, or attention, would be wrong."""
+
+    def __init__(self, layer: int, frame: int, tensor: str, begun: bool, largest: float, limit: float, codec: str):
+        found = f"{largest:.3g}, beyond {limit:.3g}, which is the most that codec {codec!r} keeps right,"
+        super().__init__(layer, frame, tensor, begun, found)
 
 
 class MediaError(QVGError, OSError):

@@ -1,19 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all. Every file that the pack writes is written through these."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `path` when the `with` ends well; otherwise what was at `path` stays."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+from ..kernels.whole_file import NewFile as NewFile
+from ..kernels.whole_file import try_folder as try_folder
+from ..kernels.whole_file import written_new as written_new
+from ..kernels.whole_file import written_whole as written_whole

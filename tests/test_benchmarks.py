@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS
-from comfyui_qvg.qvg.world.schedule import MODES
+from comfyui_qvg.qvg.models.common.world_schedule import MODES
 
 from .helpers import ROOT
 

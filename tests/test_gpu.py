@@ -8,8 +8,8 @@ from comfyui_qvg.kernels import e4m3, packing
 from comfyui_qvg.qvg import CacheSpec, GridRope, KVCache, QuantizedSpan, QVGConfig
 from comfyui_qvg.qvg.codec import QVGCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.rope import geometric_frequencies
-from comfyui_qvg.qvg.span import move
+from comfyui_qvg.qvg.codec.span import move
+from comfyui_qvg.qvg.positions.rope import geometric_frequencies
 
 from .helpers import assert_close, make_kv
 
@@ -79,7 +79,7 @@ def test_peak_memory_by_the_allocators_count() -> None:
         cache.attend(0, q, k, v)
         peaks.append(torch.cuda.max_memory_allocated() - before)
         cache.commit()
-        assert cache.nbytes() == spec.predict(config, 3 * (chunk + 1))
+        assert cache.nbytes() == spec.predict(config, 3 * (chunk + 1), codebooks=cache.codebooks())
     assert max(peaks) <= (512 << 20) + 3 * q.nbytes, peaks
 
 
@@ -100,7 +100,7 @@ def test_spans_in_pinned_memory_give_the_same_bits(codec: str, read: str) -> Non
                 out += [cache.attend(layer, *blocks[layer]) for layer in range(5)]
         assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True)), frame
         near.commit(), far.commit()
-        assert near.nbytes() == far.nbytes() == spec.predict(config, frame + 1)
+        assert near.nbytes() == far.nbytes() == spec.predict(config, frame + 1, codebooks=near.codebooks())
     spans = [span for layer in far.layers for pair in layer.state.spans for span in pair]
     assert spans and all(tensor.is_pinned() for span in spans for tensor in span.tensors().values())
     places = far.places()

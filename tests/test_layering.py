@@ -1,4 +1,5 @@
-"""Imports point right only: request -> nodes/ -> qvg/sampling -> qvg/models -> qvg/cache ... -> qvg/codec -> kernels/.
+"""Imports point right only: request -> nodes/ -> qvg/sampling -> qvg/models -> qvg/cache ... -> qvg/codec -> kernels/; and no
+file reaches itself through others.
 
 Reads imports with `ast`, also those inside functions, and runs nothing.
 """
@@ -18,31 +19,31 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = {
     "kernels": 1,
     # the words everybody in qvg/ speaks
-    "qvg.errors": 2,
     "qvg.config": 2,
+    "qvg.errors": 2,
+    "qvg.files": 2,
     "qvg.metrics": 2,
-    "qvg.policy": 2,
-    "qvg.projective": 2,
-    "qvg.rope": 2,
-    "qvg.span": 2,
-    "qvg.workspace": 2,
+    "qvg.safetensors_writer": 2,
+    "qvg.positions": 2,
+    "qvg.camera": 3,
     "qvg.codec": 3,
-    "qvg.*": 4,  # the cache, attention, spec, session and whatever joins them
-    "qvg.world": 4,  # cameras: numbers only
-    "qvg.models": 5,
-    "qvg.sampling": 6,
-    "qvg.plan": 6,  # what a run will take, for `qvg plan` and the nodes
-    "qvg": 7,  # the package itself: public names for those outside
-    "qvg.bench": 9,
-    "qvg.cli": 10,
-    "qvg.convert": 8,
-    "qvg.demo": 8,
-    "qvg.plots": 8,
-    "qvg.server": 8,  # `qvg run`: knows a ComfyUI by its HTTP interface only
-    "nodes": 11,
-    "": 12,  # the root's __init__
+    "qvg.media": 3,
+    "qvg.attention": 4,
+    "qvg.cache": 5,
+    "qvg.session": 6,
+    "qvg.models": 7,
+    "qvg.plan": 8,  # what a run will take, for `qvg plan` and the nodes
+    "qvg.sampling": 8,
+    "qvg": 9,  # the package itself: public names for those outside
+    "qvg.convert": 10,
+    "qvg.demo": 10,
+    "qvg.server": 10,  # `qvg run`: knows a ComfyUI by its HTTP interface only
+    "qvg.bench": 11,
+    "qvg.cli": 12,
+    "nodes": 13,
+    "": 14,  # the root's __init__
 }
-PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.convert", "qvg.demo", "qvg.plots", "qvg.server")
+PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.convert", "qvg.demo", "qvg.server")
 LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
 PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm", "websocket"}
 # Attention kernels that a user may have installed: looked for by one module, when attention first runs.
@@ -64,16 +65,11 @@ def exists(name: str, root: Path) -> bool:
 
 def rank(name: str) -> int:
     """The layer's number of a module of ours."""
-    if name in RANKS:
-        return RANKS[name]
     parts = name.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        parent = ".".join(parts[:length])
-        if parent == "qvg":
-            break
-        if parent in RANKS:
-            return RANKS[parent]
-    return RANKS["qvg.*"]
+    rooms = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    (nearest, *_) = [room for room in rooms if room in RANKS]
+    assert nearest != "qvg" or name == "qvg", f"{name} has no place in the order of qvg's rooms; give it one in RANKS"
+    return RANKS[nearest]
 
 
 def imports(file: Path, root: Path) -> Iterator[tuple[int, str, bool]]:
@@ -135,21 +131,84 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Which file imports which, by names of modules: also where only a type checker does so, and inside functions. A package's
+    `__init__` counts where names are taken from it. The adapters that `nodes.comfy.attach` imports by name are the registry's."""
+    folders = (root / name for name in ("nodes", "qvg", "kernels"))
+    files = [root / "__init__.py", *(file for folder in folders for file in sorted(folder.rglob("*.py")))]
+    found = {module_name(file, root): imports(file, root) for file in files if file.is_file()}
+    graph = {name: {target for _, target, ours in lines if ours} for name, lines in found.items()}
+    adapters = {name for name in graph if name.startswith("nodes.comfy.") and name.endswith("adapter")}
+    graph.get("nodes.comfy.attach", set()).update(adapters)
+    return {name: {target for target in targets if target in graph and target != name} for name, targets in graph.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Files that reach each other, by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for target in sorted(graph[name]):
+            if target not in index:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], index[target])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            circle, stack[at:] = stack[at:], []
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_file_reaches_itself():
+    assert circles(import_graph(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"qvg/cache/a.py": "from .b import x", "qvg/cache/b.py": "from .a import y"},
+        {"qvg/cache/a.py": "from .b import x", "qvg/cache/b.py": "def late():\n    from . import a"},
+        {
+            "qvg/cache/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import x",
+            "qvg/cache/b.py": "from .c import x",
+            "qvg/cache/c.py": "from .a import y",
+        },
+        {"nodes/comfy/attach.py": "", "nodes/comfy/adapter.py": "from .attach import x"},
+    ],
+    ids=["plain", "in a function", "for types", "by name"],
+)
+def test_a_circle_is_found(tmp_path, files):
+    (circle,) = circles(import_graph(tree(tmp_path, files)))
+    assert circle == sorted(name.removesuffix(".py").replace("/", ".") for name in files)
+
+
 def test_imports_point_right_only():
     assert violations(ROOT) == []
 
 
 def test_the_library_is_looked_at():
     read = {module_name(file, ROOT) for folder in ("qvg", "kernels") for file in (ROOT / folder).rglob("*.py")}
-    assert {"qvg", "qvg.cache", "qvg.codec", "kernels", "kernels.dispatch"} <= read
+    assert {"qvg", "qvg.cache.kv_cache", "qvg.codec", "kernels", "kernels.dispatch"} <= read
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
     """A made-up repository: the usual packages, and these files in it."""
-    for folder in ("nodes/comfy", "qvg/codec", "qvg/models", "qvg/sampling", "kernels/kmeans"):
+    for folder in ("nodes/comfy", "qvg/cache", "qvg/codec", "qvg/models", "qvg/sampling", "kernels/kmeans"):
         (root / folder).mkdir(parents=True)
         (root / folder / "__init__.py").touch()
-    for name in ("qvg/cache.py", "qvg/errors.py", "qvg/config.py", "qvg/cli.py", "kernels/packing.py"):
+    for name in ("qvg/cache/kv_cache.py", "qvg/errors.py", "qvg/config.py", "qvg/cli.py", "kernels/packing.py"):
         (root / name).touch()
     for name, source in files.items():
         (root / name).write_text(source, encoding="utf-8")
@@ -165,28 +224,28 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ("qvg/codec/exact.py", "from ..cache import KVCache"),
         ("qvg/codec/exact.py", "from .. import cache"),
         ("qvg/codec/exact.py", "def late():\n    from .. import models"),
-        ("qvg/cache.py", "from .models import demo_world"),
-        ("qvg/cache.py", "from . import KVCache"),
+        ("qvg/cache/kv_cache.py", "from ..models import demo_world"),
+        ("qvg/cache/kv_cache.py", "from .. import KVCache"),
         ("qvg/models/wan.py", "from ..sampling import generate"),
         ("qvg/sampling/loop.py", "from ..cli import main"),
         ("qvg/sampling/loop.py", "from ...nodes import loaders"),
-        ("qvg/cache.py", "from ... import anything"),
-        ("qvg/cache.py", "import triton"),
+        ("qvg/cache/kv_cache.py", "from .... import anything"),
+        ("qvg/cache/kv_cache.py", "import triton"),
         ("kernels/kmeans/__init__.py", "import triton.language as tl"),
         ("kernels/kmeans/__init__.py", "import importlib\nimportlib.import_module('triton')"),
         ("nodes/loaders.py", "import triton"),
-        ("qvg/cache.py", "import comfy.ops"),
+        ("qvg/cache/kv_cache.py", "import comfy.ops"),
         ("qvg/models/wan.py", "from comfy_api.latest import io"),
         ("kernels/packing.py", "import folder_paths"),
         ("qvg/cli.py", "import nodes"),
         ("nodes/loaders.py", "import comfy.model_management"),
         ("nodes/loaders.py", "import matplotlib"),
-        ("qvg/cache.py", "import tqdm"),
-        ("qvg/cache.py", "from matplotlib import pyplot"),
+        ("qvg/cache/kv_cache.py", "import tqdm"),
+        ("qvg/cache/kv_cache.py", "from matplotlib import pyplot"),
         ("qvg/cli.py", "import requests"),
-        ("qvg/cache.py", "import qvg.codec"),
-        ("qvg/cache.py", "from comfyui_qvg.qvg import codec"),
-        ("qvg/cache.py", "from kernels import packing"),
+        ("qvg/cache/kv_cache.py", "import qvg.codec"),
+        ("qvg/cache/kv_cache.py", "from comfyui_qvg.qvg import codec"),
+        ("qvg/cache/kv_cache.py", "from kernels import packing"),
         ("__init__.py", "import comfy"),
     ],
 )

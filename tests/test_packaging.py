@@ -39,7 +39,7 @@ PACK_FOLDERS = ("qvg", "kernels", "nodes", "assets", "workflows", "locales", "we
         "benchmarks/results/decode.jsonl",
         "demo_out/demo.json",
         "tests/conftest.py",
-        "tests/qvg/test_cache.py",
+        "tests/qvg/cache/test_kv_cache.py",
         "tools/bootstrap.py",
         "tools/requirements-demo.txt",
     ],

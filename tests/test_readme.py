@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_qvg.qvg.bench.settings import settings_table
+from comfyui_qvg.qvg.models.table import models_table
 
 from .helpers import ROOT
 
@@ -38,6 +39,10 @@ def test_linked_files_exist() -> None:
 def test_the_two_commands_are_there() -> None:
     for command in ("python install.py --demo", "python install.py --test"):
         assert command in README
+
+
+def test_the_table_of_models_is_the_registry_s() -> None:
+    assert models_table() in README
 
 
 def test_the_table_of_settings_is_the_measured_one() -> None:

@@ -24,7 +24,7 @@ from comfyui_qvg.qvg.metrics import psnr_db
 from comfyui_qvg.qvg.models.demo_film.directions import BLOCK_FRAMES, LOOKS, Direction, View
 from comfyui_qvg.qvg.models.demo_film.pictures import PictureCodec
 from comfyui_qvg.qvg.models.demo_film.weights import WEIGHTS, load_demo_film
-from comfyui_qvg.qvg.models.wan import CausalWan
+from comfyui_qvg.qvg.models.wan.network import CausalWan
 from comfyui_qvg.qvg.sampling.film import FilmPlan, FilmPrompts, given_blocks, roll_out
 from torch import Tensor
 

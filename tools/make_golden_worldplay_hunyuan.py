@@ -30,7 +30,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bootstrap_package  # noqa: F401 (makes the repository importable as comfyui_qvg)
-from comfyui_qvg.qvg.world.overlap import ball_points
+from comfyui_qvg.qvg.camera.overlap import ball_points
 from comfyui_qvg.tests import golden_worldplay_hunyuan as given
 
 

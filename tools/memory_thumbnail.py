@@ -2,7 +2,8 @@
 
     python tools/memory_thumbnail.py http://127.0.0.1:8188 workflows/self_forcing_t2v.jpg
 
-The curves are bytes that the library counts for the workflow's own settings, at its own size and length, on the 1.3B model.
+The curves are bytes that the library counts for the workflow's own settings, at its own size and length, on the
+model that its plan names, else on the 1.3B.
 Needs a running ComfyUI with this pack and a Chromium (CHROMIUM_PATH, or on PATH); torch and Pillow besides the standard library.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import bootstrap_package  # noqa: F401  # names the package that is imported below
 from comfyui_qvg.qvg import PRESETS, CacheSpec, QVGConfig
-from comfyui_qvg.qvg.models.shapes import SHAPES
+from comfyui_qvg.qvg.models.registry import networks
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +51,7 @@ def main() -> None:
     program = json.loads((chosen.file.parent / "api" / chosen.file.name).with_suffix(".json").read_text(encoding="utf-8"))
     with Chromium(chromium) as browser, opened(browser, chosen.server, *PAGE) as page:
         picture = stacked(program, graph_picture(page, workflow))
-    picture.save(chosen.file, quality=85)
+    picture.save(chosen.file, quality=85, optimize=True, progressive=True)
     print(f"{chosen.file}: {chosen.file.stat().st_size / 1000:.0f} kB")
 
 
@@ -102,7 +103,8 @@ def memory(program: Prompt) -> tuple[str, dict[str, list[float]]]:
     (inputs,) = (step["inputs"] for step in program.values() if step["class_type"] == "QVGKVCache")
     changes = {name: inputs[name] for name in ("sink_frames", "recent_frames", "window_frames") if inputs[name]}
     config, exact = PRESETS[inputs["cache.preset"]].with_changes(**changes), PRESETS["exact"]
-    network = SHAPES["self-forcing-1.3b"]
+    planned = next((step["inputs"]["network"] for step in program.values() if step["class_type"] == "QVGPlan"), None)
+    network = networks()[planned or "self-forcing-1.3b"]
     tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
     block = next(
         (step["inputs"]["num_frame_per_block"] for step in program.values() if step["class_type"] == "SamplerARVideo"), 3

@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from bootstrap_package import comfyui_qvg  # noqa: F401  (first: it names the repository `comfyui_qvg`)
+from comfyui_qvg.qvg.models.common.modulation import sines
 from comfyui_qvg.qvg.models.demo_film.directions import BLOCK_FRAMES, TURN_COLUMNS, Track, text_rows
 from comfyui_qvg.qvg.models.demo_film.pictures import PictureCodec, fit_linear
 from comfyui_qvg.qvg.models.demo_film.scenes import JUDGED, TRAINING, Scene
 from comfyui_qvg.qvg.models.demo_film.weights import CONFIG, WEIGHTS, write_demo_film
-from comfyui_qvg.qvg.models.wan import Attend, CausalWan, Prompt, sines
-from comfyui_qvg.qvg.rope import Rotation, rotate
+from comfyui_qvg.qvg.models.wan.network import Attend, CausalWan, Prompt
+from comfyui_qvg.qvg.positions.rope import Rotation, rotate
 from demo_film_clips import SIGMAS, Batch, draw
 from einops import rearrange
 from torch import Tensor, nn

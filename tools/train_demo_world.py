@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from bootstrap_package import comfyui_qvg  # noqa: E402, F401  (first: it names the repository `comfyui_qvg`)
 from comfyui_qvg.qvg.models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig  # noqa: E402
-from comfyui_qvg.qvg.models.painted_map import MAP_PIXELS, TRAINING, paint  # noqa: E402
+from comfyui_qvg.qvg.models.demo_world.painted_map import MAP_PIXELS, TRAINING, paint  # noqa: E402
 
 VIEW = DemoWorldConfig().picture_pixels
 LIMIT_STEPS = (MAP_PIXELS - VIEW) // STEP_PIXELS  # camera positions along one side of a map

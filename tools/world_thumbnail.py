@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from browser.chromium import Chromium, find_chromium  # the module above makes these findable
 from browser.comfy_page import change_settings, opened
 from comfyui_qvg.qvg import PRESETS, CacheSpec
-from comfyui_qvg.qvg.models.shapes import SHAPES
+from comfyui_qvg.qvg.models.registry import networks
 
 RUN_SECONDS = 60
 
@@ -47,7 +47,7 @@ def main() -> None:
     with Chromium(chromium) as browser, opened(browser, chosen.server, *PAGE) as page:
         graph = graph_picture(page, workflow)
     sheet = stacked(headline(program), [walk, graph])
-    sheet.save(chosen.file, quality=85)
+    sheet.save(chosen.file, quality=85, optimize=True, progressive=True)
     print(f"{chosen.file}: {chosen.file.stat().st_size / 1000:.0f} kB")
 
 
@@ -78,7 +78,7 @@ def headline(program: Prompt) -> str:
     """What the frames that a chunk sees take, and would take at 16 bits."""
     sampler, start = (step(program, kind)["inputs"] for kind in ("QVGWorldSampler", "QVGWorldStart"))
     network_name = step(program, "QVGPlan")["inputs"]["network"]
-    network = SHAPES[network_name]
+    network = networks()[network_name]
     # The official rule of the 8B adds the first four frames.
     frames = sampler["memory_frames"] + 4 * (network_name == "worldplay-8b")
     width, height = (program[start[side][0]]["inputs"]["value"] for side in ("width", "height"))

@@ -26,9 +26,11 @@ def quantize_coefficients(y: Tensor, weights: Tensor, planes: Sequence[int], bac
     y [B, H, S, D], channels sorted so that widths fall; weights [B, H, D]: what a squared error of 1 in each costs, the variance
     that was divided out. Levels z are those of a normal variable of the token's own spread (`lloyd_max.py`); the gain g is chosen
     so that <x, x̂> = |x|^2 over the channels that have bits: a least-squares gain would shrink every inner product, and keys that
-    shrink lose attention. It is rounded to E4M3, and codes are made anew with the rounded one: on normal values that wins 8 % of
-    the squared error back at two bits and 5 % at three, and leaves 93 % and 97 % of |x|^2. NaN and infinity harm their own token
-    alone, which comes back as something finite; caches refuse them before they get here.
+    shrink lose attention. Where that is more than 1.8 times the gain of least squares, weighted or not, it is cut to that: no
+    error exceeds its signal, neither in all nor over the channels beside a loud one, and below half a bit gains shrink. It is
+    rounded to E4M3, and codes are made anew with the rounded one: on normal values that wins 8 % of the squared error back at two
+    bits and 5 % at three, and leaves 93 % and 97 % of |x|^2. NaN and infinity harm their own token alone, which comes back as
+    something finite; caches refuse them before they get here.
     """
     check_planes(planes, y.shape[-1], MAX_BITS)
     module = implementation("coefficients", y, backend, shape_refusal(y.shape[-1]))

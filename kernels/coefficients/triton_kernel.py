@@ -19,6 +19,7 @@ from ..bitplanes import packed_width
 from ..compile_case import CompileCase
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
+from .reference import MOST_OF_LEAST_SQUARES
 
 _WARPS = 4
 # With four, a thread's 32 values and their borders take 234 registers, and Triton 3.6 spills.
@@ -40,7 +41,7 @@ def _nearest(y, BORDERS, widths, start, PLANES: tl.constexpr):
 @triton.jit
 def _quantize(
     Y, WEIGHTS, SIZES, BORDERS, LEVELS, CODES, GAINS, heads, tokens, bytes, y_b, y_h, y_s, y_d, w_b, w_h, w_d,
-    PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+    PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Y [B, H, S, D], WEIGHTS [B, H, D] in any strides; SIZES [6] int32 -> CODES [BH, S, bytes], GAINS [BH, S]."""
     row = tl.program_id(1).to(tl.int64)
@@ -61,6 +62,8 @@ def _quantize(
     weighted = weights[None, :] * y
     energy, product = tl.sum(weighted * y, 1), tl.sum(weighted * levels, 1)
     gain = tl.where(product > 0, tl.div_rn(energy, tl.maximum(product, 1e-30)), 0.0)
+    gain = _limited(gain, product, tl.sum(weights[None, :] * levels * levels, 1), MOST)
+    gain = _limited(gain, tl.sum(y * levels, 1), tl.sum(levels * levels, 1), MOST)
     gains = encode_scale_e4m3(gain, False)
     codes = _nearest(_scaled(y, decode_e4m3(gains)), BORDERS, widths, start, PLANES)
     tl.store(GAINS + row * tokens + token, gains, mask=live)
@@ -72,6 +75,12 @@ def _quantize(
         packed = tl.sum(bits << eight[None, None, :], 2)
         tl.store(out, packed.to(tl.uint8), mask=live[:, None] & (place * 8 < size)[None, :])
         out += size // 8
+
+
+@triton.jit
+def _limited(gain, product, energy, MOST: tl.constexpr):
+    """At most MOST times the gain of least squares."""
+    return tl.minimum(gain, MOST * tl.div_rn(tl.maximum(product, 0.0), tl.maximum(energy, 1e-30)))
 
 
 @triton.jit
@@ -188,7 +197,8 @@ def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -
             _quantize[(triton.cdiv(tokens, _block(channels)), batch * heads)](
                 y, weights, _sizes(planes, y.device), borders, levels, codes, gains, heads, tokens, width,
                 *y.stride(), *weights.stride(),
-                PLANES=len(planes), CHANNELS=channels, BLOCK_S=_block(channels), num_warps=_ENCODING_WARPS,
+                PLANES=len(planes), CHANNELS=channels, BLOCK_S=_block(channels), MOST=MOST_OF_LEAST_SQUARES,
+                num_warps=_ENCODING_WARPS,
             )  # fmt: skip
     return codes, gains
 
@@ -246,6 +256,7 @@ def compile_cases() -> list[CompileCase]:
             types = {"Y": "*fp32", "WEIGHTS": "*fp32", "BORDERS": "*fp32", "CODES": "*u8", "GAINS": "*u8", **tables}
             types |= dict.fromkeys(("heads", "tokens", "bytes", "y_b", "y_h", "y_s", "w_b", "w_h"), "i32")
             constants = {"y_d": 1, "w_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
+            constants["MOST"] = MOST_OF_LEAST_SQUARES
             multiples, default = ("y_b", "y_h", "y_s", "w_b", "w_h"), (channels, planes) == (128, 4)
             cases.append(
                 CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _ENCODING_WARPS, default=default)

@@ -30,7 +30,7 @@ class Codes(NamedTuple):
 
 # Tokens kept as they are, [B, H, S, D], may stand in for codes.
 Stored = Codes | Tensor
-# Cosines and sines of every token, each [S, D / 2], as `qvg/rope.py` makes them: channel p turns with channel p + D / 2.
+# Cosines and sines of every token, each [S, D / 2] (`qvg/positions/rope.py` makes them): channel p turns with channel p + D / 2.
 Turn = tuple[Tensor, Tensor]
 
 

@@ -58,10 +58,7 @@ def attend_coefficients(
         raise ValueError(
             f"a rotation of {[tuple(part.shape) for part in rotation]} does not belong to {tokens} keys of {channels}"
         )
-    refusal = shape_refusal(channels)
-    if (keys.directions is None) != (values.directions is None):
-        refusal = refusal or "keys and values are transformed in two ways"
-    module = implementation("direct_coefficients", q, backend, refusal)
+    module = implementation("direct_coefficients", q, backend, shape_refusal(channels))
     outs, lses = module.attend_coefficients(q, keys, values, rotation)
     return merge_attention(outs, lses, into or nothing_seen(q), backend)
 

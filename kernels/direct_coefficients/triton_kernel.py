@@ -80,7 +80,8 @@ def attend_coefficients_kernel(
     Q, K_CODES, K_GAINS, K_IDS, K_WORDS, K_WORD_SCALES, K_BASIS, K_SCALES, K_SIZES,
     V_CODES, V_GAINS, V_IDS, V_WORDS, V_WORD_SCALES, V_BASIS, V_SCALES, V_SIZES, LEVELS, COS, SIN, OUT, LSE,
     q_row, q_token, k_strides, v_strides, heads, query_count, key_count, split_keys, scale,
-    K_PLANES: tl.constexpr, V_PLANES: tl.constexpr, HADAMARD: tl.constexpr, TURN: tl.constexpr, FENCE: tl.constexpr,
+    K_PLANES: tl.constexpr, V_PLANES: tl.constexpr, K_HADAMARD: tl.constexpr, V_HADAMARD: tl.constexpr,
+    TURN: tl.constexpr, FENCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. SIZES [B, 6] int32."""
@@ -97,7 +98,7 @@ def attend_coefficients_kernel(
     V_SCALES += row * v_strides[7]
     K_SIZES += row // heads * 6
     V_SIZES += row // heads * 6
-    k_longest, v_longest = longest_scale(K_SCALES, HADAMARD, DIM), longest_scale(V_SCALES, HADAMARD, DIM)
+    k_longest, v_longest = longest_scale(K_SCALES, K_HADAMARD, DIM), longest_scale(V_SCALES, V_HADAMARD, DIM)
     count = tl.load(K_SIZES)
     best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
@@ -111,12 +112,12 @@ def attend_coefficients_kernel(
         low, high = tl.zeros((BLOCK_N, half), tl.float32), tl.zeros((BLOCK_N, half), tl.float32)
         for first in range(0, count, BLOCK_D):
             levels = load_coefficients(
-                K_CODES, K_SIZES, LEVELS, K_SCALES, k_longest, rows, live, first, K_PLANES, HADAMARD, BLOCK_D, BLOCK_N
+                K_CODES, K_SIZES, LEVELS, K_SCALES, k_longest, rows, live, first, K_PLANES, K_HADAMARD, BLOCK_D, BLOCK_N
             )
             levels = fenced(levels.to(tl.float16), FENCE)
             low = tl.dot(levels, load_directions(K_BASIS, first, 0, BLOCK_D, half, DIM, FENCE), low)
             high = tl.dot(levels, load_directions(K_BASIS, first, half, BLOCK_D, half, DIM, FENCE), high)
-        if HADAMARD:
+        if K_HADAMARD:
             low *= tl.load(K_SCALES + tl.arange(0, half)).to(tl.float32)[None, :]
             high *= tl.load(K_SCALES + half + tl.arange(0, half)).to(tl.float32)[None, :]
         gains = decode_e4m3(tl.load(K_GAINS + row * k_strides[2] + wide, mask=live, other=0)) * k_longest
@@ -143,11 +144,11 @@ def attend_coefficients_kernel(
         words_high = tl.dot(weights, tile, words_high * rescale[:, None])
         # At most 3.75 * 448: no need to saturate.
         levels = load_coefficients(
-            V_CODES, V_SIZES, LEVELS, V_SCALES, v_longest, rows, live, 0, V_PLANES, HADAMARD, half, BLOCK_N
+            V_CODES, V_SIZES, LEVELS, V_SCALES, v_longest, rows, live, 0, V_PLANES, V_HADAMARD, half, BLOCK_N
         )
         sums_low = tl.dot(weights, fenced((levels * gains[:, None]).to(tl.float16), FENCE), sums_low * rescale[:, None])
         levels = load_coefficients(
-            V_CODES, V_SIZES, LEVELS, V_SCALES, v_longest, rows, live, half, V_PLANES, HADAMARD, half, BLOCK_N
+            V_CODES, V_SIZES, LEVELS, V_SCALES, v_longest, rows, live, half, V_PLANES, V_HADAMARD, half, BLOCK_N
         )
         sums_high = tl.dot(weights, fenced((levels * gains[:, None]).to(tl.float16), FENCE), sums_high * rescale[:, None])
     # A sum may be as large as its keys are many, or vanish: as a share of its row's largest it keeps float16's precision.
@@ -158,7 +159,7 @@ def attend_coefficients_kernel(
     low = tl.dot(sums_high, load_directions(V_BASIS, half, 0, half, half, DIM, FENCE), low)
     high = tl.dot(sums_low, load_directions(V_BASIS, 0, half, half, half, DIM, FENCE))
     high = tl.dot(sums_high, load_directions(V_BASIS, half, half, half, half, DIM, FENCE), high)
-    if HADAMARD:
+    if V_HADAMARD:
         low *= tl.load(V_SCALES + tl.arange(0, half)).to(tl.float32)[None, :]
         high *= tl.load(V_SCALES + half + tl.arange(0, half)).to(tl.float32)[None, :]
     back = (peak * v_longest)[:, None]
@@ -220,7 +221,7 @@ def attend_coefficients(q: Tensor, keys: TransformCodes, values: TransformCodes,
         attend_coefficients_kernel[(blocks, batch * heads, splits)](
             rows.tensor, *k.pointers, *v.pointers, _levels(q.device), cos, sin, out, lse,
             rows.row, rows.token, k.strides, v.strides, heads, queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
-            K_PLANES=k.planes, V_PLANES=v.planes, HADAMARD=keys.directions is None,
+            K_PLANES=k.planes, V_PLANES=v.planes, K_HADAMARD=keys.directions is None, V_HADAMARD=values.directions is None,
             TURN=rotation is not None, FENCE=needs_fence(q.device),
             BLOCK_M=block.rows, BLOCK_N=tile.keys, BLOCK_D=_BLOCK_D, DIM=channels, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
@@ -262,7 +263,8 @@ def compile_cases() -> list[CompileCase]:
     ):
         for ending, (kind, own) in kinds.items():
             block, tile = coefficient_tiles(queries, channels, kind)
-            constants = {"K_PLANES": keys, "V_PLANES": values, "HADAMARD": fixed, "TURN": turn, "DIM": channels}
+            constants = {"K_PLANES": keys, "V_PLANES": values, "K_HADAMARD": fixed, "V_HADAMARD": fixed}
+            constants |= {"TURN": turn, "DIM": channels}
             constants |= {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "BLOCK_D": _BLOCK_D, "FENCE": kind.fed_from_registers}
             name = f"p{keys}{values}_d{channels}_q{queries}{'_hadamard' * fixed}{'_turn' * turn}{ending}"
             default, without = (keys, channels, turn) == (3, 128, True), tuple(set(targets) - set(own))

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..whole_file import written_whole
+
 PROGRAM = Path(__file__).with_name("triton_kernel.py")
 _TIMEOUT_SECONDS = 180
 _WORKS = "works"
@@ -25,7 +27,7 @@ def probe(index: int, versions: str) -> str | None:
     known = _read()
     outcome = known.get(key) or _run(index)
     if key not in known:
-        _write({**known, key: outcome})
+        _write({**_read(), key: outcome})  # read again: another process may have found something out meanwhile
     if outcome == _WORKS:
         return None
     return f"{versions}: {outcome} (remembered in {memory()}; delete that file to try again)"
@@ -75,8 +77,7 @@ def _write(known: dict[str, str]) -> None:
     try:
         file = memory()
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        os.replace(part, file)
+        with written_whole(file) as unfinished:
+            unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
     except (OSError, RuntimeError):
         pass

@@ -1,128 +1,84 @@
-"""Which MODELs have a KV cache, and how its settings travel with a MODEL.
-
-A model of ours is a `BaseModel` that has `qvg_name`, `qvg_cache_spec(batch)`, `qvg_rope()` and `qvg_check_latent(x)`. ComfyUI's
-own causal Wan model is taken as it is, see `causal_wan`. Settings live in a clone's transformer_options, so bypassing the cache
-node leaves the loader's own settings, the exact cache, or ComfyUI's own.
-"""
+"""Which MODELs have a KV cache, and what is asked of them: the registry's families name the adapters."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any
 
-from ...qvg import PRESETS, ConfigError, QVGConfig, UnsupportedModelError
-from ...qvg.models.variants import CausalVariant
+from ...qvg import QVGConfig, UnsupportedModelError
+from ...qvg.models.common.shape import NetworkShape
+from ...qvg.models.family import Family
+from ...qvg.models.registry import families, models_that_work
+from ...qvg.plan import Weights
+from .adapter import Adapter
+from .model_plan import weights_of
+from .settings import SETTINGS_KEY, CacheSettings, put_settings, settings_of
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_KEY = "qvg_settings"
-# The `Run` in progress; the sampler puts it there, the model attends through it.
-RUN_KEY = "qvg_run"
-# Says that a causal Wan of core's has the hooks of `causal_wan`: our loader puts them on, and QVG KV Cache.
-HOOKED_KEY = "qvg_hooked"
-# How a causal Wan file was trained to be run, a `CausalVariant`; our loader puts it there.
-VARIANT_KEY = "qvg_variant"
-# What ComfyUI's own causal Wan is called in reports.
-CORE_NAME = "causal Wan"
-# Attribute of a `BaseModel` of core's that is a world: what is asked of it (see `worldplay.WorldPlay5B`).
-WORLD = "qvg_world"
+
+@cache
+def _adapter(module: str) -> Adapter:
+    adapter: Adapter = import_module(f".{module}", __package__).ADAPTER
+    return adapter
 
 
-@dataclass(frozen=True)
-class CacheSettings:
-    """How to keep the cache. `merge_padding`: cross-attention reads a prompt's padding once."""
-
-    config: QVGConfig = PRESETS["exact"]
-    merge_padding: bool = False
+def adapter_of_family(family: Family) -> Adapter:
+    """How a family runs in ComfyUI."""
+    return _adapter(family.adapter)
 
 
-def has_cache_of_core(base_model: Any) -> bool:
-    """Whether this is ComfyUI's own causal Wan model (0.21 on), whose cache `causal_wan` takes over."""
-    return hasattr(getattr(base_model, "diffusion_model", None), "init_kv_caches")
+def adapters() -> list[Adapter]:
+    """One for each kind of network that the families have."""
+    return [_adapter(name) for name in dict.fromkeys(family.adapter for family in families()) if name]
 
 
-def require_cache(base_model: Any) -> Any:
-    """`base_model` if it is a model of ours; otherwise UnsupportedModelError says which node to use instead, or which models
-    work."""
-    if hasattr(base_model, "qvg_cache_spec"):
-        return base_model
-    name = type(base_model).__name__
-    if hasattr(base_model, WORLD):
-        raise UnsupportedModelError(
-            f"{world_of(base_model).name} is sampled by 'World Sampler', which knows its cameras; connect that one"
-        )
-    if has_cache_of_core(base_model):
-        raise UnsupportedModelError(
-            f"{name} is sampled by 'QVG Causal Sampler' or ComfyUI's own 'Sampler AR Video'; connect one in place of QVG Sampler"
-        )
-    hint = ""
-    if name == "WAN21":
-        hint = (
-            " If the file is a Self-Forcing or Causal-Forcing checkpoint: ComfyUI's own loader takes it for an ordinary Wan; "
-            "load it with 'Load Causal Wan', or convert it once with `qvg convert`."
-        )
-    if name == "WAN22":
-        hint = " If the file is HY-WorldPlay's: ComfyUI's own loader takes it for a Wan 2.2; load it with 'Load WorldPlay'."
+def adapter_of(base_model: Any) -> Adapter:
+    """Of a `BaseModel` with a KV cache; otherwise UnsupportedModelError says which models work."""
+    found = next((adapter for adapter in adapters() if adapter.matches(base_model)), None)
+    if found is not None:
+        return found
+    hints = dict.fromkeys(hint for adapter in adapters() if (hint := adapter.near(base_model)))
     raise UnsupportedModelError(
-        f"{name} has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "
-        "causal Wan (Self-Forcing, Causal-Forcing) as ComfyUI 0.21 or newer loads it, HY-WorldPlay (node 'Load WorldPlay'), and "
-        f"the demo world (node 'Load Demo World').{hint}"
+        f"{type(base_model).__name__} has no KV cache: it denoises all frames at once and remembers nothing between them. "
+        + " ".join([models_that_work(), *hints])
     )
 
 
-def world_of(base_model: Any) -> Any:
-    """What is asked of a world model; None for others."""
-    return getattr(base_model, WORLD, None)
+def require_sampled_by(base_model: Any, sampler: str) -> Any:
+    """`base_model` if the node `sampler` samples it; otherwise UnsupportedModelError says which node to use instead."""
+    sentence = adapter_of(base_model).sampled_by(base_model, sampler)
+    if sentence:
+        raise UnsupportedModelError(sentence)
+    return base_model
 
 
 def counted_model(model: Any) -> str:
     """Name of a MODEL whose cache we keep; otherwise UnsupportedModelError or ConfigError says why nothing is known of it."""
-    if hasattr(model.model, WORLD):
-        return str(world_of(model.model).name)
-    if not has_cache_of_core(model.model):
-        return str(require_cache(model.model).qvg_name)
-    if HOOKED_KEY not in model.model_options.get("transformer_options", {}):
-        raise ConfigError(
-            "this MODEL's cache is ComfyUI's own, of which nothing is counted; connect the MODEL as it comes from QVG KV Cache "
-            "(mode exact keeps what ComfyUI keeps), and sample with it"
-        )
-    return CORE_NAME
+    adapter = adapter_of(model.model)
+    adapter.require_counted(model)
+    return adapter.report_name(model.model)
+
+
+def describe(model: Any) -> tuple[NetworkShape, Weights, QVGConfig | None]:
+    """Shape and weights of a MODEL with a KV cache, and how QVG KV Cache is to keep it, None where that node is not in its way.
+    Raises UnsupportedModelError for other models."""
+    shape = adapter_of(model.model).shape(model)
+    has_settings = SETTINGS_KEY in model.model_options.get("transformer_options", {})
+    return shape, weights_of(model), settings_of(model.model_options).config if has_settings else None
 
 
 def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> Any:
     """A clone of MODEL that keeps its cache as `config` says. Raises ConfigError where that does not fit the model."""
-    core = has_cache_of_core(model.model)
-    if core:
-        from . import causal_wan  # needs a ComfyUI that has such models
-
-        causal_wan.check_config(model.model, config)
-    elif hasattr(model.model, WORLD):
-        world_of(model.model).check_config(model.model, config)
-    else:
-        require_cache(model.model).qvg_cache_spec(1).check(config)
+    adapter = adapter_of(model.model)
+    adapter.check_config(model.model, config)
     clone = model.clone()
-    if merge_padding and (not core or config.codec == "none"):
-        why = "exact is to be what a bypassed node gives" if core else f"{counted_model(model)} has no prompt of ours"
+    why = adapter.keeps_padding(model.model, config) if merge_padding else ""
+    if why:
         logger.info("QVG: merge_padding has no effect: %s", why)
         merge_padding = False
     put_settings(clone, CacheSettings(config, merge_padding))
-    if core:
-        causal_wan.attach(clone)
+    adapter.attach(clone)
     return clone
-
-
-def put_settings(model: Any, settings: CacheSettings) -> None:
-    """Write settings into a MODEL that nobody else has yet."""
-    model.model_options.setdefault("transformer_options", {})[SETTINGS_KEY] = settings
-
-
-def variant_of(model_options: dict[str, Any]) -> CausalVariant | None:
-    """How this model was trained to be run; None where a loader of ComfyUI's own loaded it."""
-    variant: CausalVariant | None = model_options.get("transformer_options", {}).get(VARIANT_KEY)
-    return variant
-
-
-def settings_of(model_options: dict[str, Any]) -> CacheSettings:
-    """Settings in a MODEL's options; the exact cache where there are none."""
-    return model_options.get("transformer_options", {}).get(SETTINGS_KEY) or CacheSettings()

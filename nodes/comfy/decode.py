@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...qvg import ConfigError
-from ...qvg.plan_decode import WAN_2_1, WAN_2_2, VideoDecoder, working_bytes
+from ...qvg.models.common.video_decoder import WAN_2_1, WAN_2_2, VideoDecoder, working_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class _Stream:
 
     def pieces(self, latent: Tensor) -> Iterator[Piece]:
         """Of a latent [1, C, F, h, w]."""
-        self._load(*(min(side, self.tile or side) for side in latent.shape[3:]))
+        self.load(*(min(side, self.tile or side) for side in latent.shape[3:]))
         frames = latent.shape[2]
         # Here and not on self: when memory has run out, they go with the generator.
         states: States = defaultdict(lambda: self.causal.new_state(self.model, frames))
@@ -166,7 +166,7 @@ class _Stream:
             mm.throw_exception_if_processing_interrupted()
             yield stop - start, self._piece(latent[:, :, start:stop], states, start == 0)
 
-    def _load(self, rows: int, cols: int) -> None:
+    def load(self, rows: int, cols: int) -> None:
         """Have the VAE on its device, with room for what decoding rows x cols of a latent takes."""
         size = self.causal.size
         wider = max(1.0, self.model.decoder.dim / self.causal.width)
@@ -179,6 +179,13 @@ class _Stream:
             pictures = self._tiled(latent, states, first) if self.tile else self._decode(latent, states[0], first)
         self.vae.process_output(pictures)  # in place
         return pictures[0].movedim(0, -1)
+
+    def pictures(self, latent: Tensor, state: State | None, first: bool) -> Tensor:
+        """Of a piece [B, C, F, h, w] -> [B, n, H, W, C]."""
+        with getattr(mm, "cuda_device_context", lambda device: nullcontext())(self.vae.device):
+            pictures = self._decode(latent, state, first)
+        self.vae.process_output(pictures)  # in place
+        return pictures.movedim(1, -1)
 
     def _decode(self, latent: Tensor, state: State | None, first: bool) -> Tensor:
         latent = latent.to(device=self.vae.device, dtype=self.vae.vae_dtype)
@@ -208,6 +215,32 @@ class _Stream:
             output_device=self.vae.output_device,
         )
         return blended
+
+
+class GrowingDecode:
+    """A causal VAE that decodes a video while it is made: whole pictures, in pieces of the video's blocks."""
+
+    def __init__(self, vae: Any):
+        causal = _causal(vae)
+        if causal is None:
+            raise ConfigError(
+                f"this VAE ({type(vae.first_stage_model).__name__}) cannot decode a video block by block; connect Wan 2.1's VAE"
+            )
+        self._stream = _Stream(vae, causal, 0)
+        self._state = causal.new_state(self._stream.model, 2)
+        self._began = False
+
+    def add(self, latent: Tensor) -> Tensor:
+        """The next frames [B, C, F, h, w], two or more unless they are the first -> their pictures [B, n, H, W, C], 0..1."""
+        stream = self._stream
+        stream.load(*latent.shape[3:])
+        pieces = [latent] if self._began else [latent[:, :, :1], latent[:, :, 1:]]
+        made = []
+        for piece in pieces:
+            if piece.shape[2]:
+                made.append(stream.pictures(piece, self._state, not self._began))
+                self._began = True
+        return torch.cat(made, 1)
 
 
 def _move(state: State | None, device: torch.device) -> None:

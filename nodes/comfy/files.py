@@ -1,7 +1,12 @@
-"""Files in ComfyUI's model folders, wherever the user has put those. Imports nothing heavy: menus are made of it."""
+"""Files in ComfyUI's model folders, wherever the user has put those, and names in its output folder.
+
+Imports nothing heavy: menus are made of it.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
@@ -27,3 +32,9 @@ def model_path(name: str) -> Path:
 def lora_path(name: str) -> Path:
     """Of a listed file. FileNotFoundError: it is not there any more."""
     return Path(folder_paths.get_full_path_or_raise(LORAS, name))
+
+
+def numbered(folder: str, name: str, counter: int, ending: str) -> Iterator[Path]:
+    """Names as core's nodes give them, such as video_00001_.mp4, from `counter` on: where another ComfyUI that writes to the same
+    folder has taken the first meanwhile, the next is free."""
+    return (Path(folder) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))

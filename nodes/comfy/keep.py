@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import comfy.utils
 import folder_paths
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ...qvg.files import written_whole
+from ...qvg.files import written_new
+from ...qvg.safetensors_writer import held, write_safetensors
+from .files import numbered
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def keep_frames(latents: list[Tensor], base_model: Any) -> None:
     for folder in (folder_paths.get_output_directory(), folder_paths.get_temp_directory()):
         try:
             path = _save(samples, folder)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             reasons.append(f"{folder}: {error}")
             continue
         if reasons:
@@ -39,8 +39,8 @@ def keep_frames(latents: list[Tensor], base_model: Any) -> None:
 
 
 def _save(samples: Tensor, folder: str) -> Path:
+    tensors = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
     place, name, counter, _, _ = folder_paths.get_save_image_path(PREFIX, folder)
-    path = Path(place) / f"{name}_{counter:05}_.latent"
-    with written_whole(path) as unfinished:
-        comfy.utils.save_torch_file({"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}, str(unfinished))
-    return path
+    with written_new(numbered(place, name, counter, ".latent")) as new:
+        write_safetensors(new.unfinished, held(tensors), {})
+    return new.path

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from ...qvg import ConfigError
 from ...qvg.media import Picture
-from ...qvg.video_file import WholeVideo
+from ...qvg.media.video_file import WholeVideo
 from .decode import count_pictures, decode_pieces, split_batch, tiles_to_try
+from .files import numbered
 from .progress import say
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ class SavedVideo:
 
     path: Path
     subfolder: str
-    text: str = ""
+    text: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def _save(vae: Any, video: Tensor, settings: _Settings, bar: _Bar) -> SavedVideo
 
 
 def _write(vae: Any, video: Tensor, settings: _Settings, bar: _Bar, tile: int) -> SavedVideo:
-    place, total = _place(vae, video, settings.prefix), count_pictures(vae, video)
+    (names, subfolder), total = _names(vae, video, settings.prefix), count_pictures(vae, video)
+    first = next(names)
     file: WholeVideo | None = None
     try:
         with ExitStack() as stack:
@@ -113,27 +116,29 @@ def _write(vae: Any, video: Tensor, settings: _Settings, bar: _Bar, tile: int) -
                 if file is None:
                     height, width = pictures.shape[1:3]
                     options: Any = {"frames": max(total, len(pictures)), "crf": settings.crf, "metadata": settings.metadata}
-                    file = stack.enter_context(WholeVideo(place.path, width, height, settings.fps, **options))
+                    video_file = WholeVideo(first, width, height, settings.fps, otherwise=names, **options)
+                    file = stack.enter_context(video_file)
                 for picture in pictures:
                     file.write(picture)
                 bar.decoded(frames, pictures[-1])
                 del decoded  # not to be there while the next piece is decoded
     except mm.InterruptProcessingException:
-        logger.info("QVG: interrupted after %d of %d pictures; nothing of %s is left", _count(file), total, place.path.name)
+        logger.info("QVG: interrupted after %d of %d pictures; nothing of %s is left", _count(file), total, first.name)
         raise
-    size, seconds = place.path.stat().st_size, _count(file) / settings.fps
-    text = f"{_count(file)} pictures of {width} x {height}, {seconds:.1f} s, {size / 1e6:.1f} MB: {place.path.name}"
-    return replace(place, text=text)
+    assert file is not None
+    size, seconds = file.path.stat().st_size, _count(file) / settings.fps
+    text = f"{_count(file)} pictures of {width} x {height}, {seconds:.1f} s, {size / 1e6:.1f} MB: {file.path.name}"
+    return SavedVideo(file.path, subfolder, text)
 
 
-def _place(vae: Any, video: Tensor, prefix: str) -> SavedVideo:
-    """The next free name. Raises, as core's nodes do, where the prefix leads out of the output folder."""
+def _names(vae: Any, video: Tensor, prefix: str) -> tuple[Iterator[Path], str]:
+    """The next free names, and their folder. Raises, as core's nodes do, where the prefix leads out of the output folder."""
     side = vae.spacial_compression_decode()
     height, width = (length * side for length in video.shape[3:])
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), width, height
     )
-    return SavedVideo(Path(folder) / f"{name}_{counter:05}_.mp4", subfolder)
+    return numbered(folder, name, counter, ".mp4"), subfolder
 
 
 def _count(file: WholeVideo | None) -> int:

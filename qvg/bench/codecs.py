@@ -6,7 +6,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,50 +16,106 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, MediaError
 from .methods import METHODS, QUICK, REFERENCE, Method, choose
+from .opening_rows import OpeningRow, opening_row, row_text, summary, write_openings
+from .openings import DEVELOPMENT_SEED, SHOWN_SEED, Scene, scenes
 from .page import write_page
 from .probes import Probe, probe
 from .rows import Measured, row, write_csv
 from .settings import write_settings
-from .walks import PATHS, Case, Walker, WalkResult, cases
+from .walks import FIRST_SEED, PATHS, Case, Walker, WalkResult, cases
 
 FULL_WORLDS, FULL_FRAMES = 8, 70
 QUICK_WORLDS, QUICK_FRAMES = 2, 54
 _OUTLIERS = 0.01
 
+PARTS = ("walks", "openings")
+QUICK_SCENARIOS = ("ordinary", "black", "fade", "cut")
+FULL_OPENING_WORLDS, QUICK_OPENING_WORLDS = 4, 1
+
 # Where results are kept, which walk, and with which method; without one, the exact cache.
-Job = tuple[Path, Case, Method | None]
+Job = tuple[Path, Case | Scene, Method | None]
 
 
-def bench_codecs(out: Path, quick: bool = False, worlds: int | None = None, names: Sequence[str] = (), jobs: int = 1) -> int:
+def bench_codecs(
+    out: Path,
+    quick: bool = False,
+    worlds: int | None = None,
+    names: Sequence[str] = (),
+    jobs: int = 1,
+    parts: Sequence[str] = PARTS,
+    scenarios: Sequence[str] = (),
+    development: bool = False,
+) -> int:
     """Measure and write. What is finished is kept in `out/walks`, so a broken-off run goes on there. -> exit code."""
     if worlds is not None and worlds < 1:
         raise ConfigError(f"worlds is {worlds}, but at least one is needed; leave it out for {FULL_WORLDS}")
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}, but at least one process must work; leave it out for 1")
+    for part in parts:
+        if part not in PARTS:
+            raise ConfigError(f"part is {part!r}, but must be one of {', '.join(PARTS)}; leave it out for both")
+    known = list(names) or list(QUICK)
     methods = choose(list(names) or (list(QUICK) if quick else [method.name for method in METHODS]))
-    walks = cases(
-        worlds or (QUICK_WORLDS if quick else FULL_WORLDS), 1 if quick else len(PATHS), QUICK_FRAMES if quick else FULL_FRAMES
-    )
-    _require_matplotlib()
+    count = worlds or (QUICK_OPENING_WORLDS if quick else FULL_OPENING_WORLDS)
+    chosen = tuple(scenarios) or (QUICK_SCENARIOS if quick else ())
+    stage = scenes(count, chosen, DEVELOPMENT_SEED if development else SHOWN_SEED)
+    if "walks" in parts:
+        _require_matplotlib()
     _make_folder(out)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+    if "openings" in parts:
+        _bench_openings(choose(known), stage, out, jobs)
+    if "walks" in parts:
+        walks = cases(
+            worlds or (QUICK_WORLDS if quick else FULL_WORLDS),
+            1 if quick else len(PATHS),
+            QUICK_FRAMES if quick else FULL_FRAMES,
+            DEVELOPMENT_SEED if development else FIRST_SEED,
+        )
+        _bench_walks(methods, walks, out, quick, jobs)
+    return 0
+
+
+def _bench_openings(methods: Sequence[Method], stage: Sequence[Scene], out: Path, jobs: int) -> None:
+    """Prints a row when it is there; the reference is the first method of every scene."""
+    work: list[Job] = [(out / "walks", scene, method) for scene in stage for method in methods]
+    rows: list[OpeningRow] = []
+    reference: WalkResult | None = None
+    for (_, scene, method), result in zip(work, _in_order(work, jobs), strict=True):
+        assert isinstance(scene, Scene) and method is not None and result is not None
+        reference = result if method.name == REFERENCE or reference is None else reference
+        rows.append(opening_row(method.name, scene, result, reference))
+        print(row_text(rows[-1]), flush=True)
+    print(summary(rows))
+    _written(out, lambda: write_openings(rows, out / "openings.csv"))
+    print(f"wrote {out / 'openings.csv'}")
+
+
+def _bench_walks(methods: Sequence[Method], walks: Sequence[Case], out: Path, quick: bool, jobs: int) -> None:
     results, (plain, outlying) = _walks(methods, walks, out, jobs), _probes(methods, quick)
     measured = [Measured(*parts) for parts in zip(methods, results, plain, outlying, strict=True)]
     reference = next(entry for entry in measured if entry.method.name == REFERENCE)
     rows = [row(entry, reference, walks) for entry in measured]
-    try:
+
+    def write() -> None:
         write_csv(rows, out / "codecs.csv")
         write_settings(rows, out / "settings.md")
         write_page(rows, measured, walks, Walker(out / "walks"), out / "codecs.html", _conditions())
+
+    _written(out, write)
+    _print_table(rows)
+    for name in ("codecs.csv", "codecs.html", "settings.md"):
+        print(f"wrote {out / name}")
+
+
+def _written(out: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
     except OSError as error:
         raise MediaError(
             f"{out} could not be written to ({error}); free space, the walks are kept and are not done again"
         ) from error
-    _print_table(rows)
-    for name in ("codecs.csv", "codecs.html", "settings.md"):
-        print(f"wrote {out / name}")
-    return 0
 
 
 def _require_matplotlib() -> None:

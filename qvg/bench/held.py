@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor
 
 from ..cache import KVCache
-from ..codec.base import EncodeHint
-from ..span import Span
+from ..codec.span import Span
 
 
 class HeldBytes:
@@ -20,18 +18,11 @@ class HeldBytes:
         self._cache = cache
         self._made: WeakSet[Any] = WeakSet()  # spans, from the codec's hands on until nobody holds them
         self.most = 0
-        for layer in cache.layers:
-            for codec in (layer.exact, *dict.fromkeys(layer.codecs)):
-                setattr(codec, "encode", self._counted(codec.encode))  # noqa: B010 (a method is replaced on purpose)
+        cache.observe(self._encoded)
 
-    def _counted(self, encode: Callable[[Tensor, EncodeHint], Span]) -> Callable[[Tensor, EncodeHint], Span]:
-        def encode_and_count(x: Tensor, hint: EncodeHint) -> Span:
-            span = encode(x, hint)
-            self._made.add(span)
-            self.most = max(self.most, self.now(x))
-            return span
-
-        return encode_and_count
+    def _encoded(self, span: Span, x: Tensor) -> None:
+        self._made.add(span)
+        self.most = max(self.most, self.now(x))
 
     def now(self, handed_over: Tensor | None = None) -> int:
         """Bytes that are there at this moment, each storage once."""

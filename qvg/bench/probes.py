@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..codec import make_codecs
 from ..codec.base import EncodeHint
+from ..codec.span import Span
 from ..config import QVGConfig
 from ..metrics import relative_rms
-from ..span import Span
 from .synthetic import COLS, ROWS, KeysValues, make_keys_values
 
 LOGIT_DEVIATION = 2.2

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..codec import make_codecs
 from ..config import QVGConfig
-from ..demo import GIVEN_FRAMES
+from ..demo.command import GIVEN_FRAMES
 from ..files import written_whole
 from ..models.demo_world import DemoWorldConfig
 from .methods import Method

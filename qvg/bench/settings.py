@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cache.spec import CacheSpec
 from ..config import PRESETS
 from ..files import written_whole
-from ..spec import CacheSpec
 
 # Self-Forcing 1.3B at 480 x 832: 30 layers, 12 heads of 128, 1,560 tokens per latent frame, 3 latent frames per chunk.
 SELF_FORCING = CacheSpec(layers=30, heads=12, head_dim=128, tokens_per_frame=1560, chunk_frames=3)

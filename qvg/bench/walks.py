@@ -14,16 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..cache import KVCache
 from ..camera import visits
 from ..config import QVGConfig
-from ..demo import EXACT, GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
+from ..demo.command import EXACT, GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
 from ..errors import CacheError
 from ..files import written_whole
 from ..metrics import ssim
 from ..models.demo_world import WEIGHTS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from ..sampling import generate
+from . import openings
+from .openings import Scene
 
 Pictures = NDArray[np.uint8]
 
@@ -46,6 +49,10 @@ class Case:
     def plan(self) -> Walk:
         """The walk."""
         return plan_walk(self.path, self.frames, self.seed)
+
+    def given(self, model: DemoWorld) -> list[Tensor]:
+        """The first frames as they really look."""
+        return self.plan.given(model)
 
 
 @dataclass(frozen=True)
@@ -75,21 +82,25 @@ class WalkResult:
         return low[0] if low else len(self.errors)
 
 
-def cases(worlds: int, paths: int, frames: int) -> list[Case]:
+def cases(worlds: int, paths: int, frames: int, first_seed: int = FIRST_SEED) -> list[Case]:
     """Worlds that were not trained on, each walked through on every path."""
-    return [Case(FIRST_SEED + world, path, frames) for world in range(worlds) for path in PATHS[:paths]]
+    return [Case(first_seed + world, path, frames) for world in range(worlds) for path in PATHS[:paths]]
 
 
 class Walker:
-    """Walks and remembers: results are kept in a folder, so that a broken-off run goes on where it stopped."""
+    """Walks and remembers: results are kept in a folder, so that a broken-off run goes on where it stopped.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    sources      what results are kept under beside their settings; None: the digest of the code that makes them
+    check_bytes  raise CacheError where bytes in memory are not those that were predicted
+    """
+
+    def __init__(self, folder: Path, sources: str | None = None, check_bytes: bool = True):
+        self.folder, self._sources, self._check_bytes = folder, sources, check_bytes
         folder.mkdir(parents=True, exist_ok=True)
         self.weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
         self._model: DemoWorld | None = None
 
-    def exact(self, case: Case) -> Pictures:
+    def exact(self, case: Case | Scene) -> Pictures:
         """Pictures of the exact run: uint8 [F, P, P, 3]."""
         path = self.folder / f"exact-{self._key(case, EXACT)}.npz"
         if path.is_file():
@@ -100,11 +111,18 @@ class Walker:
             np.savez_compressed(file, pictures=pictures)
         return pictures
 
-    def compare(self, case: Case, config: QVGConfig) -> WalkResult:
-        """One method on one walk."""
+    def compare(self, case: Case | Scene, config: QVGConfig) -> WalkResult:
+        """One method on one walk, from the folder if it is there."""
         path = self.folder / f"walk-{self._key(case, config)}.json"
         if path.is_file():
             return WalkResult(**json.loads(path.read_text(encoding="utf-8")))
+        result = self.measure(case, config)
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        return result
+
+    def measure(self, case: Case | Scene, config: QVGConfig) -> WalkResult:
+        """One method on one walk, walked now."""
         exact = self.exact(case)
         started = time.perf_counter()
         pictures, cache_bytes, peak, encoded = self._walk(case, config)
@@ -112,7 +130,7 @@ class Walker:
         errors = ((pictures.astype(np.float64) - exact) / 255) ** 2
         alike = ssim(torch.from_numpy(exact), torch.from_numpy(pictures))
         pairs = visits(case.plan.positions, VISIT_GAP_FRAMES)
-        result = WalkResult(
+        return WalkResult(
             errors.mean((1, 2, 3)).tolist(),
             alike.tolist(),
             cache_bytes,
@@ -121,11 +139,8 @@ class Walker:
             revisit_psnr_db(list(pictures), pairs),
             seconds,
         )
-        with written_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(asdict(result)), encoding="utf-8")
-        return result
 
-    def _walk(self, case: Case, config: QVGConfig) -> tuple[Pictures, dict[str, int], int, int]:
+    def _walk(self, case: Case | Scene, config: QVGConfig) -> tuple[Pictures, dict[str, int], int, int]:
         """Pictures, bytes by component at the end, the peak, and tokens in spans. `generate` fails if the codec was not called as
         often as it should have been; the bytes must be those that were predicted."""
         if self._model is None:
@@ -133,18 +148,19 @@ class Walker:
         model, plan = self._model, case.plan
         pictures, peak = [], 0
         with KVCache(model.config.cache_spec(), config, model.config.rope()) as cache:
-            for block in generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), plan.given(model)):
+            for block in generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), case.given(model)):
                 pictures.append(picture(block.latent))
                 peak, counted = max(peak, block.cache.total), block.cache
-                predicted = cache.spec.predict(config, len(pictures))
-                if counted != predicted:
+                predicted = cache.spec.predict(config, len(pictures), codebooks=cache.codebooks())
+                if self._check_bytes and counted != predicted:
                     raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
             encoded = sum(cache.layout.spans) * cache.spec.tokens_per_frame
         return np.stack(pictures), counted.by_component(), peak, encoded
 
-    def _key(self, case: Case, config: QVGConfig) -> str:
+    def _key(self, case: Case | Scene, config: QVGConfig) -> str:
         """Everything that a result depends on."""
-        facts = json.dumps([asdict(case), asdict(config), self.weights, torch.__version__, source_digest()], sort_keys=True)
+        sources = source_digest() if self._sources is None else self._sources
+        facts = json.dumps([asdict(case), asdict(config), self.weights, torch.__version__, sources], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:20]
 
 
@@ -152,12 +168,10 @@ class Walker:
 def source_digest() -> str:
     """Changes when code that a walk runs through does; comments, layout and docstrings do not count."""
     root = Path(__file__).resolve().parents[2]
-    files = [
-        path for name in ("kernels", "qvg/codec", "qvg/models", "qvg/sampling") for path in sorted((root / name).rglob("*.py"))
-    ]
-    read_path = ("ahead", "attention", "attention_direct", "attention_fast", "history", "read")
-    files += [root / "qvg" / f"{name}.py" for name in (*read_path, "cache", "camera", "config", "demo", "metrics", "policy")]
-    files += [root / "qvg" / f"{name}.py" for name in ("rope", "span", "spec", "workspace")]
+    rooms = ("attention", "cache", "camera", "codec", "demo", "models", "positions", "sampling")
+    files = [path for name in ("kernels", *(f"qvg/{room}" for room in rooms)) for path in sorted((root / name).rglob("*.py"))]
+    files += [root / "qvg" / f"{name}.py" for name in ("config", "metrics")]
+    files.append(Path(openings.__file__).resolve())
     digest = hashlib.sha256()
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))

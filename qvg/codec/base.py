@@ -9,8 +9,21 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..rope import Rotation
-from ..span import AnyCodebook, Span
+from ..positions.rope import Rotation
+from .span import AnyCodebook, Basis, Span
+
+
+@dataclass(frozen=True)
+class BookSize:
+    """What a group of spans has in memory: codewords that they share, and the directions of each of its bases, 0 for one that is
+    not learned."""
+
+    words: int
+    bases: tuple[int, ...]
+
+
+# Of every layer, the codebooks of its keys and those of its values.
+Codebooks = Sequence[tuple[Sequence[BookSize], Sequence[BookSize]]]
 
 
 @dataclass(frozen=True)
@@ -19,12 +32,16 @@ class EncodeHint:
 
     seed      of every random choice in this span
     reuse     codebook to encode with, because an earlier span of the same group trained it; a codec may add to it
+    bases     of the group's spans in memory, each once, the newest last; only of `Dictionary`
+    spare_rows  directions that the group of the same tokens' keys could have had and has not
     warm      codebook to start training from
     checked   the values are known to be finite; otherwise the codec looks, which costs a synchronisation on a GPU
     """
 
     seed: int = 0
     reuse: AnyCodebook | None = None
+    bases: tuple[Basis, ...] = ()
+    spare_rows: int = 0
     warm: AnyCodebook | None = None
     checked: bool = False
 
@@ -43,7 +60,7 @@ class Codec(Protocol):
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """x [B, H, S, D] -> a span that shares no memory with x. If its codebook is another one than `hint.reuse`, it is that one
-        grown, and the spans that used the shorter one take the longer one over (`with_codebook`)."""
+        grown, and the spans that used the shorter one take the longer one over (`with_words`); or a new group's."""
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
         """Tokens and heads of a span into `out` [B, heads, tokens, D], which is returned."""

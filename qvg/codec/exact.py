@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..span import ExactSpan, Span
 from .base import EncodeHint
-from .nobook import WithoutCodebook
+from .no_codebook import WithoutCodebook
+from .span import ExactSpan, Span
 
 
 class ExactCodec(WithoutCodebook):

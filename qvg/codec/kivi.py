@@ -11,10 +11,10 @@ from torch import Tensor
 from ...kernels import quantize_groups
 from ...kernels.packing import packed_width
 from ..config import QVGConfig
-from ..span import GroupSpan, Span
 from .base import EncodeHint, refuse_non_finite
-from .nobook import WithoutCodebook
+from .no_codebook import WithoutCodebook
 from .rtn import decode_groups, no_centroids
+from .span import GroupSpan, Span
 
 
 class KIVICodec(WithoutCodebook):

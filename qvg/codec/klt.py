@@ -1,51 +1,62 @@
-"""Our own codec: growing dictionary, Karhunen-Loeve transform, Lloyd-Max levels, unbiased gains.
+"""Our own codec: a growing codebook, Karhunen-Loeve transform, Lloyd-Max levels, unbiased gains.
 
 What k-means leaves over is far from white: most of its energy lies in a few directions. So the residual is turned into the basis
 of its own covariance (Karhunen-Loeve transform), bits go where the energy is (reverse water-filling, Cover and Thomas, 10.3.3, in
 whole bits), and every coefficient becomes a level of a normal variable (Lloyd-Max) times one gain per token, chosen so that inner
 products shrink as little as noise inflates softmax (`kernels.quantize_coefficients`). Bits per value:
 
-    b + 8/D (gains) + 8/D (ids) + per codebook of S tokens: (8 + 16/D) C/S (words) + 8 (D + 2)/S (basis)
+    b + 8/D (gains) + 8/D (ids) + per codebook of S tokens: (8 + 16/D) C/S (codewords) + (8 + 16/D) R/S (directions)
 
-Basis and words are eight-bit rows (`kernels/rows8.py`), made by a codebook's first span. Each later span adds words where the
-codebook fits it worst; words that are there stay, so the earlier spans' ids keep their meaning. With `transform="hadamard"` the
-basis is the Hadamard matrix over channels scaled by powers of two, which costs next to nothing and gives all channels one width.
+Codewords and the R directions of a basis are eight-bit rows (`kernels/rows8.py`). Consecutive spans form a group that shares
+codewords: each span adds some where they fit it worst, and those that are there stay, so the earlier spans' ids keep their
+meaning. Of the bases that its group has learned a span takes the one that leaves the least error, or it begins another
+(`_going_on`): a black opening, a title or a cut must not set the scale for what follows. `klt_sizes.py` counts the rows. With
+`transform="hadamard"`, from spans too short to learn from, and from openings that codewords describe completely, the basis is the
+Hadamard matrix over channels scaled by powers of two, which costs next to nothing and gives all channels one width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels import (
-    assign_clusters,
-    quantize_coefficients,
-    reconstruct_coefficients,
-    subtract_centroids,
-    update_centroids,
-)
+from ...kernels import assign_clusters, quantize_coefficients, reconstruct_coefficients, subtract_centroids
 from ...kernels.kmeans import MAX_CLUSTERS
-from ...kernels.lloyd_max import DISTORTION, MAX_BITS
-from ...kernels.rows8 import Rows8, quantize_rows
+from ...kernels.rows8 import Rows8
 from ..config import QVGConfig
 from ..errors import ConfigError
-from ..rope import Rotation
-from ..span import Basis, Dictionary, Span, TransformSpan
-from .base import EncodeHint, refuse_non_finite
+from ..positions.rope import Rotation
+from .base import BookSize, EncodeHint, refuse_non_finite
+from .klt_basis import fixed_basis, learn_basis
+from .klt_sizes import added_words, basis_row_bytes, directions, first_words, learns_basis
+from .klt_words import add_words, learn_words
+from .span import Dictionary, Group, Span, TransformSpan
 
-# Planes grow and shrink by so many channels: one byte of a token's codes.
-_STEP_CHANNELS = 8
-# A direction without energy still needs a scale to divide by: the share of the mean variance that all get.
-_VARIANCE_FLOOR = 1e-6
-_SMALLEST_VARIANCE = 1e-9
-# What the basis of a span that repeats itself expects of later ones: a share of its variance; where all tokens are equal,
-# the variance is taken for a share of their squares.
-_LEAST_SHARE = 0.05
-_LEAST_MOMENT = 0.02
-# No channel gets more bits than the average and this many.
-_EXTRA_PLANES = 2
+# A basis of its own must lower a span's error by this factor (1.5 dB) where it takes no more room than one whole basis and the
+# codewords that the span then does not add, and by the second one (6 dB) where it takes more.
+_WORTH_ITS_ROOM, _WORTH_MORE_ROOM = 10**0.15, 10**0.6
+# Differences below this share of the group's energy, times 4^-bits, are no matter.
+_NO_MATTER = 0.02
+# Codewords that leave less than this share of a span's squares describe it completely.
+_NOTHING_LEFT = 1e-3
+# A codebook that leaves more than this share of a head's signal as error fails, and is of no use, whatever another one costs.
+_FAILS, _NO_USE = 0.7, 0.95
+# A channel is loud with more than so many times the energy that half of them have.
+_LOUD = 256
+# Errors are compared on so many tokens at least, spread over the span.
+_SAMPLE_TOKENS = 512
+
+
+class Judged(NamedTuple):
+    """A codebook that a span could take, tried on a sample. `error`: of every batch row, as a share of its group's energy.
+    `worst`: the largest error of a head as a share of its own signal, over all channels or over those beside loud ones."""
+
+    book: Dictionary
+    error: Tensor
+    worst: float
 
 
 class KLTCodec:
@@ -58,37 +69,19 @@ class KLTCodec:
         self.config = config
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
-        """See `Codec`. With `hint.reuse` the span's codebook is that one, grown."""
+        """See `Codec`. With `hint.reuse` the span belongs to that codebook's group, or begins a new one."""
         refuse_non_finite(x, hint)
         known = hint.reuse
         if known is not None and not isinstance(known, Dictionary):
             raise ConfigError(f"codec 'klt' cannot extend a {type(known).__name__} of another codec; start a new cache")
-        words = self._words(x, known, hint.seed)
-        centers = words.dequantize()
-        ids = assign_clusters(x, centers, self.config.backend)
-        residual = subtract_centroids(x, ids, centers, self.config.backend)
-        basis = self._basis(residual, x) if known is None else known.basis
-        y, weights = torch.matmul(residual, basis.analysis()), basis.weights()
-        parts = [
-            quantize_coefficients(y[row : row + 1], weights[row : row + 1], planes, self.config.backend)
-            for row, planes in enumerate(basis.planes)
-        ]
-        codes, gains = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
-        return TransformSpan(codes, gains, ids, Dictionary(words, basis))
+        book = self._begin(x, hint.seed) if known is None else self._going_on(x, known, hint)
+        return TransformSpan(*self._quantized(x, book), book)
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:
         """See `Codec`."""
         assert isinstance(span, TransformSpan)
-        book = span.codebook
-        codes, gains, ids = (part[:, heads, tokens] for part in (span.codes, span.gains, span.ids))
-        words = Rows8(*(part[:, heads] for part in book.words)).dequantize()
-        matrix = book.basis.heads(heads).synthesis()
-        for row, planes in enumerate(book.basis.planes):
-            one = slice(row, row + 1)
-            reconstruct_coefficients(
-                codes[one], gains[one], ids[one], words[one], matrix[one], planes, out[one], self.config.backend, rotation
-            )
-        return out
+        parts = tuple(part[:, heads, tokens] for part in (span.codes, span.gains, span.ids))
+        return self._reconstructed(parts, span.codebook, heads, out, rotation)
 
     def predicted_bytes(self, shape: tuple[int, int, int, int]) -> dict[str, int]:
         """See `Codec`."""
@@ -98,134 +91,162 @@ class KLTCodec:
 
     def predicted_codebook_bytes(self, rows: tuple[int, int, int], tokens: Sequence[int]) -> dict[str, int]:
         """See `Codec`."""
-        batch, heads, channels = rows
-        words = min(self._first_words(tokens[0]), tokens[0])
+        words = first_words(self.config, tokens[0])
         for count in tokens[1:]:
-            words += self._added(words, count)
-        basis = (channels + 2) * channels if self.config.transform == "klt" else 2 * channels
-        return {"centroids": batch * heads * words * (channels + 2), "basis": batch * heads * basis}
+            words += added_words(self.config, words, count)
+        learned = learns_basis(self.config, tokens[0], rows[2])
+        return self.codebook_bytes(rows, BookSize(words, (directions(self.config, tokens[0], rows[2]) if learned else 0,)))
 
-    def _first_words(self, tokens: int) -> int:
-        """Words that a codebook's first span trains. "auto": one for 16 tokens, at most half of all if others follow."""
-        config = self.config
-        if config.clusters != "auto":
-            return config.clusters
-        return max(1, min(MAX_CLUSTERS if config.spans_per_codebook == 1 else MAX_CLUSTERS // 2, tokens // 16))
+    def codebook_bytes(self, rows: tuple[int, int, int], book: BookSize) -> dict[str, int]:
+        """Bytes by component of a codebook for [B, H, D]."""
+        batch, heads, channels = rows
+        row = basis_row_bytes(channels)
+        basis = sum(count * row if count else 2 * channels for count in book.bases)
+        return {"centroids": batch * heads * book.words * row, "basis": batch * heads * basis}
 
-    def _added(self, words: int, tokens: int) -> int:
-        """Words that a later span adds. "auto": at most one for 32 tokens, and such that they last for all spans to come."""
-        config = self.config
-        share = MAX_CLUSTERS // 2 // max(1, config.spans_per_codebook - 1)
-        wanted = min(tokens // 32, max(1, share)) if config.clusters_added == "auto" else config.clusters_added
-        return min(wanted, MAX_CLUSTERS - words, tokens)
+    def most_books(self, tokens: Sequence[int], channels: int, window: bool) -> list[BookSize]:
+        """More than spans of so many tokens can have of codebooks: each a basis of its own and a new group's codewords.
+        `window`: spans that have left may have added to them."""
+        words = [max(first_words(self.config, count), added_words(self.config, 0, count)) for count in tokens]
+        bases = [directions(self.config, count, channels) * learns_basis(self.config, count, channels) for count in tokens]
+        return [BookSize(MAX_CLUSTERS if window else word, (basis,)) for word, basis in zip(words, bases, strict=True)]
 
-    def _even_planes(self, channels: int) -> tuple[int, ...]:
-        """The same width for all channels, or as nearly as whole bits allow."""
-        whole, part = divmod(round(self.config.bits * channels), channels)
-        return (*[channels] * whole, *([part] if part else []))
+    # ------------------------------------------------------------------------------------------------------ codebooks
 
-    def _words(self, x: Tensor, known: Dictionary | None, seed: int) -> Rows8:
-        """Words of a new codebook, or those of a known one and more where it fits x worst."""
-        tokens = x.shape[2]
-        if known is None:
-            count = min(self._first_words(tokens), tokens)
-            old, rounds = x[:, :, :0].float(), [part for part in (-(-count // 4), count // 4, count // 2 - count // 4) if part]
-            rounds[-1] += count - sum(rounds)
-        else:
-            old = known.words.dequantize()
-            rounds = [self._added(old.shape[2], tokens)]
-            if not rounds[0]:
-                return known.words
-        generator = torch.Generator().manual_seed(seed)
-        words = old
-        for count in rounds:
-            words = torch.cat([words, _worst_fitted(x, words, count, generator, self.config.backend)], 2)
-        for _ in range(self.config.iterations):
-            ids = assign_clusters(x, words, self.config.backend)
-            words = torch.cat([old, update_centroids(x, ids, words, self.config.backend)[:, :, old.shape[2] :]], 2)
-        added = quantize_rows(words[:, :, old.shape[2] :])
-        if known is None:
-            return added
-        return Rows8(*(torch.cat(pair, 2) for pair in zip(known.words, added, strict=True)))
+    def _begin(self, x: Tensor, seed: int) -> Dictionary:
+        """A new group. An opening that its codewords describe completely has nothing to teach a basis."""
+        words = learn_words(x, first_words(self.config, x.shape[2]), seed, self.config)
+        residual = self._residual(x, words)
+        moment = x.double().square().mean((2, 3))
+        if bool((residual.double().square().mean((2, 3)) <= _NOTHING_LEFT * moment).all()):
+            return Dictionary(words, fixed_basis(residual, self.config.bits), Group())
+        return self._with_basis(x, words, Group())
 
-    def _basis(self, residual: Tensor, x: Tensor) -> Basis:
-        if self.config.transform == "hadamard":
-            return _hadamard_basis(residual, self._even_planes(residual.shape[-1]))
-        covariance = _covariance(residual) + _missing_energy(residual, x)
-        variances, directions = torch.linalg.eigh(covariance)  # ascending
-        variances, directions = variances.flip(-1), directions.flip(-1)
-        variances = torch.maximum(variances, _VARIANCE_FLOOR * variances.mean(-1, keepdim=True)).clamp(min=_SMALLEST_VARIANCE)
-        rows = _unit_variance(quantize_rows(directions.transpose(2, 3) * variances.sqrt()[..., None]), covariance)
-        variances = rows.dequantize().square().sum(-1)
-        # Heads of a layer share their planes; videos of a batch do not, so that none depends on what is made beside it.
-        shares = (variances / variances.sum(-1, keepdim=True)).mean(1).tolist()
-        return Basis(*rows, tuple(allocate_planes(row, round(self.config.bits * len(row))) for row in shares))
+    def _going_on(self, x: Tensor, known: Dictionary, hint: EncodeHint) -> Dictionary:
+        """The group's codewords, grown, with the basis of the group that fits x best, or with another one if that is worth its
+        room; or a new group.
 
+        A basis of its own may lower the error by little where its room is what the group saved: the directions that its bases
+        left out and the codewords that this span then does not add. Beyond that it has to lower it by much.
+        """
+        tokens, channels = x.shape[2:]
+        energy = torch.maximum(_energy(x), _energy_of(known))
+        added = added_words(self.config, known.words.values.shape[2], tokens)
+        grown = add_words(x, known.words, added, hint.seed, self.config)
+        bases = hint.bases or (known.basis,)
+        best = min(
+            (self._judged(x, Dictionary(grown, basis, known.group), energy) for basis in bases), key=lambda one: one.error.max()
+        )
+        if not learns_basis(self.config, tokens, channels):
+            own = self._judged(x, self._with_basis(x, grown, known.group), energy)
+            best = own if self._gain(best, own) > _WORTH_ITS_ROOM else best
+            own = self._judged(x, self._renewed(x, known, hint.seed), energy) if best.worst > _FAILS else best
+            return own.book if _rescues(own, best) else best.book
+        if all(basis.rows is None for basis in bases):
+            # Nothing was worth learning until now, and little room was taken: a new group costs what the first one should have.
+            own = self._judged(x, self._begin(x, hint.seed), energy)
+            return own.book if self._gain(best, own) > _WORTH_ITS_ROOM or _rescues(own, best) else best.book
+        own = self._judged(x, self._with_basis(x, known.words, known.group), energy)
+        usual = directions(self.config, tokens, channels)
+        room = channels + added + hint.spare_rows - sum(min(basis.directions, usual) for basis in bases)
+        if own.worst <= _FAILS and usual <= room and self._gain(best, own) > _WORTH_ITS_ROOM:
+            return own.book
+        if best.worst <= _FAILS and self._gain(best, own) <= _WORTH_MORE_ROOM:
+            return best.book
+        own = self._judged(x, self._renewed(x, known, hint.seed), energy)
+        return own.book if self._gain(best, own) > _WORTH_MORE_ROOM or _rescues(own, best) else best.book
 
-def allocate_planes(variances: Sequence[float], total_bits: int) -> tuple[int, ...]:
-    """Bit planes (see `kernels/bitplanes.py`) for coefficients of these falling variances, `total_bits` bits per token in all.
+    def _renewed(self, x: Tensor, known: Dictionary, seed: int) -> Dictionary:
+        """Half as many codewords more as a new group begins with, and a basis; or a new group where ids cannot name so many."""
+        count = max(1, first_words(self.config, x.shape[2]) // 2)
+        if known.words.values.shape[2] + count > MAX_CLUSTERS:
+            return self._begin(x, seed)
+        return self._with_basis(x, add_words(x, known.words, count, seed, self.config), known.group)
 
-    Reverse water-filling in whole bits: one more bit goes to the eight channels whose error it lowers most, until none is left.
-    """
-    energy = [sum(variances[start : start + _STEP_CHANNELS]) for start in range(0, len(variances), _STEP_CHANNELS)]
-    most = min(MAX_BITS, -(-total_bits // len(variances)) + _EXTRA_PLANES)
-    bits = [0] * len(energy)
-    for _ in range(total_bits // _STEP_CHANNELS):
-        gains = [
-            share * (DISTORTION[width] - DISTORTION[width + 1]) if width < most else -1.0
-            for share, width in zip(energy, bits, strict=True)
+    def _with_basis(self, x: Tensor, words: Rows8, group: Group) -> Dictionary:
+        """Codewords and a basis for what they leave of x."""
+        residual, (tokens, channels) = self._residual(x, words), x.shape[2:]
+        if not learns_basis(self.config, tokens, channels):
+            return Dictionary(words, fixed_basis(residual, self.config.bits), group)
+        return Dictionary(words, learn_basis(residual, directions(self.config, tokens, channels), self.config.bits), group)
+
+    def spare_rows(self, span: TransformSpan, hint: EncodeHint) -> int:
+        """Of the room that a codebook may take without question, how many rows this span's group has left."""
+        tokens, channels = span.num_tokens, span.codebook.words.values.shape[3]
+        words, known, usual = span.codebook.words.values.shape[2], hint.reuse, directions(self.config, tokens, channels)
+        if not isinstance(known, Dictionary) or known.group is not span.codebook.group:
+            return max(0, channels - min(span.codebook.basis.directions, usual))
+        before = known.words.values.shape[2]
+        skipped = added_words(self.config, before, tokens) - (words - before)
+        bases = {id(basis): basis.directions for basis in (*(hint.bases or (known.basis,)), span.codebook.basis)}
+        return max(0, channels + skipped - sum(min(count, usual) for count in bases.values()))
+
+    # ---------------------------------------------------------------------------------------------------------- tokens
+
+    def _judged(self, x: Tensor, book: Dictionary, energy: Tensor) -> Judged:
+        """Encode and decode a sample of x."""
+        sample = x[:, :, :: max(1, x.shape[2] // _SAMPLE_TOKENS)].float()
+        got = self._reconstructed(self._quantized(sample, book), book, slice(None), torch.empty_like(sample))
+        errors, own = (part.double().square().mean(2) for part in (got - sample, sample))  # [B, H, D]
+        least = _NO_MATTER * 4.0**-self.config.bits
+        faint = own <= _LOUD * own.median(-1, keepdim=True).values
+        shares = [_largest_share((errors * some).sum(-1), (own * some).sum(-1)) for some in (torch.ones_like(faint), faint)]
+        return Judged(book, (errors.mean(-1) / energy).mean(1) + least, max(shares))
+
+    @staticmethod
+    def _gain(before: Judged, after: Judged) -> float:
+        """By what factor the error falls, in the batch row that gains most."""
+        return float((before.error / after.error).max())
+
+    def _residual(self, x: Tensor, words: Rows8) -> Tensor:
+        """What codewords leave of tokens, float32."""
+        centers = words.dequantize()
+        return subtract_centroids(x, assign_clusters(x, centers, self.config.backend), centers, self.config.backend)
+
+    def _quantized(self, x: Tensor, book: Dictionary) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, gains and ids of tokens."""
+        centers = book.words.dequantize()
+        ids = assign_clusters(x, centers, self.config.backend)
+        residual = subtract_centroids(x, ids, centers, self.config.backend)
+        y, weights = torch.matmul(residual, book.basis.analysis()), book.basis.weights()
+        parts = [
+            quantize_coefficients(y[row : row + 1], weights[row : row + 1], planes, self.config.backend)
+            for row, planes in enumerate(book.basis.planes)
         ]
-        bits[gains.index(max(gains))] += 1
-    # Planes must nest; equal variances may have left a later channel with more bits than an earlier one.
-    bits.sort(reverse=True)
-    return tuple(_STEP_CHANNELS * sum(width > plane for width in bits) for plane in range(bits[0]))
+        codes, gains = (part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
+        return codes, gains, ids
+
+    def _reconstructed(
+        self, parts: tuple[Tensor, ...], book: Dictionary, heads: slice, out: Tensor, rotation: Rotation | None = None
+    ) -> Tensor:
+        """The tokens of codes, gains and ids of some heads, into `out`."""
+        codes, gains, ids = parts
+        words = Rows8(*(part[:, heads] for part in book.words)).dequantize()
+        matrix = book.basis.heads(heads).synthesis()
+        for row, planes in enumerate(book.basis.planes):
+            one = slice(row, row + 1)
+            reconstruct_coefficients(
+                codes[one], gains[one], ids[one], words[one], matrix[one], planes, out[one], self.config.backend, rotation
+            )
+        return out
 
 
-def _covariance(x: Tensor) -> Tensor:
-    """Second moments of tokens [B, H, S, D] -> [B, H, D, D]."""
-    return torch.matmul(x.transpose(2, 3), x) / x.shape[2]
+def _rescues(one: Judged, other: Judged) -> bool:
+    """Whether a codebook does better where another one leaves all of the signal, or much better where that one fails."""
+    return one.worst < other.worst and (other.worst > _NO_USE or (other.worst > _FAILS and one.worst < _FAILS * other.worst))
 
 
-def _missing_energy(residual: Tensor, x: Tensor) -> Tensor:
-    """What to add to the covariance where a span repeats itself so much that its centroids leave nothing over of most tokens: the
-    spans that come after share the basis, will be news to it, and must fit. Zero for spans as videos have them."""
-    x = x.float()
-    centred = _covariance(x - x.mean(2, keepdim=True))
-    energy = centred.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    moment = x.square().mean((2, 3))[..., None, None]
-    scale = torch.where(energy > 1e-4 * moment, energy, torch.where(moment > 0, _LEAST_MOMENT * moment, 1.0))
-    known = residual.square().mean(-1, keepdim=True) < 4e-3 * scale
-    dull = known.float().mean(2, keepdim=True) > 0.5
-    even = torch.eye(x.shape[-1], device=x.device)
-    return torch.where(dull, _LEAST_SHARE * (centred + scale * even) / 2, 0.0)
+def _largest_share(errors: Tensor, signals: Tensor) -> float:
+    return float(torch.where(errors > 0, errors / signals.clamp(min=1e-300), 0.0).max())
 
 
-def _unit_variance(rows: Rows8, covariance: Tensor) -> Rows8:
-    """Rows scaled up where their coefficients vary by more than 1. Rounded to eight bits, a faint direction catches a little of
-    the loud ones; measured by its own deviation alone, that little would be the largest coefficient of all and set the token's
-    spread (up to 40 times the error on tensors of low rank)."""
-    directions = rows.dequantize()
-    analysis = directions / directions.square().sum(-1, keepdim=True)
-    variances = (torch.matmul(analysis, covariance) * analysis).sum(-1)
-    return Rows8(rows.values, (rows.scales.float() * variances.clamp(min=1).sqrt()).clamp(max=65504).half())
+def _energy(x: Tensor) -> Tensor:
+    """Mean squared distance of tokens [B, H, S, D] from their mean, per value: float64 [B, H], never 0."""
+    x = x.double()
+    return (x - x.mean(2, keepdim=True)).square().mean((2, 3)).clamp(min=1e-30)
 
 
-def _hadamard_basis(residual: Tensor, planes: tuple[int, ...]) -> Basis:
-    """Powers of two bring channels to about the same spread first, so that one loud channel does not fill all the others."""
-    spread = residual.square().mean(2).sqrt().clamp(min=_SMALLEST_VARIANCE**0.5)
-    scales = torch.exp2(torch.round(torch.log2(spread))).clamp(max=32768.0).half()
-    return Basis(None, scales, (planes,) * len(scales))
-
-
-def _worst_fitted(x: Tensor, words: Tensor, count: int, generator: torch.Generator, backend: str) -> Tensor:
-    """`count` different tokens of every head, drawn in proportion to their squared distance from their word (k-means||, arXiv
-    1203.6402), by the Gumbel trick: no loop over draws."""
-    tokens, channels = x.shape[2], x.shape[3]
-    if words.shape[2]:
-        ids = assign_clusters(x, words, backend)
-        chances = subtract_centroids(x, ids, words, backend).square().sum(-1).clamp(min=1e-30).log()
-    else:
-        chances = torch.zeros(x.shape[:3], device=x.device)
-    uniform = torch.rand(1, *x.shape[1:3], generator=generator).clamp(1e-7, 1 - 1e-7).to(x.device)  # the same in every batch row
-    chosen = (chances - torch.log(-torch.log(uniform))).topk(min(count, tokens), -1).indices
-    return torch.gather(x.float(), 2, chosen[..., None].expand(-1, -1, -1, channels))
+def _energy_of(book: Dictionary) -> Tensor:
+    """The energy of the tokens that a codebook describes: what is between its codewords, and what its basis expects."""
+    residual = book.basis.weights().double().mean(-1)
+    return (_energy(book.words.dequantize()) + residual).clamp(min=1e-30)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...kernels.hadamard import hadamard
-from ..span import Span
 from .base import EncodeHint, refuse_non_finite
 from .rtn import RTNCodec
+from .span import Span
 
 
 class QuaRotCodec(RTNCodec):

@@ -22,9 +22,9 @@ from ...kernels import assign_clusters, quantize_groups, reconstruct, subtract_c
 from ...kernels.kmeans import MAX_CLUSTERS
 from ...kernels.packing import packed_width
 from ..config import AUTO_CENTROID_BITS, QVGConfig
-from ..rope import Rotation
-from ..span import AnyCodebook, Codebook, QuantizedSpan, Span
+from ..positions.rope import Rotation
 from .base import EncodeHint, refuse_non_finite
+from .span import AnyCodebook, Codebook, QuantizedSpan, Span
 
 _FLOAT16_MAX = 65504.0
 

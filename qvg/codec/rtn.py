@@ -11,9 +11,9 @@ from torch import Tensor
 from ...kernels import quantize_groups, reconstruct
 from ...kernels.packing import packed_width
 from ..config import QVGConfig
-from ..span import GroupSpan, Span
 from .base import EncodeHint, refuse_non_finite
-from .nobook import WithoutCodebook
+from .no_codebook import WithoutCodebook
+from .span import GroupSpan, Span
 
 
 class RTNCodec(WithoutCodebook):

@@ -1,7 +1,8 @@
-"""A causal Wan of any kind into the one file that ComfyUI's own loader knows to be causal; WorldPlay into a smaller one."""
+"""A released file of any family into the one file that ComfyUI, or the node that loads the family, reads."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +13,16 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, QVGError, UnsupportedModelError
-from ..files import written_whole
-from .checkpoint import LORA_KEY, CausalCheckpoint, read_causal_wan
-from .lora import LoraLayer, read_lora, require_fit
-from .safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
-from .weight_files import open_weights
-from .which_variant import AUTO, METADATA_KEY
-from .worldplay_file import is_worldplay, read_worldplay, require_variant
-from .worldplay_hunyuan_file import is_worldplay_hunyuan, read_worldplay_hunyuan
+from ..files import written_new
+from ..safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
+from .common.checkpoint import LORA_KEY, CausalCheckpoint
+from .common.found import AUTO, METADATA_KEY
+from .common.lora import LoraLayer, read_lora, require_fit
+from .family import FileFormat
+from .registry import read
 
 DTYPE_NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_DTYPE = "bf16"  # what the family is trained and run in
-# ComfyUI keeps and computes this layer in float32, so a file that has it so loads to the same model as the original.
-_KEPT = "patch_embedding."
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,11 @@ def plan_conversion(
 
     Raises ConfigError and UnsupportedModelError for what cannot be converted.
     """
-    checkpoint = _read(source, variant, weights, has_lora=lora is not None)
+    family, checkpoint = read(source, variant, weights, has_lora=lora is not None)
+    known = family.files
+    assert known is not None, "it was read"
+    if lora and known.no_lora:
+        raise ConfigError(f"{source.name} {known.no_lora}")
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPE_NAMES)}")
     layers = read_lora(lora) if lora else {}
@@ -58,9 +60,10 @@ def plan_conversion(
         require_fit(layers, checkpoint.tensors, lora.name)
     to = None if checkpoint.quantized else DTYPE_NAMES[dtype or DEFAULT_DTYPE]
     tensors = {
-        name: _late(name, tensor, to, layers.get(name.removesuffix(".weight"))) for name, tensor in checkpoint.tensors.items()
+        name: _late(name, tensor, _stored(name, to, known), layers.get(name.removesuffix(".weight")))
+        for name, tensor in checkpoint.tensors.items()
     }
-    tensors |= {name: _late_joined(name, parts, to) for name, parts in checkpoint.joined.items()}
+    tensors |= {name: _late_joined(name, parts, _stored(name, to, known)) for name, parts in checkpoint.joined.items()}
     metadata = dict(checkpoint.metadata)
     metadata |= {METADATA_KEY: checkpoint.variant.name} if checkpoint.variant else {}
     metadata |= {LORA_KEY: lora.name} if lora else {}
@@ -68,22 +71,11 @@ def plan_conversion(
     return Conversion(checkpoint, tensors, metadata, safetensors_bytes(tensors, metadata), stored)
 
 
-def _read(source: Path, variant: str, weights: str, has_lora: bool) -> CausalCheckpoint:
-    file = open_weights(source)
-    if is_worldplay_hunyuan(file):
-        if has_lora:
-            raise ConfigError(f"{source.name} is HY-WorldPlay on HunyuanVideo 1.5; merge no LoRA here, but load it in ComfyUI")
-        return read_worldplay_hunyuan(source, variant, weights, file)
-    if not is_worldplay(file):
-        return read_causal_wan(source, variant, weights, file, has_lora)
-    require_variant(variant)
-    return read_worldplay(source, weights, file)
-
-
 def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object] = lambda size: None) -> None:
     """Write all of `out` or nothing. `wrote` is told the bytes of each tensor. Memory holds one tensor at a time.
 
-    ConfigError: `out` is there already, or no .safetensors. QVGError: the disk is full, or takes no files.
+    ConfigError: `out` is there already, or since the writing began, or no .safetensors. QVGError: the disk is full, or takes no
+    files.
     """
     check_out(out)
     try:
@@ -92,8 +84,10 @@ def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object]
             raise QVGError(
                 f"{out.parent} has {free / 1e9:.2f} GB free and {out.name} takes {plan.nbytes / 1e9:.2f} GB; make room"
             )
-        with written_whole(out) as place:
-            write_safetensors(place, plan.tensors, plan.metadata, wrote)
+        with written_new([out]) as new:
+            write_safetensors(new.unfinished, plan.tensors, plan.metadata, wrote)
+    except FileExistsError as error:
+        raise _taken(out) from error
     except OSError as error:
         raise QVGError(f"{out} cannot be written ({error.strerror}); give another place") from error
 
@@ -103,13 +97,23 @@ def check_out(out: Path) -> None:
     if out.suffix.lower() != ".safetensors":
         raise ConfigError(f"{out.name} is to be a .safetensors file: ComfyUI tells the format by the name's end")
     try:
-        exists = out.exists()
+        os.lstat(out)  # a link that leads nowhere is something, too
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except OSError as error:  # a name that is too long
         raise ConfigError(f"{out} cannot be a file's name ({error.strerror}); give another one") from error
-    if exists:
-        raise ConfigError(f"{out} is there already and is not overwritten; give another name, or delete it first")
+    else:
+        raise _taken(out)
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is no folder; make it first")
+
+
+def _taken(out: Path) -> ConfigError:
+    return ConfigError(f"{out} is there already and is not overwritten; give another name, or delete it first")
+
+
+def _stored(name: str, to: torch.dtype | None, known: FileFormat) -> torch.dtype | None:
+    return torch.float32 if to is not None and name.startswith(known.float32) else to
 
 
 def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | None) -> LateTensor:
@@ -117,8 +121,7 @@ def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | N
         raise UnsupportedModelError(f"{name} is in {tensor.dtype}, which safetensors files do not have; take another copy")
     if to is None or not tensor.is_floating_point():
         return LateTensor(tensor.shape, tensor.dtype, lambda: tensor)
-    dtype = torch.float32 if name.startswith(_KEPT) else to
-    return LateTensor(tensor.shape, dtype, partial(_made, name, tensor, dtype, lora if name.endswith(".weight") else None))
+    return LateTensor(tensor.shape, to, partial(_made, name, tensor, to, lora if name.endswith(".weight") else None))
 
 
 def _late_joined(name: str, parts: tuple[Tensor, ...], to: torch.dtype | None) -> LateTensor:

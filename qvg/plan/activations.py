@@ -11,7 +11,7 @@ import torch
 
 from ...kernels.dispatch import triton_refusal
 from ..config import QVGConfig
-from ..models.shapes import NetworkShape
+from ..models.common.shape import NetworkShape
 
 # Tensors of the residual's width that a layer holds while its finished block is encoded, keys and values aside.
 _AT_COMMIT = 5

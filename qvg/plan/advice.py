@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..config import PRESETS, QVGConfig
 from ..errors import ConfigError
-from . import Plan
+from .estimate import Plan
 
 # The nearest to exact first.
 _BY_QUALITY = ("exact", "near-exact", "balanced", "fewest-bytes")

@@ -11,10 +11,10 @@ import torch
 
 from ..config import PRESETS, QVGConfig
 from ..errors import ConfigError
-from ..models.shapes import SHAPES
-from . import Video, Weights, plan
+from ..models.registry import networks
 from .advice import setting_that_fits
-from .words import GB, report, verdict
+from .estimate import Video, Weights, plan
+from .report import GB, report, verdict
 
 DEFAULT_PRESET = "balanced"
 
@@ -22,9 +22,10 @@ DEFAULT_PRESET = "balanced"
 def print_plan(options: Namespace) -> int:
     """Print a plan. -> exit code, 0 also where the video does not fit: that is the answer. Raises ConfigError for what cannot be
     planned."""
-    if options.model not in SHAPES:
-        raise ConfigError(f"there is no model {options.model!r} to plan for; choose from {', '.join(SHAPES)}")
-    network, config = SHAPES[options.model], make_config(options)
+    known = networks()
+    if options.model not in known:
+        raise ConfigError(f"there is no model {options.model!r} to plan for; choose from {', '.join(known)}")
+    network, config = known[options.model], make_config(options)
     sizes = (options.width, options.height, options.frames, options.batch, options.given_frames, options.block_frames)
     video = Video(*sizes, options.mode)
     device_bytes = _device_bytes(options.vram_gb)

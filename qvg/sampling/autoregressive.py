@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..cache import KVCache
+from ..cache.spec import CacheBytes
 from ..errors import ConfigError
-from ..spec import CacheBytes
 
 
 class Denoiser(Protocol):

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..models.demo_film.directions import BLOCK_FRAMES, DIRECTIONS, Direction, Track, View, follow, text_rows
 from ..models.demo_film.pictures import CHANNELS, STRIDE, PictureCodec
 from ..models.demo_film.scenes import JUDGED, PICTURE_PIXELS, Scene
-from ..models.wan import CausalWan, Prompt, WanDenoiser
+from ..models.wan.network import CausalWan, Prompt, WanDenoiser
 from .autoregressive import Block, generate
 from .distilled import DistilledSchedule
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..cache import KVCache
+from ..camera.cameras import Cameras
+from ..camera.labels import action_labels
+from ..camera.overlap import FieldOfView
+from ..camera.selection import MemoryRule, select_context
 from ..errors import ConfigError
-from ..models.worldplay_memory import WorldMemory
-from ..world.cameras import Cameras
-from ..world.labels import action_labels
-from ..world.overlap import FieldOfView
-from ..world.schedule import CHUNK_FRAMES, CONTEXT_TIMESTEP, ChunkPlan, chunks_of, plan_chunk, timesteps
-from ..world.selection import MemoryRule, select_context
+from ..models.common.world_memory import WorldMemory
+from ..models.common.world_schedule import CHUNK_FRAMES, CONTEXT_TIMESTEP, ChunkPlan, chunks_of, plan_chunk, timesteps
 
 
 class WorldModel(Protocol):

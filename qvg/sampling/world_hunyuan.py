@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..camera.cameras import Cameras
 from ..errors import ConfigError
-from ..models.worldplay_hunyuan import with_condition
-from ..models.worldplay_memory import WorldMemory
-from ..world.cameras import Cameras
-from ..world.schedule import CONTEXT_TIMESTEP, ChunkPlan, timesteps
+from ..models.common.world_memory import WorldMemory
+from ..models.common.world_schedule import CONTEXT_TIMESTEP, ChunkPlan, timesteps
+from ..models.worldplay_hunyuan.network import with_condition
 from .world import World
 
 SHIFT = 5.0

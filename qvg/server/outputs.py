@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import written_whole
+from ..files import try_folder, written_new
 from .connection import NotGivenError, Server
 from .prompt import Prompt, label, title
 
@@ -33,11 +33,9 @@ class Outputs:
 
     def prepare(self) -> None:
         """Make the folder, and be sure that it can be written to before anything is queued. ConfigError."""
-        probe = self.folder / f".qvg-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            try_folder(self.folder)
         except OSError as error:
             raise ConfigError(f"{self.folder} cannot be written to ({error.strerror}); choose another --out") from None
 
@@ -60,13 +58,8 @@ class Outputs:
     def _fetch(self, node: str, query: dict[str, str]) -> None:
         where = "/".join(part for part in (query["type"], query["subfolder"], query["filename"]) if part)
         try:
-            target = reserve(self.folder, safe_name(query["filename"]))
-            try:
-                with written_whole(target) as unfinished:
-                    self.server.download(query, unfinished)
-            except BaseException:
-                target.unlink(missing_ok=True)
-                raise
+            with written_new(free_names(self.folder, safe_name(query["filename"]))) as new:
+                self.server.download(query, new.unfinished)
         except NotGivenError as status:
             way_out = "if it was deleted there, change a seed to have it made again"
             self._fail(node, f"the server does not give out {where} (HTTP {status}); {way_out}")
@@ -78,19 +71,18 @@ class Outputs:
                 node, f"{where} could not be written to {self.folder} ({error.strerror}); it is still on the server: {_ROOM}"
             )
             return
-        self.files.append({"node": node, "title": title(self.prompt, node), "type": query["type"], "path": str(target)})
+        self.files.append({"node": node, "title": title(self.prompt, node), "type": query["type"], "path": str(new.path)})
 
     def _write_text(self, node: str, text: str) -> None:
         name = title(self.prompt, node)
         self.texts.append({"node": node, "title": name, "text": text})
         try:
-            target = reserve(self.folder, safe_name(f"{name or 'text'}.txt"))
-            with written_whole(target) as unfinished:
-                unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+            with written_new(free_names(self.folder, safe_name(f"{name or 'text'}.txt"))) as new:
+                new.unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         except OSError as error:
             self._fail(node, f"its text could not be written to {self.folder} ({error.strerror}); {_ROOM}")
             return
-        self.files.append({"node": node, "title": name, "type": "text", "path": str(target)})
+        self.files.append({"node": node, "title": name, "type": "text", "path": str(new.path)})
 
     def _fail(self, node: str, message: str) -> None:
         self.failures.append({"node": node, "message": f"{label(self.prompt, node)}: {message}"})
@@ -116,13 +108,7 @@ def safe_name(name: str) -> str:
     return f"_{plain}" if plain.split(".")[0].upper() in RESERVED else plain
 
 
-def reserve(folder: Path, name: str) -> Path:
-    """An empty new file in `folder`, called `name` or, where that is taken, `name` with a number before its ending. OSError."""
-    path, number = folder / name, 2
-    while True:
-        try:
-            path.touch(exist_ok=False)
-            return path
-        except FileExistsError:
-            path = folder / f"{Path(name).stem}-{number}{Path(name).suffix}"
-            number += 1
+def free_names(folder: Path, name: str) -> Iterator[Path]:
+    """`name` in `folder`, then `name` with a number before its ending, for where that is taken."""
+    path = folder / name
+    return itertools.chain([path], (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2)))

@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +70,24 @@ class Client:
         return (self.base / "log").read_text(encoding="utf-8", errors="replace")
 
     def forget(self) -> None:
-        """Empty the execution cache and unload models; takes effect before the next prompt."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(1.5)
+        """Empty the execution cache and unload models."""
+        self.free(free_memory=True)
+
+    def free(self, free_memory: bool) -> None:
+        """Unload models, and empty the execution cache too; done before the next prompt."""
+        self.post("/free", {"unload_models": True, "free_memory": free_memory})
+        self.until(lambda: not self.get("/testing/flags"), "the memory to be freed")
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        """Wait for something to be true."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while not true():
+            assert time.monotonic() < deadline and self.process.poll() is None, f"waited for {what}:\n{self.log()[-4000:]}"
+            time.sleep(0.1)
+
+    def until_logged(self, text: str, seen: int) -> None:
+        """Wait until the log, behind its first `seen` letters, has this line."""
+        self.until(lambda: f"{text}\n" in self.log()[seen:], text)
 
     def queue(self, prompt: Prompt) -> str:
         code, answer = self.post("/prompt", {"prompt": prompt})

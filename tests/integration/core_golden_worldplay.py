@@ -20,16 +20,17 @@ import bootstrap_package  # noqa: E402, F401 (makes the repository importable as
 import comfy.memory_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay import WorldPass, WorldPlay5B, network_pass  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay_load import _patcher, _read  # noqa: E402
+from comfyui_qvg.nodes.comfy.loading import Source  # noqa: E402
+from comfyui_qvg.nodes.comfy.world.wan import WorldPass, network_pass  # noqa: E402
+from comfyui_qvg.nodes.comfy.world.wan_face import WorldPlay5B  # noqa: E402
 from comfyui_qvg.qvg import QVGConfig  # noqa: E402
 from comfyui_qvg.qvg.camera import parse_path  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay import load_worldplay  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay_memory import world_memory  # noqa: E402
+from comfyui_qvg.qvg.camera.cameras import Cameras  # noqa: E402
+from comfyui_qvg.qvg.camera.poses import camera_poses  # noqa: E402
+from comfyui_qvg.qvg.camera.selection import WAN_MEMORY  # noqa: E402
+from comfyui_qvg.qvg.models.common.world_memory import world_memory  # noqa: E402
+from comfyui_qvg.qvg.models.worldplay_wan.network import load_worldplay  # noqa: E402
 from comfyui_qvg.qvg.sampling.world import World  # noqa: E402
-from comfyui_qvg.qvg.world.cameras import Cameras  # noqa: E402
-from comfyui_qvg.qvg.world.poses import camera_poses  # noqa: E402
-from comfyui_qvg.qvg.world.selection import WAN_MEMORY  # noqa: E402
 from comfyui_qvg.tests.golden_worldplay import CHUNKS, SIDE, TEXT_TOKENS, inputs, text, weights  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -72,10 +73,10 @@ def walk(model: Any, prompt: Any, face: WorldPlay5B, base_model: Any, mode: str)
 def lazily_loaded() -> list[Tensor]:
     """As where ComfyUI pages weights in from the file: layers are made without weights, and weights are assigned as they lie
     there. On a CPU it does not do so by itself."""
-    checkpoint = _read(FILE)
+    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
     comfy.memory_management.aimdo_enabled = True
     comfy.model_patcher.CoreModelPatcher = _Paging
-    patcher = _patcher(checkpoint, {"dtype": torch.float32})
+    patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
     layer = patcher.model.diffusion_model.blocks[1].self_attn.o_prope
     assert patcher.is_dynamic() and layer.weight_comfy_model_dtype == torch.float32 and not layer.weight.requires_grad
     chunks = walk(CoreWorld(patcher.model.diffusion_model, inputs()[2]), None, patcher.model.qvg_world, patcher.model, "vendor")
@@ -92,7 +93,8 @@ def main() -> None:
     """See the module docstring."""
     own = load_worldplay(weights())
     own.config = type(own.config)(**{**vars(own.config), "text_tokens": TEXT_TOKENS})
-    patcher = _patcher(_read(FILE), {"dtype": torch.float32})
+    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
+    patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
     base_model, prompt = patcher.model, inputs()[2]
     network = base_model.diffusion_model
     assert type(network).__name__ == "WanModel" and next(network.parameters()).dtype == torch.float32

@@ -21,18 +21,19 @@ import bootstrap_package  # noqa: E402, F401 (makes the repository importable as
 import comfy.memory_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay_hunyuan import WorldPlay8B  # noqa: E402
-from comfyui_qvg.nodes.comfy.worldplay_hunyuan_load import patcher_8b, read_8b  # noqa: E402
+from comfyui_qvg.nodes.comfy.loading import Source, put_variant  # noqa: E402
+from comfyui_qvg.nodes.comfy.world.hunyuan_face import WorldPlay8B  # noqa: E402
 from comfyui_qvg.qvg import QVGConfig  # noqa: E402
 from comfyui_qvg.qvg.camera import parse_path  # noqa: E402
-from comfyui_qvg.qvg.models.hunyuan_text import TextRows, Words, without_padding  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay_hunyuan import WorldPlayHunyuan, load_worldplay_hunyuan  # noqa: E402
-from comfyui_qvg.qvg.models.worldplay_memory import WorldMemory, world_memory  # noqa: E402
+from comfyui_qvg.qvg.camera.cameras import Cameras  # noqa: E402
+from comfyui_qvg.qvg.camera.overlap import FieldOfView  # noqa: E402
+from comfyui_qvg.qvg.camera.poses import camera_poses  # noqa: E402
+from comfyui_qvg.qvg.camera.selection import HUNYUAN_MEMORY  # noqa: E402
+from comfyui_qvg.qvg.models.common.world_memory import WorldMemory, world_memory  # noqa: E402
+from comfyui_qvg.qvg.models.common.world_schedule import timesteps  # noqa: E402
+from comfyui_qvg.qvg.models.worldplay_hunyuan.network import WorldPlayHunyuan, load_worldplay_hunyuan  # noqa: E402
+from comfyui_qvg.qvg.models.worldplay_hunyuan.text import TextRows, Words, without_padding  # noqa: E402
 from comfyui_qvg.qvg.sampling.world_hunyuan import Guidance, HunyuanWorld  # noqa: E402
-from comfyui_qvg.qvg.world.cameras import Cameras  # noqa: E402
-from comfyui_qvg.qvg.world.overlap import FieldOfView  # noqa: E402
-from comfyui_qvg.qvg.world.poses import camera_poses  # noqa: E402
-from comfyui_qvg.qvg.world.schedule import timesteps  # noqa: E402
 from comfyui_qvg.tests import golden_worldplay_hunyuan as given  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -57,7 +58,7 @@ def walk(model: WorldPlayHunyuan, texts: list[TextRows], face: WorldPlay8B, base
         spec = face.cache_spec(base_model, grid, 20 if mode == "vendor" else 4, 1, "none")
         return world_memory(spec, QVGConfig.preset("exact"), face.rope(base_model, grid))
 
-    rule = face.rule if mode == "vendor" else None
+    rule = HUNYUAN_MEMORY if mode == "vendor" else None
     world = HunyuanWorld(model, memory(), texts[0], mode, rule, FieldOfView(dtype=torch.float64))
     world.steps = tuple(1000 * sigma for sigma in face.variant.sigmas)
     if walked == "guided":
@@ -73,10 +74,10 @@ def walk(model: WorldPlayHunyuan, texts: list[TextRows], face: WorldPlay8B, base
 def lazily_loaded() -> list[Tensor]:
     """As where ComfyUI pages weights in from the file: layers are made without weights, and weights are assigned as they lie
     there. On a CPU it does not do so by itself."""
-    checkpoint = read_8b(FILE)
+    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
     comfy.memory_management.aimdo_enabled = True
     comfy.model_patcher.CoreModelPatcher = _Paging
-    patcher = patcher_8b(checkpoint, {"dtype": torch.float32})
+    patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
     network = patcher.model.diffusion_model
     layer = network.double_blocks[1].img_attn_prope_proj
     assert patcher.is_dynamic() and layer.weight_comfy_model_dtype == torch.float32 and not layer.weight.requires_grad
@@ -94,7 +95,9 @@ class _Paging(comfy.model_patcher.ModelPatcher):
 
 def main() -> None:
     """See the module docstring."""
-    patcher = patcher_8b(read_8b(FILE), {"dtype": torch.float32})
+    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
+    patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
+    put_variant(patcher, checkpoint.variant)
     base_model = patcher.model
     network, face = base_model.diffusion_model, base_model.qvg_world
     assert type(network).__name__ == "HunyuanVideo" and next(network.parameters()).dtype == torch.float32

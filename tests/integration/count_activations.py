@@ -45,11 +45,11 @@ def count(layers: int, heads: int, mlp: int, frames: int) -> dict[str, int]:
     import comfy.ldm.wan.ar_model as core
     import comfy.ldm.wan.model as core_parts
     import comfy.ops
-    import comfyui_qvg.qvg.cache as cache_module
-    from comfyui_qvg.nodes.comfy.causal_run import LayerSlot
-    from comfyui_qvg.nodes.comfy.causal_wan import _attention
+    import comfyui_qvg.qvg.cache.kv_cache as cache_module
+    from comfyui_qvg.nodes.comfy.causal.run import LayerSlot
+    from comfyui_qvg.nodes.comfy.causal.wan import _attention
     from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache
-    from comfyui_qvg.qvg.rope import pairs_apart, wan_rope
+    from comfyui_qvg.qvg.positions.rope import pairs_apart, wan_rope
     from comfyui_qvg.tests.helpers import LiveBytes
 
     core.optimized_attention = core_parts.optimized_attention = flash_attention

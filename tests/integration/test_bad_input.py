@@ -41,8 +41,8 @@ def on_the_sampler(kind: str, latent: tuple[str, dict[str, int]]) -> Prompt:
 def test_models_without_a_cache_on_the_cache_node_and_on_the_sampler(client: Client) -> None:
     sentence = (
         "BaseModel has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "
-        "causal Wan (Self-Forcing, Causal-Forcing) as ComfyUI 0.21 or newer loads it, HY-WorldPlay (node 'Load WorldPlay'), and "
-        "the demo world (node 'Load Demo World')."
+        "causal Wan (Self-Forcing, Causal-Forcing, CausVid, LongLive) and Krea Realtime (node 'Load Causal Wan'), HY-WorldPlay "
+        "5B and HY-WorldPlay 8B (node 'Load WorldPlay'), and the demo world (node 'Load Demo World')."
     )
     prompt, foreign = with_model("image")
     prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = [foreign, 0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import time
 from typing import Any
 
 import pytest
@@ -94,8 +93,8 @@ def test_offload_with_a_batch_a_lora_and_partly_unloaded_weights(client: Client)
 
 def test_interrupt_and_failure_leave_nothing_of_an_offloaded_cache(client: Client) -> None:
     seen = len(client.log())
-    prompt_id = client.queue(changed(away(BALANCED, frames=250), "sigmas", steps=10))
-    time.sleep(6)
+    prompt_id = client.queue(between(changed(away(BALANCED, frames=250), "sigmas", steps=10), "TestingPasses", ""))
+    client.until_logged("testing: pass 15", seen)  # of the second block: each has ten steps and a clean pass
     assert client.post("/interrupt", {})[0] == 200
     assert any(kind == "execution_interrupted" for kind, _ in client.wait(prompt_id).messages)
     assert re.search(r"QVG: interrupted after block [1-9]\d* of 84; the cache holds 0 bytes now", client.log()[seen:])

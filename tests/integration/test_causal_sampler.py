@@ -292,8 +292,8 @@ def test_interrupt_and_failure_keep_finished_frames(client: Client) -> None:
     assert torch.equal(load_file(str(files[0]))["latent_tensor"], client.latent(native(BALANCED, frames=12))[:, :, :6])
     seen = len(client.log())
     with client.new_files("output/QVG") as files:
-        prompt_id = client.queue(changed(ours(BALANCED, frames=400), "sigmas", steps=8))
-        time.sleep(5)
+        prompt_id = client.queue(between(changed(ours(BALANCED, frames=400), "sigmas", steps=8), "TestingPasses", ""))
+        client.until_logged("testing: pass 12", seen)  # of the second block: each has eight steps and a clean pass
         client.post("/interrupt", {})
         assert any(kind == "execution_interrupted" for kind, _ in client.wait(prompt_id).messages)
     assert re.search(r"QVG: interrupted after block [1-9]\d* of 134; the cache holds 0 bytes now", client.log()[seen:])

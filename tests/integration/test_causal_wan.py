@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import time
 from typing import Any
 
 import pytest
@@ -152,8 +151,7 @@ def test_the_memory_manager_is_asked_for_the_cache_and_for_one_block(client: Cli
 
 def test_the_model_is_unloaded_and_loaded_again(client: Client) -> None:
     client.latent(native(BALANCED))
-    client.post("/free", {"unload_models": True, "free_memory": False})
-    time.sleep(1.5)
+    client.free(free_memory=False)
     other = changed(native(BALANCED), "noise", noise_seed=6)
     again = client.latent(other)
     client.forget()
@@ -286,8 +284,8 @@ def test_compiled(client: Client) -> None:
 def test_interrupt_and_failure_free_the_cache_and_leave_a_working_server(client: Client) -> None:
     core = client.latent(native(frames=10))
     seen = len(client.log())
-    prompt_id = client.queue(changed(native(BALANCED, frames=250), "sigmas", steps=10))
-    time.sleep(6)
+    prompt_id = client.queue(between(changed(native(BALANCED, frames=250), "sigmas", steps=10), "TestingPasses", ""))
+    client.until_logged("testing: pass 15", seen)  # of the second block: each has ten steps and a clean pass
     assert client.post("/interrupt", {})[0] == 200
     result = client.wait(prompt_id)
     assert any(kind == "execution_interrupted" for kind, _ in result.messages)

@@ -218,6 +218,8 @@ def test_a_failure_frees_the_cache_and_keeps_the_frames(client: Client) -> None:
     assert "ended by RuntimeError after block 10 of 14; the cache holds 0 bytes now" in client.log()[seen:]
     (file,) = files
     assert torch.equal(load_file(str(file))["latent_tensor"], whole[:, :, :10])
+    usual = (client.base / "log").stat().st_mode
+    assert file.stat().st_mode == usual and not list(file.parent.glob(".*"))
     assert torch.equal(client.latent(prompt), whole)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from comfyui_qvg.qvg.plan_decode import WAN_2_1, picture_bytes, working_bytes
+from comfyui_qvg.qvg.models.common.video_decoder import WAN_2_1, picture_bytes, working_bytes
 from PIL import Image
 
 from . import tiny_vae, tiny_wan
@@ -161,18 +161,34 @@ def test_without_memory_for_whole_pictures_it_begins_again_in_tiles(client: Clie
     assert [each.name for each in path.parent.glob("tiles*")] == ["tiles_00001_.mp4"]
 
 
+def wait_until_written(folder: Path, size: int) -> None:
+    """Until the video that is being made in `folder` has so many bytes."""
+    deadline = time.monotonic() + 60
+    while not any(file.stat().st_size > size for file in folder.glob(".qvg-unfinished-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_another_comfyui_that_takes_the_same_name(client: Client) -> None:
+    """As one does that writes to the same output folder and has ended first."""
+    queued, folder = client.queue(graph("1,16,200,8,8", filename_prefix="QVG/taken")), client.base / "output" / "QVG"
+    wait_until_written(folder, 40_000)
+    (folder / "taken_00001_.mp4").write_bytes(b"theirs")
+    (path,) = files(client, client.wait(queued))
+    assert path.name == "taken_00002_.mp4" and len(pictures(path)) == 797
+    assert (folder / "taken_00001_.mp4").read_bytes() == b"theirs" and len(list(folder.glob("taken*"))) == 2
+
+
 def test_an_interrupt_leaves_nothing(client: Client) -> None:
     prompt = graph("1,16,4001,8,8", filename_prefix="QVG/broken")
     seen, queued = len(client.log()), client.queue(prompt)
-    unfinished, deadline = client.base / "output" / "QVG" / "broken_00001_.mp4.unfinished", time.monotonic() + 60
-    while not (unfinished.is_file() and unfinished.stat().st_size > 300_000):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    folder = client.base / "output" / "QVG"
+    wait_until_written(folder, 300_000)
     assert client.post("/interrupt", {})[0] == 200
     result = client.wait(queued)
     assert any(kind == "execution_interrupted" for kind, _ in result.messages)
     assert "of 16001 pictures; nothing of broken_00001_.mp4 is left" in client.log()[seen:]
-    assert list(unfinished.parent.glob("broken*")) == []
+    assert list(folder.glob("broken*")) == list(folder.glob(".qvg-unfinished-*")) == []
     assert files(client, client.run(graph(filename_prefix="QVG/after")))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.rope import pairs_apart
+from comfyui_qvg.qvg.positions.rope import pairs_apart
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheSpec
-from comfyui_qvg.qvg.models.shapes import SHAPES, wan_shape
+from comfyui_qvg.qvg.models.registry import networks
+from comfyui_qvg.qvg.models.wan.shape import wan_shape
 from comfyui_qvg.qvg.plan import Video, Weights, plan
 from comfyui_qvg.qvg.plan.activations import Block, activations
 
@@ -27,7 +28,7 @@ from .test_causal_wan import BALANCED, EXACT, FRAMES, QVG, TOKENS, native
 def test_a_pass_takes_what_is_planned_for_it(name: str, frames: int) -> None:
     """480 x 832, every tensor of ComfyUI's network counted: 80 to 100 per cent of the bound."""
     home, python = comfyui()
-    network = SHAPES[name]
+    network = networks()[name]
     sizes = [str(home), *map(str, (network.layers, network.heads, network.mlp, frames))]
     script = Path(__file__).with_name("count_activations.py")
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
@@ -63,9 +64,9 @@ def text(result: Result) -> str:
 
 def test_the_node_says_what_the_command_says(client: Client) -> None:
     said = text(asked(client))
-    found = plan(SHAPES["self-forcing-1.3b"], Video(832, 480, 717), PRESETS["balanced"], 12 * 10**9)
+    found = plan(networks()["self-forcing-1.3b"], Video(832, 480, 717), PRESETS["balanced"], 12 * 10**9)
     assert f"{found.cache_end_bytes / 1e9:.2f} GB (6.6 times less)" in said
-    assert said.startswith("It does not fit: 12.01 GB of 12.00 GB. The longest that fits has 705 frames.")
+    assert said.startswith("It fits: 11.99 GB of 12.00 GB. The longest that fits has 717 frames.")
     assert "It fits" in text(asked(client, weights="fp8"))
 
 

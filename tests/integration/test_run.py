@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +43,13 @@ def run(client: Client, out: Path, *more: str, before: str = "") -> tuple[int, s
     return process.returncode, said, json.loads(printed)
 
 
-def until_sampling(client: Client, out: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until the first output, the picture of the path, has come: the sampler is next."""
-    deadline = time.monotonic() + 60
-    while not list(out.glob("*.png")):
-        assert time.monotonic() < deadline and process.poll() is None, client.log()[-2000:]
-        time.sleep(0.1)
-    time.sleep(1.5)
+def until_sampling(client: Client, out: Path, process: subprocess.Popen[str], seen: int = 0) -> None:
+    """Wait until the first output, the picture of the path, has come, and the sampler has begun behind the log's first `seen`
+    letters: a cache says how it is read."""
+    client.until(
+        lambda: bool(list(out.glob("*.png"))) and "the cache is read" in client.log()[seen:], "the sampler of an own process"
+    )
+    assert process.poll() is None
 
 
 def test_the_shipped_workflow_runs_and_its_files_come(client: Client, tmp_path: Path) -> None:
@@ -100,16 +99,14 @@ def test_a_workflow_that_could_only_run_in_part_is_not_run(client: Client, tmp_p
 def test_ctrl_c_stops_our_run_and_not_the_one_before_it(client: Client, tmp_path: Path) -> None:
     theirs = client.queue(workflow(frames=60))
     ours = start(client, tmp_path, *LONG)
-    deadline = time.monotonic() + 60
-    while not client.get("/queue")["queue_pending"]:
-        assert time.monotonic() < deadline and ours.poll() is None
-        time.sleep(0.1)
+    client.until(lambda: bool(client.get("/queue")["queue_pending"]), "our run in the queue")
     ours.send_signal(signal.SIGINT)
     printed, said = ours.communicate(timeout=60)
     assert ours.returncode == 130 and "the run is off the server's queue" in said, said
     assert client.wait(theirs).status == "success"
+    seen = len(client.log())
     ours = start(client, tmp_path, *LONG, "--set", "RandomNoise.noise_seed=8")
-    until_sampling(client, tmp_path, ours)
+    until_sampling(client, tmp_path, ours, seen)
     ours.send_signal(signal.SIGINT)
     printed, said = ours.communicate(timeout=60)
     assert ours.returncode == 130 and "the run was stopped on the server" in said, said
@@ -124,8 +121,9 @@ def test_the_published_files_are_a_working_pack_and_a_killed_server_is_noticed(t
         assert "demo_world" in client.get("/api/workflow_templates")["qvg"]
         code, said, result = run(client, tmp_path / "out", *SHORT)
         assert code == 0 and len(result["files"]) == 4, said
+        seen = len(client.log())
         process = start(client, tmp_path / "gone", *LONG, "--timeout", "2")
-        until_sampling(client, tmp_path / "gone", process)
+        until_sampling(client, tmp_path / "gone", process, seen)
         client.process.kill()
         printed, said = process.communicate(timeout=60)
     assert process.returncode == 3 and json.loads(printed)["status"] == "gone"

@@ -18,15 +18,16 @@ import av
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS
-from comfyui_qvg.qvg.models.shapes import SHAPES
-from comfyui_qvg.qvg.plan import Video, plan
+from comfyui_qvg.qvg.models.registry import networks
+from comfyui_qvg.qvg.plan import Video, Weights, plan
 
 from . import tiny_vae, tiny_wan
 from .client import ROOT, Client, Prompt
 
 SELF, CAUSAL = "self_forcing_dmd.pt", "causal_forcing-framewise.safetensors"
+KREA = "krea-realtime-video-14b.safetensors"
 TEXT, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
-FOLDERS = {SELF: "diffusion_models", CAUSAL: "diffusion_models", TEXT: "text_encoders", VAE: "vae"}
+FOLDERS = {SELF: "diffusion_models", CAUSAL: "diffusion_models", KREA: "diffusion_models", TEXT: "text_encoders", VAE: "vae"}
 # The model, the video's frames, the size it is made in here, and for the plan: network and what differs from the preset. Sizes
 # are large enough for a span to fill up in so many frames; in a window spans are cut to it.
 WORKFLOWS: dict[str, tuple[str, int, tuple[int, int], str, dict[str, Any]]] = {
@@ -34,6 +35,7 @@ WORKFLOWS: dict[str, tuple[str, int, tuple[int, int], str, dict[str, Any]]] = {
     "causal_forcing_t2v": (CAUSAL, 81, (160, 112), "causal-forcing-1.3b", {}),
     "causal_forcing_i2v": (CAUSAL, 161, (128, 64), "causal-forcing-1.3b", {}),
     "self_forcing_long": (SELF, 477, (96, 64), "self-forcing-1.3b", {"sink_frames": 3, "window_frames": 21}),
+    "krea_t2v": (KREA, 81, (160, 112), "krea-14b", {"offload": "cpu"}),
 }
 
 
@@ -81,6 +83,7 @@ def files(client: Client) -> Path:
         {"generator_ema": {f"model.{key}": value for key, value in tiny_wan.state_dict().items()}}, models / FOLDERS[SELF] / SELF
     )
     tiny_wan.write(models / FOLDERS[CAUSAL] / CAUSAL)
+    tiny_wan.write(models / FOLDERS[KREA] / KREA)
     tiny_vae.write(models / FOLDERS[VAE] / VAE)
     return models
 
@@ -108,12 +111,15 @@ def test_loaders_say_where_their_files_are(name: str) -> None:
 def test_notes_say_what_is_planned(name: str) -> None:
     _, frames, _, network, changes = WORKFLOWS[name]
     text = " ".join(note(name).split())
-    make_plan = partial(plan, SHAPES[network], Video(832, 480, frames), triton=True)
+    kept = next((step["inputs"]["weights"] for step in program(name).values() if step["class_type"] == "QVGPlan"), "bf16")
+    make_plan = partial(plan, networks()[network], Video(832, 480, frames), weights=Weights(kept), triton=True)
     found = make_plan(PRESETS["balanced"].with_changes(**changes))
     assert f"{found.peak_bytes / 1e9:.1f} GB at the worst moment" in text
-    assert f"{found.cache_peak_bytes / 1e9:.1f} GB of it the cache" in text
+    assert f"{(found.cache_peak_bytes - found.away_bytes) / 1e9:.1f} GB of it the cache" in text
     assert f"{frames} frames" in text and f"{found.exact_cache_bytes / 1e9:.1f} GB" in text
-    if changes:
+    if found.away_bytes:
+        assert f"beside the weights it takes {found.streamed_bytes / 1e9:.1f} GB" in text
+    if "window_frames" in changes:
         assert f"{make_plan(PRESETS['balanced']).cache_peak_bytes / 1e9:.1f} GB here" in text
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from comfyui_qvg.qvg.camera import parse_path
+from comfyui_qvg.qvg.camera.cameras import Cameras
+from comfyui_qvg.qvg.camera.pose_files import write_poses
+from comfyui_qvg.qvg.camera.poses import camera_poses
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.models.worldplay_names import wan_names
-from comfyui_qvg.qvg.world.cameras import Cameras
-from comfyui_qvg.qvg.world.pose_files import write_poses
-from comfyui_qvg.qvg.world.poses import camera_poses
+from comfyui_qvg.qvg.models.worldplay_wan.names import wan_names
 from safetensors.torch import load_file, save_file
 
 from . import tiny_worldplay
@@ -260,9 +259,7 @@ def test_interrupt_and_failure_free_the_memory_and_keep_chunks(client: Client) -
     plain, seen = client.latent(walk()), len(client.log())
     with client.new_files("output/QVG") as files:
         prompt_id = client.queue(walk(BALANCED, frames=240, mode="incremental"))
-        deadline = time.monotonic() + 60
-        while "QVG: chunk 3 of 60" not in client.log()[seen:] and time.monotonic() < deadline:
-            time.sleep(0.1)
+        client.until(lambda: "QVG: chunk 3 of 60" in client.log()[seen:], "chunk 3")
         assert client.post("/interrupt", {})[0] == 200
         result = client.wait(prompt_id)
     assert any(kind == "execution_interrupted" for kind, _ in result.messages)
@@ -313,7 +310,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
     return {
         "base": (
             loaded,
-            "is a Wan without HY-WorldPlay's layers (it lacks 'action_embedding.0.weight'); get wan_distilled_model",
+            "is Wan 2.2 5B without HY-WorldPlay's layers; get wan_distilled_model",
         ),
         "8B": (hunyuan, "model.safetensors is HY-WorldPlay on HunyuanVideo 1.5 (8B)"),
         "core's loader": (core, "ComfyUI's own loader takes it for a Wan 2.2; load it with 'Load WorldPlay'"),

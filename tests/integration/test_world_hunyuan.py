@@ -12,16 +12,16 @@ import pytest
 import torch
 from comfyui_qvg.qvg import CacheSpec, QVGConfig
 from comfyui_qvg.qvg.camera import parse_path
+from comfyui_qvg.qvg.camera.cameras import Cameras
+from comfyui_qvg.qvg.camera.overlap import FieldOfView
+from comfyui_qvg.qvg.camera.poses import camera_poses
+from comfyui_qvg.qvg.camera.selection import HUNYUAN_MEMORY
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.models.hunyuan_text import Words
-from comfyui_qvg.qvg.models.worldplay_hunyuan import load_worldplay_hunyuan
-from comfyui_qvg.qvg.models.worldplay_memory import WorldMemory, world_memory
-from comfyui_qvg.qvg.rope import hunyuan_rope
+from comfyui_qvg.qvg.models.common.world_memory import WorldMemory, world_memory
+from comfyui_qvg.qvg.models.worldplay_hunyuan.network import load_worldplay_hunyuan
+from comfyui_qvg.qvg.models.worldplay_hunyuan.text import Words
+from comfyui_qvg.qvg.positions.rope import hunyuan_rope
 from comfyui_qvg.qvg.sampling.world_hunyuan import Guidance, HunyuanWorld
-from comfyui_qvg.qvg.world.cameras import Cameras
-from comfyui_qvg.qvg.world.overlap import FieldOfView
-from comfyui_qvg.qvg.world.poses import camera_poses
-from comfyui_qvg.qvg.world.selection import HUNYUAN_MEMORY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -18,7 +18,7 @@ from typing import Any
 import av
 import pytest
 from comfyui_qvg.qvg import PRESETS, CacheSpec
-from comfyui_qvg.qvg.models.shapes import SHAPES
+from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.plan import Video, plan
 from PIL import Image
 from safetensors.torch import save_file
@@ -107,7 +107,7 @@ def test_loaders_say_where_their_files_are(name: str) -> None:
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_notes_say_what_is_planned_and_what_the_licence_excludes(name: str) -> None:
     network, _, size, _, _ = WORKFLOWS[name]
-    text, shape = " ".join(note(name).split()), SHAPES[network]
+    text, shape = " ".join(note(name).split()), networks()[network]
     config = PRESETS["balanced"].with_changes(sink_frames=0, recent_frames=0)
     found = plan(shape, Video(*size, PICTURES), config, triton=True)
     assert f"{found.peak_bytes / 1e9:.1f} GB at the worst moment" in text

@@ -90,15 +90,27 @@ def test_every_channel_has_its_own_width() -> None:
 
 
 def test_weights_say_whose_product_is_kept() -> None:
-    """A channel that was divided by 10 counts a hundredfold: the token's gain is the one that keeps the original's product."""
+    """A channel that was divided by 3 counts ninefold: the token's gain is the one that keeps the original's product."""
     y = _normal(300)
     weights = torch.ones(1, 1, 128)
-    weights[..., 0] = 10_000.0
+    weights[..., :8] = 9.0
     parts = quantize_coefficients(y, weights, (128, 128))
     levels = _levels(y / y.square().mean(-1, keepdim=True).sqrt(), 2)
     gains = (weights[:, :, None] * y * y).sum(-1) / (weights[:, :, None] * y * levels).sum(-1)
     assert ((e4m3.decode(parts.gains) / gains - 1).abs() <= GAIN_ERROR + 1e-5).all()
     assert not torch.equal(parts.gains, quantize_coefficients(y, torch.ones(1, 1, 128), (128, 128)).gains)
+
+
+@pytest.mark.parametrize("planes", [(128,), (128, 128), PLANES], ids=["1_bit", "2_bits", "mixed"])
+def test_no_gain_makes_the_error_larger_than_the_signal(planes: tuple[int, ...]) -> None:
+    """One channel counts a million times as much as the others together: in every token their error stays below their energy."""
+    y, live = _normal(300), planes[0]
+    weights = torch.ones(1, 1, 128)
+    weights[..., 0] = 1e8
+    parts = quantize_coefficients(y, weights, planes)
+    restored = reconstruct_coefficients(*parts, *_plain(300), planes, torch.empty_like(y))
+    errors, energy = ((part[..., :live].double().square().sum(-1)) for part in (restored - y, y))
+    assert (errors <= energy).all(), (errors / energy).max()
 
 
 @pytest.mark.parametrize("planes", [(128,), (128, 128), PLANES], ids=["1_bit", "2_bits", "mixed"])

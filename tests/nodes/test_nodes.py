@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheBytes, CacheSpec, ConfigError, QVGConfig, UnsupportedModelError
+from comfyui_qvg.qvg.cache.offload import Places
 from comfyui_qvg.qvg.errors import CameraPathError
-from comfyui_qvg.qvg.models.variants import VARIANTS
-from comfyui_qvg.qvg.offload import Places
+from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import place_blocks
 
 ADVANCED = {"sink_frames": 1, "recent_frames": 3, "window_frames": None, "span_frames": 24, "seed": 0, "backend": "auto"}
@@ -87,13 +87,13 @@ def test_untouched_widgets_are_settings_that_a_model_takes(nodes: Any, part: Any
     schema = nodes.NODES[1].define_schema()
     untouched = {each.id: each.options["default"] for each in schema.inputs if each.optional}
     (model,) = nodes.NODES[1].execute(with_memory(), widgets(nodes, mode), **untouched).args
-    assert part("comfy.attach").settings_of(model.model_options).config == MODES[mode]
+    assert part("comfy.settings").settings_of(model.model_options).config == MODES[mode]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_a_program_may_leave_out_is_as_untouched_widgets_are(nodes: Any, part: Any, mode: str) -> None:
     (model,) = nodes.NODES[1].execute(with_memory(), widgets(nodes, mode)).args
-    assert part("comfy.attach").settings_of(model.model_options).config == MODES[mode]
+    assert part("comfy.settings").settings_of(model.model_options).config == MODES[mode]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -176,8 +176,8 @@ def test_a_model_without_memory_is_refused_and_those_with_one_are_named(part: An
 def test_settings_go_to_the_clone_alone(part: Any) -> None:
     attach, model = part("comfy.attach"), with_memory()
     clone = attach.with_cache(model, PRESETS["qvg"])
-    assert attach.settings_of(clone.model_options).config == PRESETS["qvg"]
-    assert attach.settings_of(model.model_options).config == PRESETS["exact"]
+    assert part("comfy.settings").settings_of(clone.model_options).config == PRESETS["qvg"]
+    assert part("comfy.settings").settings_of(model.model_options).config == PRESETS["exact"]
     assert clone.model is model.model
 
 
@@ -350,9 +350,9 @@ def test_videos_that_cannot_be_compared_say_what_differs(compare: Any) -> None:
 
 
 def test_trained_sigmas_fall_from_one_to_zero(part: Any) -> None:
-    attach = part("comfy.attach")
+    settings = part("comfy.settings")
     for variant in VARIANTS.values():
-        model = Model(None, {"transformer_options": {attach.VARIANT_KEY: variant}})
+        model = Model(None, {"transformer_options": {settings.VARIANT_KEY: variant}})
         (sigmas,) = part("causal_loaders").QVGTrainedSigmas.execute(model).args
         assert sigmas.dtype == torch.float32 and sigmas[0] == 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
         assert variant.frames_per_block in (1, 3)
@@ -468,11 +468,11 @@ def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest
     attach, node = part("comfy.attach"), part("cache").QVGKVCache
     with caplog.at_level(logging.INFO, attach.__name__):
         (model,) = node.execute(with_memory(), widgets(nodes, "preset"), offload="cpu", merge_padding=True).args
-    settings = attach.settings_of(model.model_options)
+    settings = part("comfy.settings").settings_of(model.model_options)
     assert settings.config == PRESETS["balanced"].with_changes(span_frames="auto", offload="cpu")
     assert not settings.merge_padding and "merge_padding has no effect: demo world has no prompt of ours" in caplog.text
     (exact,) = node.execute(with_memory(), {"cache": "exact"}, offload="cpu").args
-    assert attach.settings_of(exact.model_options).config == PRESETS["exact"]
+    assert part("comfy.settings").settings_of(exact.model_options).config == PRESETS["exact"]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from comfyui_qvg.qvg import CacheBytes, ConfigError, QVGConfig
 from comfyui_qvg.qvg.camera import parse_path
+from comfyui_qvg.qvg.camera.cameras import Cameras
+from comfyui_qvg.qvg.camera.pose_files import write_poses
+from comfyui_qvg.qvg.camera.poses import camera_poses
 from comfyui_qvg.qvg.errors import CameraPathError
-from comfyui_qvg.qvg.world.cameras import Cameras
-from comfyui_qvg.qvg.world.pose_files import write_poses
-from comfyui_qvg.qvg.world.poses import camera_poses
 
 from ..golden_worldplay import selections, text
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
-from ..wan import CausalWan, WanConfig
+from ..wan.network import CausalWan, WanConfig
 from .directions import TEXT_CHANNELS, TEXT_TOKENS
 from .pictures import PictureCodec
 

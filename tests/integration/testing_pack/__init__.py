@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
+import itertools
 import json
 import logging
 import sys
@@ -22,9 +23,11 @@ import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
+from aiohttp import web
 from comfy.ldm.models.autoencoder import AutoencodingEngine
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.caching import BasicCache
+from server import PromptServer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -58,6 +61,12 @@ def _node(returns: tuple[str, ...], **inputs: Any) -> Any:
 
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}
+
+
+@PromptServer.instance.routes.get("/testing/flags")
+async def _flags(_: Any) -> Any:
+    """What the server has been told to free and has not begun with; what is queued from then on comes after it."""
+    return web.json_response(PromptServer.instance.prompt_queue.get_flags(reset=False))
 
 
 class _TinyNetwork(torch.nn.Module):
@@ -158,6 +167,21 @@ class TestingFailing:
         return (clone,)
 
 
+@_node(("MODEL",), model=("MODEL",))
+class TestingPasses:
+    """Every pass of the network is counted in the log when it begins, so that a test knows how far a run is."""
+
+    def run(self, model: Any) -> Any:
+        clone, calls = model.clone(), itertools.count(1)
+
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            logging.info("testing: pass %d", next(calls))
+            return executor(*args, **kwargs)
+
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "testing", wrapper)
+        return (clone,)
+
+
 @_node((), file=("STRING", {"default": ""}), model=("MODEL",))
 class TestingOldComfyUI:
     """What our loader says in a ComfyUI whose function for loading knows nothing of metadata, and in one without causal Wan."""
@@ -165,7 +189,7 @@ class TestingOldComfyUI:
     OUTPUT_NODE = True
 
     def run(self, file: str, model: Any) -> Any:
-        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.causal_load"))
+        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.loading"))
         said = []
         for owner, name, older in (
             (comfy.sd, "load_diffusion_model_state_dict", lambda sd, model_options: None),
@@ -174,7 +198,7 @@ class TestingOldComfyUI:
             before = getattr(owner, name)
             setattr(owner, name, older)
             try:
-                loader.load_causal_wan(file, "auto", "auto", "auto", None)
+                loader.load(file, "Load Causal Wan")
             except ValueError as error:
                 said.append(str(error))
             finally:
@@ -339,8 +363,8 @@ class TestingHeld:
 
     def run(self, model: Any) -> Any:
         def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
-            caches = sys.modules[_ours("causal_run").KVCache.__module__]
-            watch = importlib.import_module(f"{caches.__package__}.bench.held").HeldBytes
+            caches = sys.modules[_ours("causal.run").KVCache.__module__]
+            watch = _of_the_pack("qvg.bench.held").HeldBytes
             honest = caches.LayerCache.append, caches.KVCache.__init__
             watches: list[Any] = []
 
@@ -745,7 +769,7 @@ class TestingHomeElsewhere:
     """Offloaded spans live on a device that is called otherwise, as where there is a GPU; torch copies between the two."""
 
     def run(self, model: Any) -> Any:
-        (pack,) = (module for name, module in sys.modules.items() if name.endswith(".qvg.offload"))
+        (pack,) = (module for name, module in sys.modules.items() if name.endswith(".qvg.cache.offload"))
         begin, clone = pack.Depot.__init__, model.clone()
 
         def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:

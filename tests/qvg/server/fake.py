@@ -38,6 +38,9 @@ class FakeComfyUI:
         self.posts: list[tuple[str, Any]] = []
         self.on_prompt: Callable[[str], Reply | None] = lambda prompt_id: None
         self.drop_answer = self.cut_download = False
+        self.looks = 0  # how often somebody has looked into the queue
+        self._then: dict[int, Callable[[], Any]] = {}
+        self._in_silence: Callable[[], Any] | None = None
         self.port = 0
         self.start()
 
@@ -51,7 +54,11 @@ class FakeComfyUI:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                fake._get(self)
+                call, fake._in_silence = fake._in_silence, None
+                if call is None:
+                    fake._get(self)
+                else:
+                    call()
 
             def do_POST(self) -> None:
                 fake._post(self)
@@ -68,12 +75,13 @@ class FakeComfyUI:
         self._http.shutdown()
         self._http.server_close()
 
-    def later(self, seconds: float, *calls: Callable[[], Any]) -> None:
-        """Do these things, one after the other, so much later each."""
-        for number, call in enumerate(calls, 1):
-            timer = threading.Timer(seconds * number, call)
-            timer.daemon = True
-            timer.start()
+    def when_looked_for(self, call: Callable[[], Any], times: int = 1) -> None:
+        """Do this as soon as somebody has looked into the queue, so many times, and knows that the run is there."""
+        self._then[self.looks + times] = call
+
+    def fall_silent(self, call: Callable[[], Any]) -> None:
+        """Do this as soon as a question was left without an answer; the next ones are answered."""
+        self._in_silence = call
 
     def finish(self, prompt_id: str, entry: dict[str, Any]) -> None:
         """The run has ended."""
@@ -90,6 +98,8 @@ class FakeComfyUI:
         elif url.path == "/queue":
             entries = [[[number, name] for number, name in enumerate(names)] for names in (self.running, self.pending)]
             self._reply(request, 200, {"queue_running": entries[0], "queue_pending": entries[1]})
+            self.looks += 1
+            self._then.pop(self.looks, lambda: None)()
         elif url.path.startswith("/object_info/"):
             inputs = {"required": {"frames": ["INT", {}]}, "optional": {"fps": ["FLOAT", {}]}}
             self._reply(request, 200, {url.path.split("/")[-1]: {"input": inputs}})

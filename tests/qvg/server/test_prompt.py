@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -13,7 +14,7 @@ from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.errors import ConfigError
 from comfyui_qvg.qvg.server.address import is_on_this_machine, server_url
 from comfyui_qvg.qvg.server.events import Event, parse
-from comfyui_qvg.qvg.server.outputs import reserve, safe_name
+from comfyui_qvg.qvg.server.outputs import free_names, safe_name
 from comfyui_qvg.qvg.server.prompt import check_input, load_prompt, override
 
 from ...helpers import ROOT
@@ -209,6 +210,6 @@ def test_messages(message: str | bytes, event: Event | None) -> None:
 
 
 def test_names_are_taken_in_turn(tmp_path: Path) -> None:
-    names = [reserve(tmp_path, "a.b.png").name for _ in range(3)]
-    assert names == ["a.b.png", "a.b-2.png", "a.b-3.png"]
+    names = itertools.islice(free_names(tmp_path, "a.b.png"), 3)
+    assert [name.name for name in names] == ["a.b.png", "a.b-2.png", "a.b-3.png"]
     assert [safe_name(name) for name in ("x\x00y?.txt", "...", "")] == ["x_y_.txt", "output", "output"]

@@ -82,7 +82,7 @@ def run(fake: FakeComfyUI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_run_fetches_files_and_texts(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:
-    fake.on_prompt = lambda name: fake.later(0.3, lambda: fake.finish(name, success({"2": VIDEO, "1": TEXT})))
+    fake.on_prompt = lambda name: fake.when_looked_for(lambda: fake.finish(name, success({"2": VIDEO, "1": TEXT})))
     ended = run()
     assert (ended.code, ended.result["status"]) == (0, "done")
     assert ended.files == {"walk.mp4", "Make It.txt"}
@@ -195,7 +195,7 @@ def test_nobody_there(run: Callable[..., Ended]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         ended = run(server=f"127.0.0.1:{free.getsockname()[1]}", timeout="30")
-    assert ended.code == 3 and ended.result["seconds"] < 5 and "connection refused" in ended.said and ended.files == set()
+    assert ended.code == 3 and ended.result["seconds"] < 25 and "connection refused" in ended.said and ended.files == set()
 
 
 @pytest.mark.parametrize(
@@ -217,38 +217,35 @@ def test_a_server_that_is_no_comfyui(run: Callable[..., Ended], answer: bytes) -
 
 
 def test_a_server_that_dies_is_waited_for_and_given_up(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:
-    fake.on_prompt = lambda name: fake.later(0.5, fake.stop)
+    fake.on_prompt = lambda name: fake.when_looked_for(fake.stop)
     ended = run(timeout="1.5")
-    assert ended.code == 3 and 1.5 < ended.result["seconds"] < 10
+    assert ended.code == 3 and 1.5 < ended.result["seconds"] < 60
     assert "may still go on there; no output has come\n" in ended.said
     assert "does not answer (conn" in ended.said and "; waiting up to 1.5 s for it" in ended.said
     assert "has not answered for 1.5 s (connection refused); check the server, or raise --timeout; a run" in ended.said
 
 
 def test_a_server_that_comes_back_with_the_run_is_fetched_from(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:
-    def die(name: str) -> None:
-        fake.later(0.6, fake.stop, lambda: fake.finish(name, success({"2": VIDEO})), fake.start)
-
-    fake.on_prompt = die
+    fake.on_prompt = lambda name: fake.fall_silent(lambda: fake.finish(name, success({"2": VIDEO})))
     ended = run(timeout="20")
     assert ended.code == 0 and "answers again" in ended.said and ended.files == {"walk.mp4"}
 
 
 def test_a_server_that_was_restarted_has_forgotten_the_run(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:
-    fake.on_prompt = lambda name: fake.later(0.6, fake.stop, fake.running.clear, fake.start)
+    fake.on_prompt = lambda name: fake.fall_silent(fake.running.clear)
     ended = run(timeout="20")
     assert ended.code == 3 and "does not know this run any more: it was restarted; run again; no output has come" in ended.said
 
 
 def test_a_run_that_somebody_deleted(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:
-    fake.on_prompt = lambda name: fake.later(0.6, fake.running.clear)
+    fake.on_prompt = lambda name: fake.when_looked_for(fake.running.clear)
     ended = run()
     assert ended.code == 1 and "somebody deleted it" in ended.said
 
 
 def test_a_lost_answer_does_not_queue_twice(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:
     fake.drop_answer = True
-    fake.on_prompt = lambda name: fake.later(1.5, lambda: fake.finish(name, success({"2": VIDEO})))
+    fake.on_prompt = lambda name: fake.when_looked_for(lambda: fake.finish(name, success({"2": VIDEO})), times=2)
     ended = run(timeout="10")
     assert ended.code == 0 and [path for path, _ in fake.posts] == ["/prompt"]
 
@@ -355,13 +352,12 @@ def test_an_interrupt_takes_our_run_off_the_server_and_no_other(
         fake.on_prompt = fake.pending.append
     process = start(tmp_path, fake.address)
     deadline = time.monotonic() + 60
-    while not any(path == "/prompt" for path, _ in fake.posts):
+    while not fake.looks:  # then it knows that its run is there, and waits for the end
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.7)
     process.send_signal(number)
     process.send_signal(number)  # as a shell does, whose child got it already
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "interrupted; the run " in said
     assert (fake.running, fake.pending) == (["theirs"], ["also theirs"])

@@ -1,0 +1,1 @@
+"""Causal Wan: its files, and its network in ComfyUI, under core's sampler and ours."""

@@ -1,0 +1,60 @@
+"""The latent that a causal Wan video starts from: room for its frames, and those that are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ....qvg import ConfigError
+
+CHANNELS = 16  # of Wan 2.1's VAE
+PIXELS = 8  # of a picture's side become one of the latent's
+
+
+def start_latent(size: tuple[int, int], frames: int, batch: int, vae: Any, image: Tensor | None, extend: Any) -> dict[str, Any]:
+    """LATENT of `frames` latent frames, `size` (width, height) in pixels; a noise mask keeps given frames. `image` [N, H, W, C];
+    `extend` a LATENT. Raises ConfigError for what does not fit."""
+    width, height = size
+    shape = (batch, CHANNELS, frames, height // PIXELS, width // PIXELS)
+    samples = torch.zeros(shape, device=mm.intermediate_device())
+    given = _encoded(vae, image, size) if image is not None else None if extend is None else _checked(extend["samples"], shape)
+    if given is None:
+        return {"samples": samples}
+    if given.shape[2] >= frames:
+        raise ConfigError(
+            f"{given.shape[2]} latent frames are given, but frames asks for {frames} in all, given ones included; raise frames "
+            f"above {4 * given.shape[2] - 3}"
+        )
+    samples[:, :, : given.shape[2]] = given
+    mask = torch.ones(1, 1, *shape[2:])
+    mask[:, :, : given.shape[2]] = 0
+    return {"samples": samples, "noise_mask": mask}
+
+
+def _encoded(vae: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The first picture as one latent frame."""
+    picture = comfy.utils.common_upscale(image[:1, :, :, :3].movedim(-1, 1), *size, "bilinear", "center").movedim(1, -1)
+    latent: Tensor = vae.encode(picture)
+    expected = [1, CHANNELS, 1, size[1] // PIXELS, size[0] // PIXELS]
+    if list(latent.shape) != expected:
+        raise ConfigError(
+            f"this VAE makes a latent of {list(latent.shape)} of the start image, but causal Wan needs {expected}; "
+            "load Wan 2.1's VAE"
+        )
+    return latent
+
+
+def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
+    fits = given.ndim == 5 and given.shape[1] == shape[1] and given.shape[3:] == shape[3:]
+    if not fits or given.shape[0] not in (1, shape[0]):
+        batch = "1" if shape[0] == 1 else f"1 or {shape[0]}"
+        raise ConfigError(
+            f"the latent to extend is {list(given.shape)}, but [batch, channels, frames, height, width] must be "
+            f"[{batch}, {shape[1]}, any, {shape[3]}, {shape[4]}]; set width, height and batch_size to those of the video to "
+            "extend"
+        )
+    return given

@@ -1,0 +1,1 @@
+"""The demo world as a model of ComfyUI's."""

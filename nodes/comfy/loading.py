@@ -1,0 +1,141 @@
+"""A file of any family into a MODEL: what all loaders share. What differs is the family's `Loader`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy.cli_args import args
+
+from ...qvg.models.common.checkpoint import CausalCheckpoint
+from ...qvg.models.common.found import AUTO
+from ...qvg.models.common.lora import LoraLayer, read_lora, require_fit
+from ...qvg.models.common.variants import CausalVariant
+from ...qvg.models.common.weight_files import open_weights
+from ...qvg.models.registry import read
+from .adapter import Loader
+from .attach import adapter_of_family
+from .files import lora_path, model_path
+from .settings import VARIANT_KEY
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fn_fast": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+# Start options by which the user has chosen for all models.
+_START_OPTIONS = ("fp64_unet", "fp32_unet", "fp16_unet", "bf16_unet", "fp8_e4m3fn_unet", "fp8_e5m2_unet", "fp8_e8m0fnu_unet")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A MODEL, and what is to be said of it on the node."""
+
+    model: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, the node that loads it, and what was chosen there."""
+
+    path: Path
+    node: str
+    variant: str = AUTO
+    weights: str = AUTO
+
+    def read(self, has_lora: bool = False) -> tuple[Loader, CausalCheckpoint]:
+        """Names are looked at first, in sentences. ComfyUI then opens .safetensors itself: so it can page them in from the file.
+        Raises ConfigError and UnsupportedModelError."""
+        ours = open_weights(self.path)
+        family, checkpoint = read(ours, self.variant, self.weights, has_lora, self.node)
+        loader = adapter_of_family(family).loader()
+        loader.check(checkpoint)
+        if self.path.suffix.lower() in (".safetensors", ".sft"):
+            theirs, _ = comfy.utils.load_torch_file(str(self.path), return_metadata=True)
+            _, checkpoint = read(replace(ours, content=theirs), self.variant, self.weights, has_lora, self.node)
+        return loader, checkpoint
+
+
+def load(file: str, node: str, variant: str = AUTO, weights: str = AUTO, dtype: str = AUTO, lora: str | None = None) -> Loaded:
+    """`file` and `lora` as ComfyUI lists them. Raises ConfigError and UnsupportedModelError for what cannot be loaded."""
+    source = Source(model_path(file), node, variant, weights)
+    loader, checkpoint = source.read(has_lora=lora is not None)
+    layers = read_lora(lora_path(lora)) if lora else {}
+    require_fit(layers, checkpoint.tensors, str(lora))
+    options = dtype_options(checkpoint, dtype)
+    # Before loading: ComfyUI takes the tensors out of the dictionary.
+    text = f"{loader.text(checkpoint)}\n{_weights_text(checkpoint, lora)}"
+    model = loader.patcher(checkpoint, options)
+    if hasattr(model, "cached_patcher_init"):
+        model.cached_patcher_init = (_load_again, (source, options))
+    if checkpoint.variant is not None:
+        put_variant(model, checkpoint.variant)
+    _put_lora(model, layers)
+    loader.dress(model)
+    text = f"{text}, computed in {short_dtype(model.model.get_dtype_inference())}"
+    logger.info("QVG: %s", text.replace("\n", "; "))
+    for remark in checkpoint.remarks:
+        logger.warning("QVG: %s: %s", source.path.name, remark)
+    return Loaded(model, "\n".join([text, *(f"note: {remark}" for remark in checkpoint.remarks)]))
+
+
+def _load_again(source: Source, options: dict[str, Any], disable_dynamic: bool = False) -> Any:
+    """The bare model once more, for ComfyUI's own needs; it carries wrappers and patches over itself."""
+    loader, checkpoint = source.read(has_lora=True)
+    return loader.patcher(checkpoint, options, **({"disable_dynamic": True} if disable_dynamic else {}))
+
+
+def dtype_options(checkpoint: CausalCheckpoint, dtype: str) -> dict[str, Any]:
+    """What UNETLoader would say for this dtype; {} leaves it to ComfyUI."""
+    if dtype in _DTYPES:
+        return {"dtype": _DTYPES[dtype], **({"fp8_optimizations": True} if dtype == "fp8_e4m3fn_fast" else {})}
+    # What the family is trained in. ComfyUI would take fp16 first, which overflows sooner.
+    chosen = any(getattr(args, name, False) for name in _START_OPTIONS)
+    eight_bits = checkpoint.quantized or checkpoint.stored_dtype.itemsize == 1
+    return {} if chosen or eight_bits or not mm.should_use_bf16(mm.get_torch_device()) else {"dtype": torch.bfloat16}
+
+
+def put_variant(model: Any, variant: CausalVariant) -> None:
+    """How it was trained to be run, and the shift of its noise levels."""
+    model.model_options.setdefault("transformer_options", {})[VARIANT_KEY] = variant
+    sampling = model.get_model_object("model_sampling")
+    if sampling.shift != variant.shift:
+        sampling = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.FLOW)
+        sampling.set_parameters(shift=variant.shift, multiplier=1000)
+        model.add_object_patch("model_sampling", sampling)
+
+
+def _put_lora(model: Any, layers: dict[str, LoraLayer]) -> None:
+    """As ComfyUI's LoRA nodes do, so that nothing is merged on disk or in memory."""
+    tensors, names = {}, {}
+    for layer, matrices in layers.items():
+        name = f"diffusion_model.{layer}"
+        names[name] = f"{name}.weight"
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = matrices.down, matrices.up
+        tensors[f"{name}.alpha"] = torch.tensor(matrices.scale * len(matrices.down))
+    if layers:
+        model.add_patches(comfy.lora.load_lora(tensors, names), 1.0)
+
+
+def _weights_text(checkpoint: CausalCheckpoint, lora: str | None) -> str:
+    of = f"{checkpoint.weights}, " if checkpoint.weights else ""
+    stored = f"{short_dtype(checkpoint.stored_dtype)}{' with scales' if checkpoint.quantized else ''}"
+    return f"weights {of}stored in {stored}{f', with {lora}' if lora else ''}"
+
+
+def short_dtype(dtype: torch.dtype) -> str:
+    """Its name without torch's."""
+    return str(dtype).removeprefix("torch.")

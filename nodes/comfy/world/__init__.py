@@ -1,0 +1,1 @@
+"""Worlds to walk through: HY-WorldPlay on both of its networks."""

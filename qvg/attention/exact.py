@@ -1,0 +1,180 @@
+"""Attention over [sink | spans | tail | current block] that never holds the history in full.
+
+Three ways to read, one result within what each states:
+
+exact   a group of heads and a stretch of keys at a time is decoded into a reused workspace, turned, and handed to the best
+        attention kernel there is; results of several stretches are merged by their logarithmic mass. While one stretch is used,
+        the next is decoded on a side stream. Float32 on a CPU, q's own 16 bits on a GPU.
+fast    the same with an eight-bit workspace and eight-bit attention (`fast.py`).
+direct  the codes themselves are read, for few queries or where no workspace is wanted (`direct.py`).
+
+Softmax does not care in which order keys come, so the result equals one softmax over everything. Memory beside the cache is
+bounded by `workspace_mb`, however long the history is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.attention import merge_attention, nothing_seen
+from ...kernels.attention.library import AttentionOp, choose_attention, eight_bit_package
+from ...kernels.dispatch import triton_refusal
+from ...kernels.launch import processors
+from ..errors import ConfigError
+from .choice import Reading
+from .direct import attend_direct
+from .fast import attend_fast
+from .history import Decode, History, Pair
+from .prefetch import in_turn, slots
+from .workspace import Workspace
+
+__all__ = ["Decode", "History", "Pair", "Tiling", "attend", "plan_tiling"]
+
+# Below this a CPU merges too often, above it tiles leave its cache: 151 frames of the demo world, one thread, took 16.1 ms of
+# processor time per layer with 6 MiB, 12.6 with 12, 11.1 with 24, 11.4 with 48 (exact cache, 2026-11-20).
+_CPU_TILE_BYTES = 24 << 20
+_SMALLEST_TILE_TOKENS = 16
+# Queries that one program of a flash attention kernel takes.
+_BLOCK_QUERIES = 128
+# What a GPU computes in the time it moves a byte, about the same on all of them (reference: kernels, section 5).
+_FLOP_PER_BYTE = 200
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How many heads and how many keys are decoded at a time."""
+
+    heads: int
+    tokens: int
+
+
+def attend(q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str = "auto") -> Tensor:
+    """Softmax attention of q [B, H, Sq, D] (already rotated) over everything in `history`. -> [B, H, Sq, D] in q's dtype.
+
+    `reading` says how; what ran is noted in it. Raises ConfigError where the workspace does not hold one tile.
+    """
+    if reading.mode == "direct":
+        return attend_direct(q, history, reading, backend)
+    if reading.mode == "fast":
+        op = eight_bit_package(q) if backend == "auto" else None
+        if op is not None:
+            return attend_exact(q, history, workspace, reading, backend, op)
+        return attend_fast(q, history, workspace, reading, backend)
+    return attend_exact(q, history, workspace, reading, backend)
+
+
+def attend_exact(
+    q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str, op: AttentionOp | None = None
+) -> Tensor:
+    """See the module docstring. `op` is used instead of the best one."""
+    dtype = q.dtype if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
+    work = q.to(dtype)
+    # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
+    work = work if work.stride(-1) == 1 else work.contiguous()
+    forced, op = op, op or choose_attention(work, True, backend)
+    tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op)
+    tiles = list(history.tiles(tiling.tokens))
+    groups = [slice(first, min(first + tiling.heads, q.shape[1])) for first in range(0, q.shape[1], tiling.heads)]
+    if len(tiles) == 1 and forced is None:
+        op = choose_attention(work, False, backend)
+    reading.note(op.name, f"{tiling.heads} heads x {tiling.tokens} keys at a time")
+
+    def make(index: int, slot: int) -> tuple[Tensor, Tensor]:
+        group, (start, stop) = groups[index // len(tiles)], tiles[index % len(tiles)]
+        made = []
+        for which, name in enumerate(("keys", "values")):
+            tile = history.as_it_is(which, start, stop, group, dtype)
+            if tile is None:
+                shape = (q.shape[0], group.stop - group.start, stop - start, q.shape[3])
+                tile = workspace.take(f"{name} {slot}", shape, dtype, q.device)
+                history.fill(which, start, stop, group, tile)
+            made.append(tile)
+        return made[0], made[1]
+
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    made = in_turn(make, len(groups) * len(tiles), q.device)
+    for group in groups:
+        if len(tiles) == 1:
+            out[:, group] = op.call(work[:, group], *next(made))[0]
+            continue
+        total = nothing_seen(work[:, group])
+        for _ in tiles:
+            part, lse = op.call(work[:, group], *next(made))
+            assert lse is not None
+            merge_attention(part[None], lse[None], total, backend)
+        out[:, group] = total.out
+    made.close()
+    return out
+
+
+def tile_limit(device_type: str, workspace_bytes: int) -> int:
+    """Bytes that are taken at most on such a device, as far as one tile fits in them."""
+    return min(workspace_bytes, _CPU_TILE_BYTES) if device_type == "cpu" else workspace_bytes
+
+
+def plan_tiling(
+    q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1, op: AttentionOp | None = None
+) -> Tiling:
+    """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. Raises ConfigError if not even 16 keys
+    of one head fit."""
+    scores = 0 if op is None else op.score_copies
+    if q.device.type == "cuda":
+        tiling = _fullest_machine(q, key_tokens, workspace_bytes, scores)
+    else:
+        tiling = _largest_tile(q, key_tokens, tile_limit(q.device.type, workspace_bytes), workspace_bytes, scores)
+    if tiling.tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
+        raise ConfigError(
+            f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "
+            f"{q.shape[2]} queries of one head; raise workspace_mb"
+        )
+    tokens = tiling.tokens
+    if tokens_per_frame < tokens < key_tokens:
+        tokens -= tokens % tokens_per_frame
+    return Tiling(tiling.heads, max(1, min(tokens, key_tokens)))
+
+
+def _largest_tile(q: Tensor, key_tokens: int, limit: int, workspace_bytes: int, scores: int) -> Tiling:
+    """As many heads as leave room for a thousand keys."""
+    group = q.shape[1]
+    while True:
+        tokens = _tile_tokens(q, group, limit, scores)
+        if tokens >= min(key_tokens, 1024) or group == 1:
+            break
+        group = -(-group // 2)
+    if tokens < _SMALLEST_TILE_TOKENS:
+        tokens = _tile_tokens(q, 1, workspace_bytes, scores)
+    return Tiling(group, tokens)
+
+
+def _fullest_machine(q: Tensor, key_tokens: int, limit: int, scores: int) -> Tiling:
+    """A few heads over all keys, or all heads over a stretch of them, whichever keeps the multiprocessors busier.
+
+    Counted in waves of programs times keys. Several stretches cost a merge each: partial results are read and written.
+    """
+    batch, heads, queries, channels = q.shape
+    sizes, at_once = [_tile_tokens(q, group, limit, scores) for group in range(heads + 1)], processors(q.device)
+    blocks = batch * -(-queries // _BLOCK_QUERIES)
+
+    def cost(group: int) -> float:
+        waves = heads // group * -(-blocks * group // at_once) + -(-blocks * (heads % group) // at_once)
+        stretches = -(-key_tokens // max(1, sizes[group]))
+        merge_bytes = 0 if stretches == 1 else stretches * batch * heads * queries * channels * 14
+        return waves * key_tokens + merge_bytes * _FLOP_PER_BYTE / (4 * _BLOCK_QUERIES * channels * at_once)
+
+    fitting = [group for group in range(1, heads + 1) if sizes[group] >= min(_SMALLEST_TILE_TOKENS, key_tokens)] or [1]
+    best = min(fitting, key=lambda group: (cost(group), -group))
+    return Tiling(best, sizes[best])
+
+
+def _tile_tokens(q: Tensor, heads: int, limit: int, scores: int) -> int:
+    """Keys whose tiles and temporaries stay below `limit` bytes for so many heads."""
+    batch, _, queries, channels = q.shape
+    rows, size = batch * heads, q.element_size()
+    fixed = rows * queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
+    # torch decodes into float32 temporaries; turning takes half a tile of them. Triton decodes into the tile.
+    decoder = 0 if triton_refusal("reconstruct", q.device) is None else 4 * 4 * channels
+    per_token = rows * (2 * size * channels * slots(q.device) + decoder + scores * 4 * queries) + 4 * 4 * channels  # the angles
+    return max(0, (limit - fixed) // per_token)

@@ -1,0 +1,76 @@
+"""How a cache grows: what every commit of a run adds, encodes and forgets, in frames, for every layer the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .policy import CachePolicy, Layout, Step
+
+# Frames of the spans that a codebook has grown with, the ones that have left included.
+Book = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one commit did. `span_frames` were encoded together, 0 for none; their codebook was `book_before`, () where a new one
+    began, and is `book_after`. `gone_frames` are those of the spans that left, `gone_books` the codebooks that left with them."""
+
+    step: Step
+    chunk_frames: int
+    span_frames: int
+    book_before: Book
+    book_after: Book
+    gone_spans: tuple[int, ...]
+    gone_chunks: tuple[int, ...]
+    gone_books: tuple[Book, ...]
+
+
+class Growth:
+    """A run so far. `layout`: frames in memory. `books`: of each span in memory, its codebook."""
+
+    def __init__(self, policy: CachePolicy, spans_per_codebook: int):
+        self._policy, self._spans_per_codebook = policy, spans_per_codebook
+        self.layout = Layout()
+        self._encoded = 0
+        self._numbers: list[int] = []  # of each span in memory: the number of its codebook
+        self._books: dict[int, Book] = {}
+
+    @property
+    def books(self) -> list[Book]:
+        """Codebooks in memory, the oldest first."""
+        return list(self._books.values())
+
+    def commit(self, chunk_frames: int) -> Commit:
+        """A chunk becomes history."""
+        before, step = self.layout, self._policy.commit(self.layout, chunk_frames)
+        tail = before.tail if step.to_sink else (*before.tail, chunk_frames)
+        span_frames = sum(tail[: step.encode_chunks])
+        book_before, book_after = self._encode(span_frames) if step.encode_chunks else ((), ())
+        spans = (*before.spans, *([span_frames] if step.encode_chunks else []))
+        tail = tail[step.encode_chunks :]
+        gone_books = self._forget(step.evict_spans)
+        self.layout = step.layout
+        gone_spans, gone_chunks = spans[: step.evict_spans], tail[: step.evict_chunks]
+        return Commit(step, chunk_frames, span_frames, book_before, book_after, gone_spans, gone_chunks, gone_books)
+
+    def _encode(self, span_frames: int) -> tuple[Book, Book]:
+        """A codebook goes on from the newest span in memory; where there is none, a new one begins."""
+        shares = bool(self._numbers) and self._encoded - self._numbers[-1] < self._spans_per_codebook
+        number = self._numbers[-1] if shares else self._encoded
+        before = self._books.get(number, ())
+        self._books[number] = (*before, span_frames)
+        self._numbers.append(number)
+        self._encoded += 1
+        return before, self._books[number]
+
+    def _forget(self, spans: int) -> tuple[Book, ...]:
+        """A codebook leaves with the last of its spans."""
+        left, self._numbers = set(self._numbers[:spans]), self._numbers[spans:]
+        return tuple(self._books.pop(number) for number in sorted(left.difference(self._numbers[:1])))
+
+
+def even_chunks(frames: int, chunk_frames: int, first_frames: int = 0) -> list[int]:
+    """Sizes of a video's chunks: a first one of its own size (0: none), then `chunk_frames` each; the last one may be short."""
+    first = [min(first_frames, frames)] if first_frames else []
+    whole, rest = divmod(frames - sum(first), chunk_frames)
+    return [*first, *[chunk_frames] * whole, *([rest] if rest else [])]

@@ -1,0 +1,158 @@
+"""What one layer remembers, and how: append, commit, encode, evict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..attention.history import Pair
+from ..codec import ExactCodec, KLTCodec, make_codecs
+from ..codec.base import BookSize, EncodeHint
+from ..codec.span import AnyCodebook, Dictionary, ExactSpan, Span, TransformSpan
+from ..config import QVGConfig
+from ..errors import CacheError
+from .offload import Depot
+from .policy import Step
+from .spec import CacheSpec
+
+
+@dataclass
+class LayerState:
+    """Everything one layer remembers, oldest first."""
+
+    sink: list[Pair] = field(default_factory=list)
+    spans: list[Pair] = field(default_factory=list)
+    tail: list[Pair] = field(default_factory=list)
+    current: tuple[Tensor, Tensor] | None = None
+    spans_encoded: int = 0
+    encode_calls: int = 0
+    # Of keys and of values, the number of the span with which the newest codebook's group began.
+    group_starts: list[int] = field(default_factory=lambda: [0, 0])
+
+    @property
+    def history(self) -> list[Pair]:
+        """All committed stretches in the order of their frames."""
+        return [*self.sink, *self.spans, *self.tail]
+
+
+class LayerCache:
+    """Memory of one layer: append, commit, evict, reset. With a `depot` its packed spans are kept there."""
+
+    def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int, depot: Depot | None = None):
+        self.spec, self.config, self.layer, self.depot = spec, config, layer, depot
+        self.codecs, self.exact = make_codecs(config, spec.dtype), ExactCodec(spec.dtype)
+        self.state = LayerState()
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Keys (before RoPE) and values of the current block, [B, H, S, D]; replaces what was appended since the last commit.
+
+        They are kept by reference until `commit` copies them: do not write to them in between.
+        """
+        spec, shape = self.spec, tuple(k.shape)
+        rows = (spec.batch, spec.heads, spec.head_dim)
+        whole_frames = k.ndim == 4 and shape[2] > 0 and shape[2] % spec.tokens_per_frame == 0
+        if not whole_frames or (shape[0], shape[1], shape[3]) != rows or v.shape != k.shape:
+            raise CacheError(
+                f"layer {self.layer} got keys {shape} and values {tuple(v.shape)}, but this cache holds [B, H, S, D] = "
+                f"[{spec.batch}, {spec.heads}, whole frames of {spec.tokens_per_frame}, {spec.head_dim}]; "
+                "make it from the model's CacheSpec"
+            )
+        frames = shape[2] // spec.tokens_per_frame
+        if frames > spec.chunk_frames:
+            raise CacheError(
+                f"layer {self.layer} got a block of {frames} frames, but this cache is made for chunks of "
+                f"{spec.chunk_frames}; give CacheSpec the chunk_frames of the model"
+            )
+        self.state.current = (k, v)
+
+    def commit(self, step: Step) -> None:
+        """The current block becomes history; then encode and evict as the policy says."""
+        state = self.state
+        if state.current is None:
+            raise CacheError(f"layer {self.layer} has no current block to commit; call attend or append for every layer first")
+        chunk = Pair(*(self.exact.encode(x, EncodeHint()) for x in state.current))
+        (state.sink if step.to_sink else state.tail).append(chunk)
+        state.current = None
+        if step.encode_chunks:
+            due = state.tail[: step.encode_chunks]
+            keys, spare_rows = self._encode(due, 0, 0)
+            values, _ = self._encode(due, 1, spare_rows)
+            state.spans.append(Pair(keys, values))
+            state.spans_encoded += 1
+            del state.tail[: step.encode_chunks]
+            self._forget_copies()
+        self.evict(step.evict_spans, step.evict_chunks)
+
+    def evict(self, spans: int, chunks: int) -> None:
+        """Forget the oldest spans and the oldest chunks of the tail. A shared codebook leaves with its last span."""
+        del self.state.spans[:spans]
+        del self.state.tail[:chunks]
+        if spans:
+            self._forget_copies()
+
+    def reset(self) -> None:
+        """As after `__init__`."""
+        self.state = LayerState()
+
+    def _forget_copies(self) -> None:
+        if self.depot is not None:
+            self.depot.forget(self.layer)
+
+    def _encode(self, due: Sequence[Pair], which: int, spare_rows: int) -> tuple[Span, int]:
+        """The span of some chunks' keys (0) or values (1), and what room for codebooks it left unused."""
+        chunks = [pair[which] for pair in due]
+        exact = [chunk.values for chunk in chunks if isinstance(chunk, ExactSpan)]
+        if len(exact) != len(chunks):
+            raise CacheError(
+                f"layer {self.layer}: a span that is already encoded came up for encoding again; this is a bug in the policy"
+            )
+        self.state.encode_calls += 1
+        hint, codec = self._hint(which, spare_rows), self.codecs[which]
+        x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
+        span = codec.encode(x, hint) if self.depot is None else self.depot.encode(codec, x, hint)
+        if hint.reuse is None or not _same_group(span.codebook, hint.reuse):
+            self.state.group_starts[which] = self.state.spans_encoded
+        elif isinstance(span, TransformSpan):
+            self._hand_on(span.codebook, which)
+        return span, codec.spare_rows(span, hint) if isinstance(codec, KLTCodec) and isinstance(span, TransformSpan) else 0
+
+    def _hand_on(self, book: Dictionary, which: int) -> None:
+        """The group's earlier spans take over the codewords that have grown out of theirs, so that only these are in memory."""
+        for number, pair in enumerate(self.state.spans):
+            known = pair[which]
+            if isinstance(known, TransformSpan) and known.codebook.group is book.group and known.codebook.words is not book.words:
+                longer = known.with_words(book.words)
+                self.state.spans[number] = pair._replace(keys=longer) if which == 0 else pair._replace(values=longer)
+
+    def _hint(self, which: int, spare_rows: int) -> EncodeHint:
+        """Codebooks are trained by the first span of a group and start from the group before."""
+        state, config = self.state, self.config
+        seed = (config.seed * 1_000_003 + self.layer * 4096 + state.spans_encoded * 8 + which * 4) % (1 << 63)
+        last = state.spans[-1][which] if state.spans else None
+        book: AnyCodebook | None = None if last is None else last.codebook
+        shares = state.spans_encoded - state.group_starts[which] < config.spans_per_codebook
+        group = [pair[which].codebook for pair in state.spans] if shares and isinstance(book, Dictionary) else []
+        bases = {id(one.basis): one.basis for one in group if isinstance(one, Dictionary) and _same_group(one, book)}
+        return EncodeHint(seed, book if shares else None, tuple(bases.values()), spare_rows, warm=book, checked=True)
+
+
+def book_sizes(spans: Sequence[Pair], which: int) -> list[BookSize]:
+    """Of every group of spans of codec "klt", the oldest first, what its codebooks hold."""
+    groups: dict[int, dict[int, Dictionary]] = {}
+    for pair in spans:
+        book = pair[which].codebook
+        if isinstance(book, Dictionary):
+            groups.setdefault(id(book.group), {})[id(book.basis)] = book
+    return [
+        BookSize(next(iter(books.values())).words.values.shape[2], tuple(book.basis.directions for book in books.values()))
+        for books in groups.values()
+    ]
+
+
+def _same_group(one: AnyCodebook | None, other: AnyCodebook | None) -> bool:
+    if isinstance(one, Dictionary) and isinstance(other, Dictionary):
+        return one.group is other.group
+    return one is other

@@ -1,0 +1,143 @@
+"""The most that a cache holds at any moment of a run, to the byte.
+
+Counted is every tensor that the cache holds or hands to a codec: the history of all layers; the current block, its keys and
+values as the network made them; while a layer commits, its copy of the block, the chunks that wait (in one piece too, where a
+span is made of several), and what the codec gives back, a grown codebook beside the one it replaces. What a codec works in is
+not the cache's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from ..codec import Codec, ExactCodec, make_codecs
+from ..config import QVGConfig
+from .growth import Book, Commit, Growth
+from .spec_like import SpecLike
+
+# Keys and values have codecs of their own; what is not encoded, another.
+_ENCODED, _EXACT = (0, 1), 2
+
+
+@dataclass(frozen=True)
+class Peak:
+    """After a commit: `frames` of the video so far, bytes of the history now, the most that was held at any moment until now.
+    `device_bytes`: the same without what `offload` keeps in CPU memory, with its copies on the device; then an upper bound."""
+
+    frames: int
+    now_bytes: int
+    peak_bytes: int
+    device_bytes: int
+
+
+def peaks(
+    spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None = None, by_layer: bool = True
+) -> Iterator[Peak]:
+    """One for every chunk, of so many frames each. `block_dtype` is what the network computes keys and values in, by default what
+    they are kept in. `by_layer`: the network lets go of a layer's block before it makes the next one's (`KVCache.release`,
+    `commit_layer`); otherwise all layers hold theirs until `KVCache.commit`."""
+    growth, layer = Growth(spec.check(config), config.spans_per_codebook), _Layer(spec, config)
+    frames = most = before = 0
+    here = exact = 0
+    for chunk in chunks:
+        block = layer.exact(chunk) * (block_dtype or spec.dtype).itemsize // spec.dtype.itemsize
+        commit = growth.commit(chunk)
+        during = layer.during(commit, before, block)
+        after = before + layer.change(commit)
+        waiting = before if by_layer else before + block
+        # Between the first layer's commit and the last one's the sum rises or falls in equal steps.
+        most = max(most, during + (spec.layers - 1) * max(waiting, after), spec.layers * after)
+        packed = before - exact
+        exact += layer.exact_change(commit)
+        working = during - packed + layer.lent(commit)
+        here = max(here, _on_device(spec.layers, working, waiting - packed, packed, exact, after - exact))
+        frames, before = frames + chunk, after
+        yield Peak(frames, spec.layers * after, most, here if config.offloads else most)
+
+
+def _on_device(layers: int, during: int, waiting: int, packed: int, exact: int, packed_after: int) -> int:
+    """The most while packed spans are elsewhere and two layers' are on a visit. `packed` are a layer's before it commits, and
+    `packed_after`; the rest is without them: `during` of the layer that commits, `waiting` of one that has yet to, `exact` of
+    one that has. Beside the last one the first one's new spans are there."""
+    visitors = min(2, layers)
+    return max(
+        during + (layers - 1) * max(waiting, exact) + visitors * packed,
+        during + (layers - 1) * exact + packed + (packed_after if layers > 1 else 0),
+        layers * exact + visitors * packed_after,
+    )
+
+
+class _Layer:
+    """Bytes of one layer."""
+
+    def __init__(self, spec: SpecLike, config: QVGConfig):
+        self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
+        self._codecs: tuple[Codec, ...] = (*make_codecs(config, spec.dtype), ExactCodec(spec.dtype))
+        self._span, self._book = cache(self._count_span), cache(self._count_book)
+        self._newest: Book = ()
+
+    def exact(self, frames: int) -> int:
+        """Keys and values as they are kept before they are encoded."""
+        return 2 * self._span(_EXACT, frames)
+
+    def change(self, commit: Commit) -> int:
+        """By how much the history grows."""
+        added = self.exact(commit.chunk_frames)
+        if commit.span_frames:
+            added += sum(self._encoded(which, commit) for which in _ENCODED) - self.exact(commit.span_frames)
+        spans = sum(self._span(which, frames) for which in _ENCODED for frames in commit.gone_spans)
+        books = sum(self._book(which, book) for which in _ENCODED for book in commit.gone_books)
+        return added - spans - books - sum(map(self.exact, commit.gone_chunks))
+
+    def exact_change(self, commit: Commit) -> int:
+        """By how much that part of it grows which is not encoded, and never away from the device."""
+        return self.exact(commit.chunk_frames) - self.exact(commit.span_frames) - sum(map(self.exact, commit.gone_chunks))
+
+    def lent(self, commit: Commit) -> int:
+        """Copies of codebooks on the device that an encoder starts from, at most."""
+        start, self._newest = self._newest, commit.book_after or self._newest
+        return sum(self._book(which, start) for which in _ENCODED) if commit.span_frames else 0
+
+    def during(self, commit: Commit, before: int, block: int) -> int:
+        """The most that the layer holds from the moment when it has the block until it has committed it."""
+        held = before + self.exact(commit.chunk_frames)
+        most = held + block  # the copy is made while the block is still there
+        if commit.span_frames:
+            joined = self._span(_EXACT, commit.span_frames) if commit.step.encode_chunks > 1 else 0
+            for which in _ENCODED:
+                most = max(most, held + joined + self._made(which, commit))
+                held += self._encoded(which, commit)
+        return most
+
+    def _encoded(self, which: int, commit: Commit) -> int:
+        """What a span adds for good."""
+        return (
+            self._span(which, commit.span_frames) + self._book(which, commit.book_after) - self._book(which, commit.book_before)
+        )
+
+    def _made(self, which: int, commit: Commit) -> int:
+        """What the codec gives back in memory of its own: the span, and those parts of its codebook that are new. A longer
+        codebook is there beside the shorter one until earlier spans have taken it over."""
+        old, new = (self._parts(which, book) for book in (commit.book_before, commit.book_after))
+        return self._span(which, commit.span_frames) + sum(size for name, size in new.items() if size != old.get(name))
+
+    def _parts(self, which: int, book: Book) -> dict[str, int]:
+        tokens = [frames * self._spec.tokens_per_frame for frames in book]
+        return self._codecs[which].predicted_codebook_bytes(self._rows, tokens) if book else {}
+
+    def _count_span(self, which: int, frames: int) -> int:
+        spec = self._spec
+        shape = (spec.batch, spec.heads, frames * spec.tokens_per_frame, spec.head_dim)
+        return sum(self._codecs[which].predicted_bytes(shape).values())
+
+    def _count_book(self, which: int, book: Book) -> int:
+        return sum(self._parts(which, book).values())
+
+
+def most_held(spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:
+    """Bytes at the worst moment of a whole run; 0 for a run of no chunks."""
+    return max((peak.peak_bytes for peak in peaks(spec, config, chunks, block_dtype, by_layer)), default=0)

@@ -1,0 +1,126 @@
+"""Which frames are sink, due for encoding, or due for eviction. Integers only: no tensor comes near this file.
+
+A layer's memory is a row of stretches, oldest first: sink chunks (exact, never leave), encoded spans, tail chunks (exact).
+`CachePolicy.commit` takes the row and a new chunk and answers with the new row and what has to happen to get there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..config import AUTO_SPAN_TOKENS, QVGConfig
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Frames of each stretch, oldest first. Every layer of a cache has the same layout. The first `hidden` frames of the oldest
+    span have left the window; the span itself leaves with its last frame."""
+
+    sink: tuple[int, ...] = ()
+    spans: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+    hidden: int = 0
+
+    @property
+    def frames(self) -> int:
+        """All frames that attention sees."""
+        return sum(self.sink) + sum(self.spans) + sum(self.tail) - self.hidden
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one commit does, in this order: the chunk joins sink or tail; the oldest `encode_chunks` of the tail become one span;
+    the oldest `evict_spans` spans and then the oldest `evict_chunks` of the tail leave; `layout.hidden` is hidden."""
+
+    to_sink: bool
+    encode_chunks: int
+    evict_spans: int
+    evict_chunks: int
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """The rules. `chunk_frames` is what the model commits at a time."""
+
+    sink_frames: int
+    recent_frames: int
+    span_frames: int
+    window_frames: int | None
+    chunk_frames: int
+
+    def __post_init__(self) -> None:
+        if self.window_frames is None:
+            return
+        need = self.exact_frames + self.chunk_frames
+        if self.window_frames < need:
+            raise ConfigError(
+                f"window_frames is {self.window_frames}, but sink ({self.sink_frames}), recent ({self.recent_frames}) and one "
+                f"block ({self.chunk_frames}) need at least {need} frames; use {need} or more, or a smaller sink or recent"
+            )
+
+    @staticmethod
+    def of(config: QVGConfig, chunk_frames: int, tokens_per_frame: int) -> CachePolicy:
+        """The policy that a config asks for; spans are cut to what its window leaves room for."""
+        span = -(-AUTO_SPAN_TOKENS // tokens_per_frame) if config.span_frames == "auto" else config.span_frames
+        if config.codec == "none":
+            span = chunk_frames  # nothing is encoded, so chunks need not leave together
+        policy = CachePolicy(config.sink_frames, config.recent_frames, span, config.window_frames, chunk_frames)
+        if config.window_frames is None:
+            return policy
+        exact = policy.exact_frames
+        room = (config.window_frames - chunk_frames - exact) // chunk_frames * chunk_frames
+        if room < chunk_frames and config.codec != "none":
+            raise ConfigError(
+                f"window_frames is {config.window_frames}, but sink, recent and the block in work take {exact + chunk_frames} of "
+                f"them, so nothing would ever be encoded; use {exact + 2 * chunk_frames} or more, a smaller sink or recent, or "
+                "codec 'none'"
+            )
+        # Frames wait for a whole span before they are encoded: in a window that holds only one, most of them would.
+        most = room // 2 // chunk_frames * chunk_frames if config.span_frames == "auto" else room
+        return replace(policy, span_frames=max(chunk_frames, min(policy.span_frames, most)))
+
+    @property
+    def exact_frames(self) -> int:
+        """What sink and recent really hold: whole chunks."""
+        return sum(-(-frames // self.chunk_frames) * self.chunk_frames for frames in (self.sink_frames, self.recent_frames))
+
+    @property
+    def span_chunks(self) -> int:
+        """Chunks that are encoded together."""
+        return -(-self.span_frames // self.chunk_frames)
+
+    def commit(self, layout: Layout, chunk_frames: int) -> Step:
+        """A chunk of `chunk_frames` (the last of a video may be short) becomes history."""
+        to_sink = not layout.spans and not layout.tail and sum(layout.sink) < self.sink_frames
+        if to_sink:
+            layout = replace(layout, sink=(*layout.sink, chunk_frames))
+        else:
+            layout = replace(layout, tail=(*layout.tail, chunk_frames))
+        encode = self._due_for_encoding(layout.tail)
+        if encode:
+            layout = replace(layout, spans=(*layout.spans, sum(layout.tail[:encode])), tail=layout.tail[encode:])
+        evict_spans, evict_chunks, layout = self._evict(layout)
+        return Step(to_sink, encode, evict_spans, evict_chunks, layout)
+
+    def _due_for_encoding(self, tail: tuple[int, ...]) -> int:
+        """Chunks of a new span, or 0: a span is due when the tail behind it still holds the recent frames."""
+        count = self.span_chunks
+        return count if len(tail) >= count and sum(tail[count:]) >= self.recent_frames else 0
+
+    def _evict(self, layout: Layout) -> tuple[int, int, Layout]:
+        """The oldest frames leave, those of spans before those of the tail, until the window has room for the next chunk."""
+        spans = chunks = 0
+        if self.window_frames is None:
+            return spans, chunks, layout
+        room = self.window_frames - self.chunk_frames
+        while layout.frames > room and layout.spans:
+            over, left = layout.frames - room, layout.spans[0] - layout.hidden
+            if over < left:
+                layout = replace(layout, hidden=layout.hidden + over)
+            else:
+                layout, spans = replace(layout, spans=layout.spans[1:], hidden=0), spans + 1
+        while layout.frames > room and layout.tail:
+            layout, chunks = replace(layout, tail=layout.tail[1:]), chunks + 1
+        return spans, chunks, layout

@@ -1,0 +1,189 @@
+"""The shape of a model's memory, and the bytes a cache will take, stated before anything is allocated."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+
+from ..codec import ExactCodec, KLTCodec, make_codecs
+from ..codec.base import Codebooks
+from ..config import GROUP_SIZES, QVGConfig
+from ..errors import ConfigError
+from .growth import Growth
+from .peak import most_held
+from .policy import CachePolicy, Layout
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes by component. `exact` is what is kept in 16 bits (sink and tail, or everything with codec "none")."""
+
+    centroids: int = 0
+    basis: int = 0
+    ids: int = 0
+    codes: int = 0
+    scales: int = 0
+    zero_points: int = 0
+    exact: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def by_component(self) -> dict[str, int]:
+        """Components that are there, largest first."""
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: size for name, size in sorted(sizes.items(), key=lambda item: -item[1]) if size}
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What a backbone asks of its cache. `dtype` is what exact values are kept in: bf16 on every device unless a model needs
+    another; `chunk_frames` are the latent frames it denoises and commits together."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    tokens_per_frame: int
+    chunk_frames: int = 1
+    batch: int = 1
+    dtype: torch.dtype = torch.bfloat16
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "head_dim", "tokens_per_frame", "chunk_frames", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1; read it from the model")
+
+    def exact_bytes(self, frames: int) -> int:
+        """Keys and values of so many frames at 16 bits per value."""
+        return 2 * self.layers * self.batch * self.heads * self.head_dim * self.tokens_per_frame * frames * 2
+
+    def check(self, config: QVGConfig) -> CachePolicy:
+        """Raise ConfigError where a config does not fit this model; otherwise the policy it asks for."""
+        policy = CachePolicy.of(config, self.chunk_frames, self.tokens_per_frame)
+        if config.codec == "none":
+            return policy
+        self._check_channels(config)
+        if config.codec != "klt" and self.head_dim % config.group_size:
+            fitting = [size for size in GROUP_SIZES if self.head_dim % size == 0]
+            raise ConfigError(
+                f"group_size {config.group_size} does not divide head_dim {self.head_dim}; "
+                + (f"use one of {fitting}" if fitting else "this model's heads cannot be quantized in groups, use codec 'none'")
+            )
+        tokens = policy.span_chunks * self.chunk_frames * self.tokens_per_frame
+        if config.codec in ("qvg", "klt") and config.clusters != "auto" and config.clusters > tokens:
+            raise ConfigError(
+                f"clusters is {config.clusters}, but a span holds only {tokens} tokens ({policy.span_chunks} chunks of "
+                f"{self.chunk_frames} frames of {self.tokens_per_frame} tokens); use at most {tokens} clusters or longer spans"
+            )
+        return policy
+
+    def _check_channels(self, config: QVGConfig) -> None:
+        channels = self.head_dim
+        if channels % 8 and config.codec != "none":
+            raise ConfigError(f"head_dim {channels} is not a multiple of 8, but codes are packed in bytes; use codec 'none'")
+        if (config.codec == "quarot" or (config.codec == "klt" and config.transform == "hadamard")) and channels & (channels - 1):
+            other = "codec 'klt', 'kivi' or 'rtn'" if config.codec == "quarot" else "transform 'klt'"
+            raise ConfigError(f"head_dim {channels} is not a power of two, which a Hadamard transform needs; use {other}")
+        for name, bits in (("bits", config.bits), ("bits_v", config.bits_v or config.bits)):
+            if config.codec == "klt" and bits * channels % 8:
+                raise ConfigError(
+                    f"{name} {bits} times head_dim {channels} is not a whole number of bytes; use a multiple of {8 / channels:g}"
+                )
+
+    def predict(
+        self,
+        config: QVGConfig,
+        frames: int,
+        chunks: Sequence[int] | None = None,
+        codebooks: Codebooks | Literal["most"] | None = None,
+    ) -> CacheBytes:
+        """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short), or of
+        these sizes: what `chunks` says of later frames is not looked at.
+
+        codebooks  codec "klt" begins further codebooks and bases where frames do not fit those that are there. None: the ordinary
+                   number, without any; what `KVCache.codebooks` says: the bytes of that cache, exactly; "most": an upper bound,
+                   with a codebook begun at every span in every layer
+        """
+        growth = Growth(self.check(config), config.spans_per_codebook)
+        for chunk in self._cut(frames, chunks):
+            growth.commit(chunk)
+        sizes = self._span_bytes(config, growth.layout)
+        for which, codec in enumerate(make_codecs(config, self.dtype)):
+            if codebooks is None or not isinstance(codec, KLTCodec):
+                for book in growth.books:
+                    tokens = [count * self.tokens_per_frame for count in book]
+                    sizes.update(_times(self.layers, codec.predicted_codebook_bytes(self._rows, tokens)))
+            elif isinstance(codebooks, str):
+                tokens = [count * self.tokens_per_frame for count in growth.layout.spans]
+                for size in codec.most_books(tokens, self.head_dim, config.window_frames is not None):
+                    sizes.update(_times(self.layers, codec.codebook_bytes(self._rows, size)))
+            else:
+                for layer in codebooks:
+                    for size in layer[which]:
+                        sizes.update(codec.codebook_bytes(self._rows, size))
+        return CacheBytes(**sizes)
+
+    def codebook_bytes(self, config: QVGConfig) -> int:
+        """Bytes of one codebook more in every layer, for keys and values: the price of a scene that does not fit those before."""
+        tokens = self.check(config).span_chunks * self.chunk_frames * self.tokens_per_frame
+        codecs = make_codecs(config, self.dtype)
+        return self.layers * sum(sum(codec.predicted_codebook_bytes(self._rows, [tokens]).values()) for codec in codecs)
+
+    def predict_peak(
+        self,
+        config: QVGConfig,
+        frames: int,
+        chunks: Sequence[int] | None = None,
+        block_dtype: torch.dtype | None = None,
+        by_layer: bool = True,
+    ) -> int:
+        """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
+        return most_held(self, config, list(self._cut(frames, chunks)), block_dtype, by_layer)
+
+    def _cut(self, frames: int, chunks: Sequence[int] | None) -> Iterator[int]:
+        """Sizes of the chunks that `frames` frames are committed in."""
+        for size in itertools.repeat(self.chunk_frames) if chunks is None else chunks:
+            if frames <= 0:
+                return
+            yield min(size, frames)
+            frames -= size
+        if frames > 0:
+            raise ConfigError(f"chunks {list(chunks or ())} are {frames} frames short of those to predict for; name them all")
+
+    def device_bytes(self, config: QVGConfig, frames: int) -> int:
+        """Bytes of `predict` that are on the device that attends. With `offload="cpu"`: exact frames, and the packed spans of two
+        layers (further codebooks, which `predict` does not know by itself, not counted). Where that device is the CPU itself,
+        nothing is away."""
+        sizes = self.predict(config, frames)
+        if not config.offloads:
+            return sizes.total
+        return sizes.exact + (sizes.total - sizes.exact) // self.layers * min(2, self.layers)
+
+    @property
+    def _rows(self) -> tuple[int, int, int]:
+        return self.batch, self.heads, self.head_dim
+
+    def _span_bytes(self, config: QVGConfig, layout: Layout) -> Counter[str]:
+        """Of exact frames and of spans without their codebooks, by component."""
+        exact, sizes = ExactCodec(self.dtype), Counter[str]()
+        for frames in (*layout.sink, *layout.tail):
+            sizes.update(_times(2 * self.layers, exact.predicted_bytes(self._shape(frames))))
+        for codec in make_codecs(config, self.dtype):
+            for frames in layout.spans:
+                sizes.update(_times(self.layers, codec.predicted_bytes(self._shape(frames))))
+        return sizes
+
+    def _shape(self, frames: int) -> tuple[int, int, int, int]:
+        return self.batch, self.heads, frames * self.tokens_per_frame, self.head_dim
+
+
+def _times(factor: int, sizes: dict[str, int]) -> dict[str, int]:
+    return {name: factor * size for name, size in sizes.items()}

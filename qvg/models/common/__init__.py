@@ -1,0 +1,1 @@
+"""What several families share: weight files, decoders, and the memory of worlds."""

@@ -1,0 +1,1 @@
+"""Krea Realtime: causal Wan 2.1 at 14B."""

@@ -1,0 +1,111 @@
+"""The families that the pack knows, and what is asked of all of them. A new family is a folder and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UnsupportedModelError
+from .common.checkpoint import CausalCheckpoint
+from .common.found import AUTO, Members
+from .common.shape import NetworkShape
+from .common.variants import CausalVariant
+from .common.weight_files import WeightFile, open_weights
+from .demo_world.family import FAMILY as DEMO_WORLD
+from .family import Family, FileFormat, ReadOptions, WorldRule
+from .krea.family import FAMILY as KREA
+from .longcat.family import FAMILY as LONGCAT
+from .wan.family import FAMILY as WAN
+from .worldplay_hunyuan.family import FAMILY as WORLDPLAY_HUNYUAN
+from .worldplay_wan.family import FAMILY as WORLDPLAY_WAN
+
+# In the order of menus and tables.
+_FAMILIES: list[Family] = [WAN, KREA, WORLDPLAY_WAN, WORLDPLAY_HUNYUAN, LONGCAT, DEMO_WORLD]
+
+
+def families() -> tuple[Family, ...]:
+    """All of them."""
+    return tuple(_FAMILIES)
+
+
+@contextmanager
+def registered(family: Family) -> Iterator[None]:
+    """One family more, for as long as the block lasts."""
+    _FAMILIES.append(family)
+    try:
+        yield
+    finally:
+        _FAMILIES.remove(family)
+
+
+def networks() -> dict[str, NetworkShape]:
+    """Shapes that can be planned for, by name."""
+    return {name: shape for family in _FAMILIES for name, shape in family.networks.items()}
+
+
+def variants() -> dict[str, CausalVariant]:
+    """Of all files that can be read, by name."""
+    return {name: variant for family in _FAMILIES for name, variant in family.variants.items()}
+
+
+def loaded_with(node: str) -> tuple[Family, ...]:
+    """Families that this node loads."""
+    return tuple(family for family in _FAMILIES if family.load_with == node)
+
+
+def memories() -> dict[str, WorldRule]:
+    """Of worlds, by the names of their networks."""
+    return {name: family.memory for family in _FAMILIES if family.memory for name in family.networks}
+
+
+def models_that_work() -> str:
+    """Families that run in ComfyUI, and the node that loads each: the end of a refusal."""
+    nodes = dict.fromkeys(family.load_with for family in _FAMILIES if family.load_with)
+    listed = [f"{_joined([family.title for family in loaded_with(node)])} (node '{node}')" for node in nodes]
+    return f"Models that work: {', '.join(listed[:-1])}, and {listed[-1]}."
+
+
+def _joined(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def format_of(file: WeightFile, node: str | None = None) -> FileFormat:
+    """The format of a file, among those that `node` loads. Raises UnsupportedModelError for a file that lacks the layers of one;
+    of others the first says best, when it reads them, what they are."""
+    formats = _formats(lambda family: node is None or family.load_with == node)
+    found = next((each for each in formats if each.recognise(file)), None)
+    if found is not None:
+        return found
+    what = next((what for each in formats if (what := each.lacks(file))), None)
+    if what is not None:
+        raise UnsupportedModelError(f"{file.path.name} is {what}")
+    return formats[0]
+
+
+def read(
+    source: Path | WeightFile, variant: str = AUTO, weights: str = AUTO, has_lora: bool = False, node: str | None = None
+) -> tuple[Family, CausalCheckpoint]:
+    """The model in a file, and its family; of a causal file that does not say which member it is, the first that has such files.
+    Raises ConfigError and UnsupportedModelError."""
+    file = source if isinstance(source, WeightFile) else open_weights(source)
+    known = format_of(file, node)
+    checkpoint = known.read(file, ReadOptions(members_of(known), variant, weights, has_lora))
+    sharing = [family for family in _FAMILIES if family.files is known]
+    named = checkpoint.variant.name if checkpoint.variant else None
+    return next((family for family in sharing if named in family.variants), sharing[0]), checkpoint
+
+
+def members_of(files: FileFormat) -> Members:
+    """Variants whose files have this format. A later family's names are more telling than an earlier one's."""
+    sharing = [family for family in _FAMILIES if family.files is files]
+    named = tuple(pair for family in reversed(sharing) for pair in family.names)
+    return Members({name: variant for family in sharing for name, variant in family.variants.items()}, named)
+
+
+def _formats(wanted: Callable[[Family], bool]) -> list[FileFormat]:
+    formats: list[FileFormat] = []
+    for family in filter(wanted, _FAMILIES):
+        if family.files is not None and family.files not in formats:
+            formats.append(family.files)
+    return formats

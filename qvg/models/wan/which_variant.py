@@ -1,0 +1,132 @@
+"""Which member of the causal Wan family a file is. Its tensors do not tell: an ordinary Wan 2.1 has the same names and shapes.
+
+What tells, in this order: the user; our mark in the metadata; the file's name, as released and repackaged; for a renamed file of
+known size its hash. ComfyUI's mark says that a file is causal, not which member it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from ...errors import ConfigError, UnsupportedModelError
+from ..common.found import AUTO, METADATA_KEY, Found, Members
+from ..common.weight_files import is_marked_causal
+from .variants import MEMBERS
+
+logger = logging.getLogger(__name__)
+
+# Names that say nothing, in folders that may.
+_NAMELESS = re.compile(r"(model|checkpoint|generator|diffusionpytorchmodel)$")
+_CAUSAL_FORCING = "causalforcing"
+# Of both Causal-Forcings the file is called causal_forcing.pt; which weights it has tells them apart.
+_BY_WEIGHTS: dict[tuple[str, ...], str] = {
+    ("generator",): "causal-forcing-chunkwise",
+    ("generator_ema",): "causal-forcing-framewise",
+}
+# Relatives that cannot be run as the ones above: what they are.
+_RELATIVES = (
+    (r"rollingforcing|longvideo", "a Rolling-Forcing model, which denoises several blocks at different noise levels at once"),
+    (r"ardiffusion|odeinit|causalode|odecheckpoint", "an early stage of training, which needs many steps and guidance"),
+    (r"lightx2v|stepdistill|cfgdistill|bidirectional", "a distilled model that denoises all frames at once, not a causal one"),
+)
+# bytes, SHA-256, variant. The release of the ComfyUI repackaged framewise model.
+_RELEASES = ((5_676_070_464, "408c67a8c6725756f5be2c5cf2d5c584c15dd147f5a0c458be62dcb3efb78477", "causal-forcing-framewise"),)
+
+
+def find_variant(
+    path: Path,
+    wanted: str = AUTO,
+    metadata: dict[str, str] | None = None,
+    groups: Collection[str] = (),
+    width: int = 0,
+    members: Members = MEMBERS,
+) -> Found:
+    """Raises ConfigError for a name that is no variant, UnsupportedModelError where nothing says that the file is causal.
+
+    `groups` are the dictionaries of weights in the file, `width` is the network's.
+    """
+    variants, metadata = members.variants, metadata or {}
+    if wanted != AUTO:
+        if wanted not in variants:
+            raise ConfigError(f"variant is {wanted!r}; choose {AUTO} or one of {', '.join(variants)}")
+        return Found(variants[wanted], "your choice")
+    marked = is_marked_causal(metadata)
+    if metadata.get(METADATA_KEY) in variants:
+        return Found(variants[metadata[METADATA_KEY]], "its metadata")
+    relative = None if marked else relative_named(path)
+    if relative:
+        raise UnsupportedModelError(
+            f"{path.name} is named like {relative}; if it is one of this family all the same, choose its variant by hand"
+        )
+    name, how = variant_named(path, groups, members)
+    if name:
+        if not marked:
+            _refuse_wider(path, name, width, variants[name].width)
+        return Found(variants[name], how)
+    by_hash = _by_hash(path)
+    if by_hash:
+        return Found(variants[by_hash], "its hash")
+    if marked:
+        return Found(None, "ComfyUI's mark")
+    if how:
+        raise UnsupportedModelError(
+            f"{path.name} is a Causal-Forcing, and under this name there are one of blocks of 3 frames and one of single frames; "
+            "choose causal-forcing-chunkwise or causal-forcing-framewise as variant"
+        )
+    raise UnsupportedModelError(_NOTHING_SAYS_CAUSAL.format(file=path.name, variants=", ".join(variants)))
+
+
+def _refuse_wider(path: Path, name: str, width: int, released: int) -> None:
+    if width > released:
+        raise UnsupportedModelError(
+            f"{path.name} is named like {name} but {width} channels wide, and causal ones are {released}: larger models "
+            f"of such names denoise all frames at once; if this one is causal, choose {name} as variant"
+        )
+
+
+_NOTHING_SAYS_CAUSAL = (
+    "{file} is a Wan text-to-video model and nothing says that it is causal: an ordinary Wan 2.1, which denoises all frames at "
+    "once and has no KV cache, has the same tensors; if it is one of {variants}, choose that as variant"
+)
+
+
+def variant_named(path: Path, groups: Collection[str] = (), members: Members = MEMBERS) -> tuple[str | None, str]:
+    """The variant that a file of this name, in a folder of this name, is, and what told; "" where nothing did."""
+    name, folder = _letters(path.stem), _letters(path.parent.name)
+    # A folder speaks for what lies in it only where the file's name does not: ordinary models lie in such folders too.
+    spoken = folder if _NAMELESS.match(name) else f"{folder} {name}" if _CAUSAL_FORCING in name else name
+    for pattern, variant in members.names:
+        if re.search(pattern, spoken):
+            return variant, "its name"
+    if _CAUSAL_FORCING in spoken:
+        return _BY_WEIGHTS.get(tuple(groups)), "its name and weights"
+    return None, ""
+
+
+def relative_named(path: Path) -> str | None:
+    """What a file of this name is that is related and cannot be run."""
+    name, folder = _letters(path.stem), _letters(path.parent.name)
+    spoken = folder if _NAMELESS.match(name) else name
+    return next((what for pattern, what in _RELATIVES if re.search(pattern, spoken)), None)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_ .]", "", name.lower())
+
+
+def _by_hash(path: Path) -> str | None:
+    """Of a release that somebody has renamed. Only a file of the very size is read, which takes a while."""
+    size = path.stat().st_size
+    candidates = {digest: variant for bytes_, digest, variant in _RELEASES if bytes_ == size}
+    if not candidates:
+        return None
+    logger.info("QVG: %s has the size of a known release; its hash will tell whether it is that", path.name)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return candidates.get(digest.hexdigest())

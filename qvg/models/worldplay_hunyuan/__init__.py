@@ -1,0 +1,1 @@
+"""HY-WorldPlay on HunyuanVideo 1.5, 8B."""

@@ -1,0 +1,120 @@
+"""HY-WorldPlay's HunyuanVideo out of the files it is released in, one for each of four stages of its training.
+
+Their tensors do not tell which is which, but their folders do, and the distilled one was the only one called model.safetensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ...errors import ConfigError, UnsupportedModelError
+from ..common.checkpoint import CausalCheckpoint, choose_weights, weight_groups
+from ..common.found import AUTO, METADATA_KEY, Found
+from ..common.variants import CausalVariant
+from ..common.weight_files import WeightFile, open_weights
+from .modules import HunyuanConfig, HunyuanNetwork
+from .names import GET_8B, hunyuan_parts, is_of_hunyuan
+from .variants import WORLDPLAY_8B
+
+LATENT_CHANNELS = 32
+BIDIRECTIONAL = "worldplay-8b-bidirectional"
+# Patterns over names without separators, most telling first.
+_NAMES = (
+    (r"bidirectional", BIDIRECTIONAL),
+    (r"distill", "worldplay-8b-distilled"),
+    (r"arrlmodel|8brl|worldplay.*rl$", "worldplay-8b-rl"),
+    (r"armodel|worldplay8b$", "worldplay-8b"),
+)
+_NAMELESS = re.compile(r"diffusionpytorchmodel$|model$")
+
+
+def is_worldplay_hunyuan(file: WeightFile) -> bool:
+    """Whether these are HY-WorldPlay's weights of HunyuanVideo 1.5, or those of the network it was made of."""
+    if file.metadata.get(METADATA_KEY) in WORLDPLAY_8B:
+        return True
+    try:
+        groups = weight_groups(file)
+    except UnsupportedModelError:
+        return False
+    return is_of_hunyuan(next(iter(groups.values())))
+
+
+def read_worldplay_hunyuan(
+    path: Path, variant: str = AUTO, weights: str = AUTO, file: WeightFile | None = None
+) -> CausalCheckpoint:
+    """The model in `path`, or in `file`, what an own reader made of it; every name and shape has been looked at.
+
+    ConfigError: a choice that is not there, or has to be made. UnsupportedModelError: truncated, foreign, or without WorldPlay's
+    layers.
+    """
+    file = file or open_weights(path)
+    groups = weight_groups(file)
+    chosen, remarks = choose_weights(path.name, groups, weights, None)
+    try:
+        parted = hunyuan_parts(groups[chosen])
+        _check_shapes(parted)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{path.name}: {error}") from error
+    found = find_stage(path, variant, file.metadata)
+    if found.variant and found.variant.name == BIDIRECTIONAL:
+        remarks += [
+            "the bidirectional model denoises 16 latent frames at once, with a text that sees them; QVG does not run it: "
+            + GET_8B
+        ]
+    whole = {name: parts[0] for name, parts in parted.items() if len(parts) == 1}
+    joined = {name: parts for name, parts in parted.items() if len(parts) > 1}
+    return CausalCheckpoint(path, whole, dict(file.metadata), found, chosen, tuple(remarks), joined)
+
+
+def find_stage(path: Path, wanted: str = AUTO, metadata: Mapping[str, str] | None = None) -> Found:
+    """Which of the four a file is. ConfigError: another name than theirs was asked for, or nothing tells."""
+    if wanted != AUTO:
+        if wanted not in WORLDPLAY_8B:
+            raise ConfigError(
+                f"variant is {wanted!r}, but {path.name} is HY-WorldPlay on HunyuanVideo 1.5; choose {AUTO} or one of "
+                f"{', '.join(WORLDPLAY_8B)}"
+            )
+        return Found(WORLDPLAY_8B[wanted], "your choice")
+    marked = (metadata or {}).get(METADATA_KEY)
+    if marked in WORLDPLAY_8B:
+        return Found(WORLDPLAY_8B[marked], "its metadata")
+    stage = _named(path)
+    if stage is None:
+        raise ConfigError(
+            f"{path.name} is HY-WorldPlay on HunyuanVideo 1.5, and its name does not say of which stage; choose one of "
+            f"{', '.join(WORLDPLAY_8B)} as variant of qvg convert, or leave it in its folder (ar_distilled_action_model and so "
+            "on)"
+        )
+    return Found(stage, "its name")
+
+
+def _named(path: Path) -> CausalVariant | None:
+    name, folder = (re.sub(r"[-_ .]", "", each.lower()) for each in (path.stem, path.parent.name))
+    for spoken in (name, folder):
+        for pattern, stage in _NAMES:
+            # "model" on its own is no name; a folder's "ar_model" is.
+            if re.search(pattern, spoken) and not (spoken == name and _NAMELESS.fullmatch(spoken)):
+                return WORLDPLAY_8B[stage]
+    return WORLDPLAY_8B["worldplay-8b-distilled"] if name == "model" else None
+
+
+def _check_shapes(parted: Mapping[str, tuple[Tensor, ...]]) -> None:
+    try:
+        config = HunyuanConfig.of({name: parts[0] for name, parts in parted.items()})
+        expected = HunyuanNetwork(config, device="meta").state_dict()
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise UnsupportedModelError(f"its first weights are of no HunyuanVideo's shape ({error}); {GET_8B}") from error
+    for name, weight in expected.items():
+        if name not in parted:
+            raise UnsupportedModelError(f"the checkpoint lacks {name!r}; {GET_8B}")
+        shape = [sum(part.shape[0] for part in parted[name]), *parted[name][0].shape[1:]]
+        if shape != list(weight.shape):
+            raise UnsupportedModelError(f"{name} is {shape}, but {list(weight.shape)} in a HunyuanVideo of these sizes; {GET_8B}")
+    if config.channels != LATENT_CHANNELS:
+        raise UnsupportedModelError(
+            f"the checkpoint has {config.channels} latent channels, but HunyuanVideo 1.5 {LATENT_CHANNELS}; {GET_8B}"
+        )

@@ -1,0 +1,1 @@
+"""HY-WorldPlay on Wan 2.2 5B."""

@@ -1,0 +1,47 @@
+"""Caches as the version before the rooms kept them: tests/data/earlier, written by tools/make_earlier_caches.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from comfyui_qvg.qvg import CacheSpec, GridRope, KVCache, QVGConfig
+from torch import Tensor
+
+EARLIER = Path(__file__).parent / "data" / "earlier"
+CACHES = EARLIER / "caches"
+SAVED_AFTER = 14  # frames
+
+_FREQUENCIES = tuple(3 * 10 ** (-channel / 7) for channel in range(8))
+ROPE = GridRope(2, 2, ((), _FREQUENCIES, _FREQUENCIES))
+SPEC = CacheSpec(layers=1, heads=2, head_dim=32, tokens_per_frame=4)
+_KLT = QVGConfig(
+    codec="klt", bits=2.5, bits_v=1.5, clusters=6, clusters_added=3, span_frames=3, recent_frames=2, spans_per_codebook=3
+)
+_QVG = QVGConfig(
+    clusters=4, group_size=32, span_frames=3, recent_frames=2, spans_per_codebook=2, window_frames=14, symmetric=False
+)
+CONFIGS = {
+    "none": QVGConfig(codec="none", span_frames=3, group_size=32),
+    "qvg": _QVG,
+    "qvg_two_stages": _QVG.with_changes(num_stages=2, symmetric=True, bits=4, bits_v=2),
+    "klt": _KLT,
+    "klt_hadamard": _KLT.with_changes(transform="hadamard"),
+    "klt_keys_after_rope": _KLT.with_changes(keys="after_rope"),
+    "klt_offloaded": _KLT.with_changes(offload="cpu"),
+    **{
+        codec: QVGConfig(codec=codec, bits=3, bits_v=2, group_size=32, symmetric=False, span_frames=3, window_frames=14)
+        for codec in ("rtn", "kivi", "quarot")
+    },
+}
+
+
+def attended(cache: KVCache, frames: range) -> Tensor:
+    """What attention sees while these frames are appended. -> [frames, H, S, D]"""
+    outs = []
+    for frame in frames:
+        cache.place([(0.0, frame * 0.5, 1.0)])
+        q, k, v = torch.randn(3, 1, 2, 4, 32, generator=torch.Generator().manual_seed(frame))
+        outs.append(cache.attend(0, q, k, v))
+        cache.commit()
+    return torch.cat(outs)

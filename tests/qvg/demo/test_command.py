@@ -1,0 +1,155 @@
+"""`qvg demo` as a user runs it: results, bad arguments, Ctrl-C, a full disk. Short walks; the long one is in test_demo_world."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from comfyui_qvg.qvg.cli import main
+from PIL import Image
+
+from ...helpers import ROOT
+
+# A process of its own, in which the repository is called comfyui_qvg as the tests call it.
+PRELUDE = f"""
+import sys, types
+package = sys.modules["comfyui_qvg"] = types.ModuleType("comfyui_qvg")
+package.__path__ = [{str(ROOT)!r}]
+import torch
+torch.set_num_threads(1)
+from comfyui_qvg.qvg.cli import main
+"""
+
+
+def _frames_of(video: Path) -> int:
+    with av.open(os.fspath(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--out", str(out), "--frames", "50", "--seed", "3", "--path", "d-9,s-9,a-9,w-9"]) == 0
+    return out
+
+
+def test_writes_what_it_promises(finished: Path) -> None:
+    assert _frames_of(finished / "walk.mp4") == 50
+    assert Image.open(finished / "demo.png").size[0] >= 1000
+    summary: dict[str, Any] = json.loads((finished / "demo.json").read_text())
+    assert set(summary) >= {"runs", "device", "versions", "seed"} and summary["seed"] == 3
+    assert [run["name"] for run in summary["runs"]] == ["exact", "qvg", "window"]
+    keys = {
+        "name",
+        "codec",
+        "bits",
+        "cache_bytes",
+        "exact_bytes",
+        "ratio",
+        "psnr_db",
+        "revisit_psnr_db",
+        "seconds_per_frame",
+        "frames",
+    }
+    exact, qvg, window = summary["runs"]
+    for run in summary["runs"]:
+        assert set(run) >= keys and run["frames"] == 50 and run["exact_bytes"] == exact["cache_bytes"]
+        assert run["ratio"] == pytest.approx(run["exact_bytes"] / run["cache_bytes"], abs=1e-3)
+        assert sum(run["bytes"].values()) == run["cache_bytes"]
+    assert exact["psnr_db"] is None and (exact["bits"], qvg["bits"]) == (16, 2)
+    assert window["cache_bytes"] <= qvg["cache_bytes"] < exact["cache_bytes"]
+    assert qvg["psnr_db"] > window["psnr_db"] and qvg["revisit_psnr_db"] > window["revisit_psnr_db"]
+
+
+def test_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    main(["demo", "--out", str(tmp_path), "--frames", "50", "--seed", "3", "--path", "d-9,s-9,a-9,w-9"])
+    first, second = (json.loads((folder / "demo.json").read_text())["runs"] for folder in (finished, tmp_path))
+    for a, b in zip(first, second, strict=True):
+        assert {**a, "seconds_per_frame": 0} == {**b, "seconds_per_frame": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--path", "d-12,x-3"], "part 2 of the camera path, 'x-3'"),
+        (["--path", "d-12,,s-3"], "part 2 of the camera path, '', is empty"),
+        (["--path", "d-1.5"], "part 1 of the camera path, 'd-1.5'"),
+        (["--path", "d-0"], "part 1 of the camera path, 'd-0'"),
+        (["--path", "d--3"], "part 1 of the camera path, 'd--3'"),
+        (["--path", "left-3"], "the demo world looks straight down"),
+        (["--frames", "4"], "frames is 4, but 4 are given and at least one must be generated; use 5 or more"),
+        (["--seed", "-1"], "seed is -1"),
+    ],
+    ids=["unknown_key", "empty_part", "fraction", "zero", "negative", "key_of_another_world", "too_short", "seed"],
+)
+def test_bad_arguments_get_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("frames", [5, 6, 13])
+def test_the_shortest_walks_are_encoded_too(frames: int, tmp_path: Path) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--frames", str(frames)]) == 0
+    exact, qvg, window = json.loads((tmp_path / "demo.json").read_text())["runs"]
+    assert "codes" in qvg["bytes"] and window["cache_bytes"] <= exact["cache_bytes"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--out", str(tmp_path / "file" / "out"), "--frames", "5"]) == 1
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+    text = capsys.readouterr().out
+    assert "walk through a small world" in text and "d-12,s-10,a-12,w-10" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
+def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
+    command = PRELUDE + f"raise SystemExit(main(['demo', '--out', {str(tmp_path)!r}, '--frames', '400']))"
+    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = ""
+    while "s/frame" not in seen and process.poll() is None:  # the bar moves: a block is done
+        seen += process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    summary = json.loads((tmp_path / "demo.json").read_text())
+    frames = summary["runs"][0]["frames"]
+    assert 1 <= frames < 400 and _frames_of(tmp_path / "walk.mp4") == frames
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits file sizes the POSIX way")
+@pytest.mark.parametrize("limit_bytes", [6000, 500], ids=["video_and_picture", "json_too"])
+def test_a_full_disk_loses_nothing_else(limit_bytes: int, tmp_path: Path) -> None:
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
+    (tmp_path / "demo.json").write_text("of an earlier run")
+    run = f"raise SystemExit(main(['demo', '--out', {str(tmp_path)!r}, '--frames', '24', '--path', 'd-4,a-4']))"
+    done = subprocess.run([sys.executable, "-c", PRELUDE + limit + run], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert any("walk.mp4" in line for line in errors) and "Traceback" not in done.stderr
+    assert "between visits" in done.stdout, "the table is printed whatever happens to the files"
+    if limit_bytes == 500:
+        assert "demo.json could not be written (File too large)" in done.stderr
+        assert (tmp_path / "demo.json").read_text() == "of an earlier run"
+    else:
+        assert json.loads((tmp_path / "demo.json").read_text())["runs"][2]["frames"] == 24
