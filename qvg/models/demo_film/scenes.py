@@ -8,7 +8,7 @@ column's four squares most change with its place in the world, the rest with its
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ def _disc(picture: Picture, x: float, y: float, radius: float, colour: Picture, 
     picture[rows, first:last] = part + (colour - part) * cover[..., None]
 
 
-def _marks(angles: NDArray[np.float64], first: int) -> Picture:
+def _marks(angles: NDArray[np.floating[Any]], first: int) -> Picture:
     """Squares of 8 x 8 pixels, four to a column, that hold twelve numbers: cosine and sine of `angles` [columns, waves] from
     number `first` on, the others 0. -> [16, columns * 16, 3]"""
     numbers = np.zeros((len(angles), 12), np.float32)

@@ -211,7 +211,7 @@ def test_a_prompt_of_another_model_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def trainer_module() -> ModuleType:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "tools"))
     try:
         return importlib.import_module("train_demo_film")
     finally:
