@@ -26,8 +26,8 @@ Load = Callable[[str], ModuleType]
 LENGTHS = (0, 1, 15, 16, 17, 255)
 # Two bfloat16 parts of a float32 leave 2^-16 of it; products of two such leave at most three times that.
 SPLIT_ERROR = 3 * 2.0**-16
-# Rounding to an output type: half a unit in the last place, and the float32 arithmetic in another order.
-ROUNDING = {torch.float32: 2e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+# Rounding to an output type, by half of its epsilon at most, and the float32 arithmetic in another order.
+ROUNDING = {torch.float32: 2e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 # float16 levels times float16 matrix: 2^-11 each at most, 4e-4 measured over the tensor (2026-11).
 COEFFICIENT_ERROR = 6e-4
 

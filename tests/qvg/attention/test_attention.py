@@ -15,6 +15,7 @@ from comfyui_qvg.qvg.positions.rope import geometric_frequencies, rotate
 from torch import Tensor
 
 from ...helpers import ROOT, LiveBytes, assert_close
+from ...rounding import attend
 
 ROPE = GridRope(3, 4, (geometric_frequencies(8, 4, 60), geometric_frequencies(28, 3, 60), geometric_frequencies(28, 3, 60)))
 CODECS = {
@@ -40,6 +41,11 @@ def _fill(cache: KVCache, frames: int, seed: int = 0) -> torch.Generator:
 
 def _one_softmax(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, origin: tuple[float, float, float]) -> Tensor:
     """The definition, in float64, from the decoded history."""
+    return attend(*(x.double() for x in _seen(cache, q, k, v, origin)))
+
+
+def _seen(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, origin: tuple[float, float, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, decoded keys and values as they go into attention."""
     layer = cache.layers[0]
     keys, values = [], []
     for pair in layer.state.history:
@@ -52,8 +58,7 @@ def _one_softmax(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, origin: tuple[
     if cache.rope is not None:
         q = rotate(q, cache.rope.rotation(torch.tensor([origin])))
         all_keys = rotate(all_keys, cache.rope.rotation(torch.tensor([*cache.origins, origin])))
-    scores = q.double() @ all_keys.double().transpose(2, 3) / cache.spec.head_dim**0.5
-    return scores.softmax(-1) @ all_values.double()
+    return q, all_keys, all_values
 
 
 @pytest.mark.parametrize("tile_bytes", [90_000, 300_000, 50 << 20], ids=["small_tiles", "middle_tiles", "one_tile"])

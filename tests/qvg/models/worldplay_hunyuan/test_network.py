@@ -16,6 +16,7 @@ from comfyui_qvg.qvg.camera.poses import camera_poses
 from comfyui_qvg.qvg.camera.selection import HUNYUAN_MEMORY
 from comfyui_qvg.qvg.models.common.world_memory import StoredOnce, WorldMemory, world_memory
 from comfyui_qvg.qvg.models.common.world_schedule import plan_chunk, timesteps
+from comfyui_qvg.qvg.models.worldplay_hunyuan import text as text_pass
 from comfyui_qvg.qvg.models.worldplay_hunyuan.modules import HunyuanConfig, HunyuanNetwork
 from comfyui_qvg.qvg.models.worldplay_hunyuan.names import AROUND, PER_BLOCK, hunyuan_parts
 from comfyui_qvg.qvg.models.worldplay_hunyuan.network import WorldPlayHunyuan, load_worldplay_hunyuan, with_condition
@@ -28,11 +29,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from .... import golden_worldplay_hunyuan as given
 from ....golden_worldplay_hunyuan import CHUNKS, COLS, GUIDANCE, GUIDED_CHUNKS, GUIDED_STEPS, LAYERS, ROWS, golden
 from ....helpers import assert_close
+from ....rounding import network_error
 
 EXACT = QVGConfig(codec="none")
 TWO_BITS = QVGConfig(clusters=16, span_frames=8, sink_frames=0, recent_frames=0, iterations=2)
 ROPE = hunyuan_rope(ROWS, COLS)
 LAYOUTS = ["once", "vendor"]
+TERMS = 4 * given.WIDTH  # of the widest sums, in the feed-forward layers
+SINES_OF = (text_pass,)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,10 @@ def model() -> WorldPlayHunyuan:
 @pytest.fixture(scope="module")
 def texts(model: WorldPlayHunyuan) -> tuple[TextRows, TextRows]:
     """Of the prompt and the negative one."""
+    return _texts(model)
+
+
+def _texts(model: WorldPlayHunyuan) -> tuple[TextRows, TextRows]:
     _, _, prompt, negative = given.inputs()
     return model.read_prompt(_words(prompt)), model.read_prompt(_words(negative))
 
@@ -100,40 +108,56 @@ def test_the_text_pass_is_the_official_one(texts: tuple[TextRows, TextRows]) -> 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_chunk_is_the_official_one(model: WorldPlayHunyuan, texts: tuple[TextRows, TextRows], layout: str) -> None:
-    """Seven chunks of four steps, the last one on a selected memory. Measured: 5e-6 of the chunk's root mean square."""
+    """Seven chunks of four steps, the last one on a selected memory; 5e-6 of the chunk's root mean square on one machine."""
     world = _world(model, texts, layout=layout)
+    bounds = network_error(lambda model: _walk(_world(model, _texts(model), layout=layout), CHUNKS), model, TERMS, SINES_OF)
     for index, latent in enumerate(_walk(world, CHUNKS)):
-        assert_close(f"chunk {index}", golden()[f"latent.{index}"].transpose(1, 2), latent, 2e-5)
+        assert_close(f"chunk {index}", golden()[f"latent.{index}"].transpose(1, 2), latent, bounds[index])
     assert world.memory.cache.layout.frames == 20
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_guidance_is_the_official_one(model: WorldPlayHunyuan, texts: tuple[TextRows, TextRows], layout: str) -> None:
     world = _world(model, texts, layout=layout, guided=True)
+
+    def walk(model: WorldPlayHunyuan) -> list[Tensor]:
+        return _walk(_world(model, _texts(model), layout=layout, guided=True), GUIDED_CHUNKS)
+
+    bounds = network_error(walk, model, TERMS, SINES_OF)
     for index, latent in enumerate(_walk(world, GUIDED_CHUNKS)):
-        assert_close(f"chunk {index}", golden()[f"guided.latent.{index}"].transpose(1, 2), latent, 4e-5)
+        assert_close(f"chunk {index}", golden()[f"guided.latent.{index}"].transpose(1, 2), latent, bounds[index])
 
 
 def test_first_velocities_are_the_official_ones(model: WorldPlayHunyuan, texts: tuple[TextRows, TextRows]) -> None:
-    """The first step on noise of the first chunk, the second, and one with a selected memory, on official latents. Measured:
-    1.3e-5 at t = 1000, from the last bits of the timestep's sinusoid."""
-    for index in (0, 1, CHUNKS - 1):
-        world = _world(model, texts)
+    """The first step on noise of the first chunk, the second, and one with a selected memory, on official latents. 1.3e-5 at
+    t = 1000 on one machine, from the last bits of the timestep's sinusoid."""
+    chosen = (0, 1, CHUNKS - 1)
+
+    def velocity(model: WorldPlayHunyuan, index: int) -> Tensor:
+        world = _world(model, _texts(model))
         world.steps = (1000.0, 0.0)
         world.latents = [golden()[f"latent.{earlier}"].transpose(1, 2) for earlier in range(index)]
         world.image = image = given.inputs()[1].transpose(1, 2)
-        painted = world.next_chunk(_noise(index), _cameras(), None if index else image)
-        assert_close(f"chunk {index}", golden()[f"velocity.{index}"].transpose(1, 2), _noise(index) - painted, 3e-5)
+        return _noise(index) - world.next_chunk(_noise(index), _cameras(), None if index else image)
+
+    bounds = network_error(lambda model: [velocity(model, index) for index in chosen], model, TERMS, SINES_OF)
+    for index, bound in zip(chosen, bounds, strict=True):
+        assert_close(f"chunk {index}", golden()[f"velocity.{index}"].transpose(1, 2), velocity(model, index), bound)
 
 
 def test_the_context_pass_stores_what_the_official_one_does(model: WorldPlayHunyuan, texts: tuple[TextRows, TextRows]) -> None:
-    world = _world(model, texts, layout="vendor")
-    _walk(world, 2)
-    pair = world.memory.cache.layers[LAYERS - 1].state.history[0]
-    keys, values = (x.values[:, :, :: given.MEMORY_STRIDE] for x in pair)
+
+    def stored(model: WorldPlayHunyuan) -> list[Tensor]:
+        world = _world(model, _texts(model), layout="vendor")
+        _walk(world, 2)
+        pair = world.memory.cache.layers[LAYERS - 1].state.history[0]
+        return [x.values[:, :, :: given.MEMORY_STRIDE] for x in pair]
+
+    keys, values = stored(model)
+    bounds = network_error(stored, model, TERMS, SINES_OF)
     official_k, official_v = golden()["memory.k"], golden()["memory.v"]  # both attentions' one behind another in the batch
-    assert_close("keys", torch.cat([pairs_apart(half) for half in official_k.chunk(2)], -1), keys, 1e-5)
-    assert_close("values", torch.cat(official_v.chunk(2), -1), values, 1e-5)
+    assert_close("keys", torch.cat([pairs_apart(half) for half in official_k.chunk(2)], -1), keys, bounds[0])
+    assert_close("values", torch.cat(official_v.chunk(2), -1), values, bounds[1])
 
 
 def test_a_text_stays_where_the_world_began(

@@ -1,0 +1,116 @@
+"""Films by the demo film model: what happens in them, how they really look, and what the model makes of them from a memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cache import KVCache
+from ..config import QVGConfig
+from ..errors import ConfigError
+from ..models.demo_film.directions import BLOCK_FRAMES, DIRECTIONS, Direction, Track, View, follow, text_rows
+from ..models.demo_film.pictures import CHANNELS, STRIDE, PictureCodec
+from ..models.demo_film.scenes import JUDGED, PICTURE_PIXELS, Scene
+from ..models.wan.network import CausalWan, Prompt, WanDenoiser
+from .autoregressive import Block, generate
+from .distilled import DistilledSchedule
+
+SIGMAS = (1.0, 0.9375, 5 / 6, 0.625, 0.0)  # Self-Forcing's four steps
+LATENT_PIXELS = PICTURE_PIXELS // STRIDE
+
+
+@dataclass(frozen=True)
+class FilmPlan:
+    """A film: its scene (a seed of the JUDGED domain), where the camera is before the first frame, and each block's prompt."""
+
+    scene: int
+    start: View
+    directions: tuple[Direction, ...]
+
+    def __post_init__(self) -> None:
+        unknown = next((each for each in self.directions if each not in DIRECTIONS), None)
+        if unknown is not None or not self.directions:
+            raise ConfigError(f"the film's prompts hold {unknown}; give at least one, each out of {[d.text for d in DIRECTIONS]}")
+
+    @property
+    def frames(self) -> int:
+        """Length."""
+        return BLOCK_FRAMES * len(self.directions)
+
+    @property
+    def track(self) -> Track:
+        """What the camera does by the prompts' rules."""
+        return follow(self.start, self.directions)[0]
+
+    def pictures(self) -> Tensor:
+        """How the film really looks. -> [F, 3, 128, 128] in -1..1."""
+        return Scene(self.scene, JUDGED).frames(self.track)
+
+
+class FilmPrompts:
+    """The prompts of a model, each read once."""
+
+    def __init__(self, model: CausalWan):
+        self._model, self._text, self._read = model, text_rows(), dict[Direction, Prompt]()
+
+    def __getitem__(self, direction: Direction) -> Prompt:
+        if direction not in self._read:
+            weight = self._model.patch_embedding.weight
+            rows = self._text[DIRECTIONS.index(direction)]
+            self._read[direction] = self._model.read_prompt(rows[None].to(weight.device, weight.dtype))
+        return self._read[direction]
+
+
+def given_blocks(plan: FilmPlan, codec: PictureCodec, blocks: int) -> list[Tensor]:
+    """Latents of the film's first blocks as they really look, each [1, 3, 16, 16, 16]."""
+    begin = plan.track.part(slice(0, blocks * BLOCK_FRAMES))
+    latents = codec.encode(Scene(plan.scene, JUDGED).frames(begin))
+    return list(latents.view(blocks, 1, BLOCK_FRAMES, CHANNELS, LATENT_PIXELS, LATENT_PIXELS))
+
+
+def roll_out(
+    model: CausalWan,
+    prompts: FilmPrompts,
+    directions: Sequence[Direction],
+    config: QVGConfig,
+    given: Sequence[Tensor],
+    seed: int,
+    recache: bool = False,
+) -> Iterator[Block]:
+    """Go on from the given blocks by one prompt for each block; yields as `generate` does.
+
+    A new prompt is seen by what comes after it; with `recache` all that is in memory is made anew under it (LongLive, arXiv
+    2509.22622), here by seeing all frames again.
+    """
+    changes = [i for i, (old, new) in enumerate(itertools.pairwise(directions), 1) if new != old and recache]
+    told = max([0, *(i for i in changes if i <= len(given))])  # the prompt that the given blocks are remembered under
+    done: list[Tensor] = []
+    for first, stop in itertools.pairwise([told, *(i for i in changes if i > len(given)), len(directions)]):
+        for block in _stretch(model, prompts, directions[:stop], first, config, done or given, seed):
+            if block.index == len(done):
+                done.append(block.latent)
+                yield block
+
+
+def _stretch(
+    model: CausalWan,
+    prompts: FilmPrompts,
+    directions: Sequence[Direction],
+    told_late: int,
+    config: QVGConfig,
+    given: Sequence[Tensor],
+    seed: int,
+) -> Iterator[Block]:
+    """`generate` with the prompts of each block; blocks before `told_late` are remembered under the prompt of that one."""
+    model_prompts = [prompts[directions[max(i, told_late)]] for i in range(len(directions))]
+    denoiser = WanDenoiser(model, model_prompts[0], LATENT_PIXELS, LATENT_PIXELS)
+    spec = model.config.cache_spec(LATENT_PIXELS, LATENT_PIXELS, BLOCK_FRAMES)
+    places = [[(float(i * BLOCK_FRAMES + j), 0.0, 0.0) for j in range(BLOCK_FRAMES)] for i in range(len(directions))]
+    with KVCache(spec, config, model.config.rope(LATENT_PIXELS, LATENT_PIXELS)) as cache, torch.inference_mode():
+        for block in generate(denoiser, cache, places, DistilledSchedule(SIGMAS, seed), given, verify=False):
+            denoiser.prompt = model_prompts[min(block.index + 1, len(directions) - 1)]
+            yield block
