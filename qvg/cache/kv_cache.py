@@ -20,13 +20,12 @@ from ..attention.history import Turn, Turns
 from ..attention.joint import Beside, with_beside
 from ..attention.workspace import Workspace
 from ..codec.base import BookSize, TurningCodec
-from ..codec.observed import Observer, observed
 from ..codec.span import ExactSpan, Span, storage_bytes
 from ..config import QVGConfig
 from ..errors import CacheError, ConfigError, NonFiniteError, TooLargeError
 from ..positions.projective import Projector
 from ..positions.rope import GridRope, Rotation, rotate, turn_
-from .layer_cache import LayerCache, book_sizes
+from .layer_cache import LayerCache, Observer, book_sizes
 from .offload import Depot, Places
 from .policy import Layout, Step
 from .spec import CacheBytes, CacheSpec
@@ -186,8 +185,7 @@ class KVCache:
     def observe(self, observer: Observer) -> None:
         """From now on tell `observer` of every span as soon as it is made, and what it was made of."""
         for layer in self.layers:
-            layer.exact = observed(layer.exact, observer)  # type: ignore[assignment]  # it stands in for the exact codec
-            layer.codecs = type(layer.codecs)(*(observed(codec, observer) for codec in layer.codecs))
+            layer.observer = observer
 
     def explain(self) -> list[str]:
         """How this cache was read so far, and why so: a line for every kind of queries that came up."""
@@ -240,7 +238,8 @@ class KVCache:
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None
         self._broken = True
-        self.layers[layer].commit(self._commit.step)
+        others = sum(sum(one.state.spare_rows) for one in self.layers if one.layer != layer)
+        self.layers[layer].commit(self._commit.step, others)
         self._broken = False
         self._commit.layers += 1
         if self._commit.layers == self.spec.layers:

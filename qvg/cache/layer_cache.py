@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,13 +10,17 @@ from torch import Tensor
 
 from ..attention.history import Pair
 from ..codec import ExactCodec, KLTCodec, make_codecs
-from ..codec.base import BookSize, EncodeHint
+from ..codec.base import BookSize, EncodeHint, Room
 from ..codec.span import AnyCodebook, Dictionary, ExactSpan, Span, TransformSpan
 from ..config import QVGConfig
 from ..errors import CacheError
 from .offload import Depot
 from .policy import Step
 from .spec import CacheSpec
+
+
+# Told of every span as soon as it is made, and of what it was made of.
+Observer = Callable[[Span, Tensor], None]
 
 
 @dataclass
@@ -31,6 +35,8 @@ class LayerState:
     encode_calls: int = 0
     # Of keys and of values, the number of the span with which the newest codebook's group began.
     group_starts: list[int] = field(default_factory=lambda: [0, 0])
+    # Of keys and of values, what that group has left of the room for codebooks (`KLTCodec.spare_rows`).
+    spare_rows: list[int] = field(default_factory=lambda: [0, 0])
 
     @property
     def history(self) -> list[Pair]:
@@ -39,7 +45,10 @@ class LayerState:
 
 
 class LayerCache:
-    """Memory of one layer: append, commit, evict, reset. With a `depot` its packed spans are kept there."""
+    """Memory of one layer: append, commit, evict, reset. With a `depot` its packed spans are kept there; an `observer` is told of
+    every span."""
+
+    observer: Observer | None = None
 
     def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int, depot: Depot | None = None):
         self.spec, self.config, self.layer, self.depot = spec, config, layer, depot
@@ -68,19 +77,17 @@ class LayerCache:
             )
         self.state.current = (k, v)
 
-    def commit(self, step: Step) -> None:
-        """The current block becomes history; then encode and evict as the policy says."""
+    def commit(self, step: Step, spare_rows: int = 0) -> None:
+        """The current block becomes history; then encode and evict as the policy says. `spare_rows`: of the other layers."""
         state = self.state
         if state.current is None:
             raise CacheError(f"layer {self.layer} has no current block to commit; call attend or append for every layer first")
-        chunk = Pair(*(self.exact.encode(x, EncodeHint()) for x in state.current))
+        chunk = Pair(*(self._told(self.exact.encode(x, EncodeHint()), x) for x in state.current))
         (state.sink if step.to_sink else state.tail).append(chunk)
         state.current = None
         if step.encode_chunks:
             due = state.tail[: step.encode_chunks]
-            keys, spare_rows = self._encode(due, 0, 0)
-            values, _ = self._encode(due, 1, spare_rows)
-            state.spans.append(Pair(keys, values))
+            state.spans.append(Pair(*(self._encode(due, which, spare_rows) for which in (0, 1))))
             state.spans_encoded += 1
             del state.tail[: step.encode_chunks]
             self._forget_copies()
@@ -101,8 +108,8 @@ class LayerCache:
         if self.depot is not None:
             self.depot.forget(self.layer)
 
-    def _encode(self, due: Sequence[Pair], which: int, spare_rows: int) -> tuple[Span, int]:
-        """The span of some chunks' keys (0) or values (1), and what room for codebooks it left unused."""
+    def _encode(self, due: Sequence[Pair], which: int, spare_rows: int) -> Span:
+        """The span of some chunks' keys (0) or values (1)."""
         chunks = [pair[which] for pair in due]
         exact = [chunk.values for chunk in chunks if isinstance(chunk, ExactSpan)]
         if len(exact) != len(chunks):
@@ -110,14 +117,24 @@ class LayerCache:
                 f"layer {self.layer}: a span that is already encoded came up for encoding again; this is a bug in the policy"
             )
         self.state.encode_calls += 1
-        hint, codec = self._hint(which, spare_rows), self.codecs[which]
+        own = sum(self.state.spare_rows)
+        hint, codec = self._hint(which, Room(own, own + spare_rows)), self.codecs[which]
         x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
-        span = codec.encode(x, hint) if self.depot is None else self.depot.encode(codec, x, hint)
+        span = self._told(codec.encode(x, hint) if self.depot is None else self.depot.encode(codec, x, hint), x)
         if hint.reuse is None or not _same_group(span.codebook, hint.reuse):
             self.state.group_starts[which] = self.state.spans_encoded
         elif isinstance(span, TransformSpan):
             self._hand_on(span.codebook, which)
-        return span, codec.spare_rows(span, hint) if isinstance(codec, KLTCodec) and isinstance(span, TransformSpan) else 0
+        if isinstance(codec, KLTCodec) and isinstance(span, TransformSpan):
+            before = self.state.spare_rows[which]
+            # What was worth more than all the room that there was is not made good by later spans.
+            self.state.spare_rows[which] = max(codec.spare_rows(span, hint, before), before - own - spare_rows)
+        return span
+
+    def _told(self, span: Span, x: Tensor) -> Span:
+        if self.observer is not None:
+            self.observer(span, x)
+        return span
 
     def _hand_on(self, book: Dictionary, which: int) -> None:
         """The group's earlier spans take over the codewords that have grown out of theirs, so that only these are in memory."""
@@ -127,7 +144,7 @@ class LayerCache:
                 longer = known.with_words(book.words)
                 self.state.spans[number] = pair._replace(keys=longer) if which == 0 else pair._replace(values=longer)
 
-    def _hint(self, which: int, spare_rows: int) -> EncodeHint:
+    def _hint(self, which: int, room: Room) -> EncodeHint:
         """Codebooks are trained by the first span of a group and start from the group before."""
         state, config = self.state, self.config
         seed = (config.seed * 1_000_003 + self.layer * 4096 + state.spans_encoded * 8 + which * 4) % (1 << 63)
@@ -136,7 +153,7 @@ class LayerCache:
         shares = state.spans_encoded - state.group_starts[which] < config.spans_per_codebook
         group = [pair[which].codebook for pair in state.spans] if shares and isinstance(book, Dictionary) else []
         bases = {id(one.basis): one.basis for one in group if isinstance(one, Dictionary) and _same_group(one, book)}
-        return EncodeHint(seed, book if shares else None, tuple(bases.values()), spare_rows, warm=book, checked=True)
+        return EncodeHint(seed, book if shares else None, tuple(bases.values()), room, warm=book, checked=True)
 
 
 def book_sizes(spans: Sequence[Pair], which: int) -> list[BookSize]:

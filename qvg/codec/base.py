@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -26,6 +26,13 @@ class BookSize:
 Codebooks = Sequence[tuple[Sequence[BookSize], Sequence[BookSize]]]
 
 
+class Room(NamedTuple):
+    """Rows of codebooks (directions and codewords) that those of a layer, and of the whole cache, could have and have not."""
+
+    layer: int
+    cache: int
+
+
 @dataclass(frozen=True)
 class EncodeHint:
     """Where a span stands in its cache.
@@ -33,7 +40,7 @@ class EncodeHint:
     seed      of every random choice in this span
     reuse     codebook to encode with, because an earlier span of the same group trained it; a codec may add to it
     bases     of the group's spans in memory, each once, the newest last; only of `Dictionary`
-    spare_rows  directions that the group of the same tokens' keys could have had and has not
+    room      directions and codewords that codebooks may still begin; None: what this group's bases leave of a whole one
     warm      codebook to start training from
     checked   the values are known to be finite; otherwise the codec looks, which costs a synchronisation on a GPU
     """
@@ -41,7 +48,7 @@ class EncodeHint:
     seed: int = 0
     reuse: AnyCodebook | None = None
     bases: tuple[Basis, ...] = ()
-    spare_rows: int = 0
+    room: Room | None = None
     warm: AnyCodebook | None = None
     checked: bool = False
 

@@ -29,15 +29,15 @@ from ...kernels.rows8 import Rows8
 from ..config import QVGConfig
 from ..errors import ConfigError
 from ..positions.rope import Rotation
-from .base import BookSize, EncodeHint, refuse_non_finite
+from .base import BookSize, EncodeHint, Room, refuse_non_finite
 from .klt_basis import fixed_basis, learn_basis
 from .klt_sizes import added_words, basis_row_bytes, directions, first_words, learns_basis
 from .klt_words import add_words, learn_words
 from .span import Dictionary, Group, Span, TransformSpan
 
-# A basis of its own must lower a span's error by this factor (1.5 dB) where it takes no more room than one whole basis and the
-# codewords that the span then does not add, and by the second one (6 dB) where it takes more.
-_WORTH_ITS_ROOM, _WORTH_MORE_ROOM = 10**0.15, 10**0.6
+# A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where those
+# of other layers have (6 dB), and where nothing has (10 dB).
+_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_MORE_ROOM = 10**0.15, 10**0.6, 10**1.0
 # Differences below this share of the group's energy, times 4^-bits, are no matter.
 _NO_MATTER = 0.02
 # Codewords that leave less than this share of a span's squares describe it completely.
@@ -126,8 +126,8 @@ class KLTCodec:
         """The group's codewords, grown, with the basis of the group that fits x best, or with another one if that is worth its
         room; or a new group.
 
-        A basis of its own may lower the error by little where its room is what the group saved: the directions that its bases
-        left out and the codewords that this span then does not add. Beyond that it has to lower it by much.
+        Room is what codebooks left of a whole basis for each group, and the codewords that this span then does not add. Within
+        it bytes stay below those of one whole basis per group; what goes beyond has to be worth it.
         """
         tokens, channels = x.shape[2:]
         energy = torch.maximum(_energy(x), _energy_of(known))
@@ -148,8 +148,9 @@ class KLTCodec:
             return own.book if self._gain(best, own) > _WORTH_ITS_ROOM or _rescues(own, best) else best.book
         own = self._judged(x, self._with_basis(x, known.words, known.group), energy)
         usual = directions(self.config, tokens, channels)
-        room = channels + added + hint.spare_rows - sum(min(basis.directions, usual) for basis in bases)
-        if own.worst <= _FAILS and usual <= room and self._gain(best, own) > _WORTH_ITS_ROOM:
+        room = hint.room or Room(*[channels - sum(min(basis.directions, usual) for basis in bases)] * 2)
+        worth = _WORTH_ITS_ROOM if usual <= room.layer + added else _WORTH_OTHERS_ROOM
+        if own.worst <= _FAILS and usual <= room.cache + added and self._gain(best, own) > worth:
             return own.book
         if best.worst <= _FAILS and self._gain(best, own) <= _WORTH_MORE_ROOM:
             return best.book
@@ -170,16 +171,19 @@ class KLTCodec:
             return Dictionary(words, fixed_basis(residual, self.config.bits), group)
         return Dictionary(words, learn_basis(residual, directions(self.config, tokens, channels), self.config.bits), group)
 
-    def spare_rows(self, span: TransformSpan, hint: EncodeHint) -> int:
-        """Of the room that a codebook may take without question, how many rows this span's group has left."""
-        tokens, channels = span.num_tokens, span.codebook.words.values.shape[3]
-        words, known, usual = span.codebook.words.values.shape[2], hint.reuse, directions(self.config, tokens, channels)
-        if not isinstance(known, Dictionary) or known.group is not span.codebook.group:
-            return max(0, channels - min(span.codebook.basis.directions, usual))
-        before = known.words.values.shape[2]
-        skipped = added_words(self.config, before, tokens) - (words - before)
-        bases = {id(basis): basis.directions for basis in (*(hint.bases or (known.basis,)), span.codebook.basis)}
-        return max(0, channels + skipped - sum(min(count, usual) for count in bases.values()))
+    def spare_rows(self, span: TransformSpan, hint: EncodeHint, before: int) -> int:
+        """What a group that had `before` rows to spare has left after this span: of a whole basis, and of the codewords that each
+        span may add. Negative where it took more."""
+        words, basis = span.codebook.words.values.shape[2], span.codebook.basis
+        channels, known = span.codebook.words.values.shape[3], hint.reuse
+        taken = min(basis.directions, directions(self.config, span.num_tokens, channels))
+        if not isinstance(known, Dictionary):
+            return channels - taken
+        had = known.words.values.shape[2]
+        left = before + added_words(self.config, had, span.num_tokens) - words
+        if known.group is not span.codebook.group:
+            return left - taken
+        return left + had - (0 if any(basis is one for one in (*hint.bases, known.basis)) else taken)
 
     # ---------------------------------------------------------------------------------------------------------- tokens
 

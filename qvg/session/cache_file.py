@@ -64,6 +64,7 @@ def save_cache(cache: KVCache, path: Path) -> None:
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
         "encode_calls": [layer.state.encode_calls for layer in cache.layers],
         "group_starts": [layer.state.group_starts for layer in cache.layers],
+        "spare_rows": [layer.state.spare_rows for layer in cache.layers],
     }
     try:
         with written_whole(path) as unfinished:
@@ -154,6 +155,7 @@ def _restore_layers(
         layer.state.spans_encoded = int(state["spans_encoded"][layer.layer])
         layer.state.encode_calls = int(state["encode_calls"][layer.layer])
         layer.state.group_starts = _group_starts(state, layer.layer, cache.config.spans_per_codebook)
+        layer.state.spare_rows = [int(rows) for rows in state["spare_rows"][layer.layer]] if "spare_rows" in state else [0, 0]
 
 
 def _group_starts(state: dict[str, Any], layer: int, spans_per_codebook: int) -> list[int]:
