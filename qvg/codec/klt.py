@@ -32,7 +32,7 @@ from ..positions.rope import Rotation
 from .base import BookSize, EncodeHint, Room, refuse_non_finite
 from .klt_basis import fixed_basis, learn_basis
 from .klt_sizes import added_words, basis_row_bytes, directions, first_words, learns_basis
-from .klt_words import add_words, learn_words
+from .klt_codewords import add_words, learn_words
 from .span import Dictionary, Group, Span, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where those
