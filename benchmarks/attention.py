@@ -7,7 +7,7 @@
 
 One layer, one call. The codes are random bytes: kernels take the same time for them, and 281 k keys need no encoding. Ratios are
 against the faster of cuDNN's and flash attention in the same run. "official" is the published pack's read path restated in torch:
-everything decoded twice, copied to [B, S, H, D] and back, all keys turned in float64, concatenated, then attention.
+everything decoded twice, copied to [B, S, H, D] and back, all keys rotated in float64, concatenated, then attention.
 
 A way whose result is further from attention over the decoded cache than TOLERANCES allow gets no row, and the exit code is 1.
 """
@@ -38,11 +38,11 @@ from comfyui_qvg.qvg.attention.workspace import Workspace  # noqa: E402
 from comfyui_qvg.qvg.codec import KLTCodec, QVGCodec  # noqa: E402
 from comfyui_qvg.qvg.codec.span import (  # noqa: E402
     Basis,
-    Codebook,
-    Dictionary,
     Group,
+    KMeansCodebook,
     QuantizedSpan,
     Span,
+    TransformCodebook,
     TransformSpan,
     storage_bytes,
 )
@@ -108,9 +108,9 @@ class Bench:
         heads = self.shape.heads
         codes = self._bytes(1, heads, tokens, CHANNELS // 4)
         codes &= ~((codes >> 1) & codes & 0x55) & 0xFF  # level 3 is not used
-        book = Codebook(self._randn(256).unsqueeze(2).half())
+        codebook = KMeansCodebook(self._randn(256).unsqueeze(2).half())
         scales, ids = self._bytes(1, heads, 2, tokens, low=36, high=48), self._bytes(1, heads, 1, tokens)
-        return QuantizedSpan(codes, scales, None, ids, book, 2, 64)
+        return QuantizedSpan(codes, scales, None, ids, codebook, 2, 64)
 
     def _transform_span(self, tokens: int) -> TransformSpan:
         """Two bits in every channel, gains around 0.3, directions and words of about the length that normal tokens give them."""
@@ -118,11 +118,11 @@ class Bench:
         rows = quantize_rows(torch.linalg.qr(self._randn(CHANNELS))[0])
         basis = Basis(*rows, ((CHANNELS, CHANNELS),))
         codes, gains = self._bytes(1, heads, tokens, CHANNELS // 4), self._bytes(1, heads, tokens, low=36, high=48)
-        book = Dictionary(quantize_rows(self._randn(256)), basis, Group())
-        return TransformSpan(codes, gains, self._bytes(1, heads, tokens), book)
+        codebook = TransformCodebook(quantize_rows(self._randn(256)), basis, Group())
+        return TransformSpan(codes, gains, self._bytes(1, heads, tokens), codebook)
 
-    def _decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, turn: Rotation | None) -> None:
-        self.codec.decode(span, tokens, heads, out, turn)
+    def _decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None) -> None:
+        self.codec.decode(span, tokens, heads, out, rotation)
 
     def _turns(self, which: int, start: int, stop: int) -> Rotation | None:
         return None if which else self._rotation(start, stop)
@@ -139,7 +139,7 @@ class Bench:
         return sum(storage_bytes(span for pair in self.history.pairs for span in pair).values())
 
     def decoded(self) -> tuple[Tensor, Tensor]:
-        """The bf16 cache: turned keys and values of everything, the current block included."""
+        """The bf16 cache: rotated keys and values of everything, the current block included."""
         heads, total = slice(0, self.shape.heads), self.history.num_tokens
         parts = [torch.empty(1, self.shape.heads, total, CHANNELS, dtype=self.q.dtype, device=self.device) for _ in range(2)]
         for which, part in enumerate(parts):
@@ -167,9 +167,9 @@ class Bench:
             tensors.append(torch.cat([*parts, self.history.current[which].permute(0, 2, 1, 3)], 1))
         committed = self.history.committed_tokens
         keys = tensors[0].transpose(1, 2)
-        turn = self._rotation(0, committed)
-        turned = rotate(keys[:, :, :committed].double(), Rotation(turn.cos.double(), turn.sin.double()))
-        keys = torch.cat([turned, keys[:, :, committed:].double()], 2).to(self.q.dtype)
+        rotation = self._rotation(0, committed)
+        rotated = rotate(keys[:, :, :committed].double(), Rotation(rotation.cos.double(), rotation.sin.double()))
+        keys = torch.cat([rotated, keys[:, :, committed:].double()], 2).to(self.q.dtype)
         return choose_attention(self.q, False).call(self.q, keys, tensors[1].transpose(1, 2))[0]
 
 

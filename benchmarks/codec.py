@@ -123,7 +123,7 @@ def decoding(clock: Clock, shape: Shape, backends: list[str], device: torch.devi
     yield copied
     out = torch.empty_like(x)
     angles = torch.rand(shape.tokens, 64, generator=torch.Generator().manual_seed(1)).to(device)
-    turn = angles.cos(), angles.sin()
+    rotation = angles.cos(), angles.sin()
     for name in CODECS:
         kind, config = configuration(name, "auto")
         span = kind(config).encode(x, EncodeHint())
@@ -143,15 +143,15 @@ def decoding(clock: Clock, shape: Shape, backends: list[str], device: torch.devi
                 "error": error,
             }
             if isinstance(span, QuantizedSpan):
-                milliseconds = clock.milliseconds(lambda span=span, backend=backend: _rotated(span, out, turn, backend))
-                speed = (moved + 2 * turn[0].nbytes) / milliseconds / 1e6
+                milliseconds = clock.milliseconds(lambda span=span, backend=backend: _rotated(span, out, rotation, backend))
+                speed = (moved + 2 * rotation[0].nbytes) / milliseconds / 1e6
                 found = {"ms": milliseconds, "gb_per_s": speed, "share_of_copy": speed / copied["gb_per_s"]}
                 yield {"what": "decode and rotate", "codec": name, "backend": backend, **found}
 
 
-def _rotated(span: QuantizedSpan, out: Tensor, turn: tuple[Tensor, Tensor], backend: str) -> Tensor:
+def _rotated(span: QuantizedSpan, out: Tensor, rotation: tuple[Tensor, Tensor], backend: str) -> Tensor:
     parts = span.codes, span.scales, span.zero_points, span.ids, span.codebook.centroids
-    return reconstruct(*parts, span.bits, span.group_size, out, backend, turn)
+    return reconstruct(*parts, span.bits, span.group_size, out, backend, rotation)
 
 
 def encoding(clock: Clock, shape: Shape, backends: list[str], device: torch.device) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ def predicted_ms(device: str, way: str, heads: int, queries: int, keys: int, bit
         "exact": decode + max(operations / card.bf16, values * 2 / per_second),
         "fast": (values + stored) / per_second + max(operations / card.eight, values / per_second),
         "direct": max(operations / card.direct, stored / per_second),
-        # Everything decoded twice, copied by permute and cat, all keys turned in float64 (52 bytes of traffic per value).
+        # Everything decoded twice, copied by permute and cat, all keys rotated in float64 (52 bytes of traffic per value).
         "official": 2 * decode + values * 8 / per_second + values / 2 * 52 / per_second + operations / card.flash2,
     }[way]
     return seconds * 1e3

@@ -25,8 +25,8 @@ import bootstrap_package  # noqa: E402, F401 (makes the repository importable as
 from comfyui_qvg.benchmarks.rows import conditions, median_ms, peak_bytes, report  # noqa: E402
 from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig  # noqa: E402
 from comfyui_qvg.qvg.attention.history import Pair  # noqa: E402
-from comfyui_qvg.qvg.cache.offload import Depot  # noqa: E402
-from comfyui_qvg.qvg.codec.span import AnyCodebook, Span, put_span  # noqa: E402
+from comfyui_qvg.qvg.cache.offload import Offloader  # noqa: E402
+from comfyui_qvg.qvg.codec.span import Codebook, Span, put_span  # noqa: E402
 from comfyui_qvg.qvg.positions.rope import wan_rope  # noqa: E402
 
 CHANNELS, CHUNK_FRAMES = 128, 3
@@ -67,10 +67,10 @@ def filled(shape: Shape, config: QVGConfig, home: str, device: torch.device) -> 
         for layer in cache.layers:
             layer.state.spans = []
             for at in range(0, count, config.spans_per_codebook):
-                books: list[dict[int, AnyCodebook]] = [{}, {}]
+                codebooks: list[dict[int, Codebook]] = [{}, {}]
                 group = range(min(config.spans_per_codebook, count - at))
-                layer.state.spans += [Pair(*(_copy(cache, *each) for each in zip(first, books, strict=True))) for _ in group]
-    cache._origins = [(float(frame), 0.0, 0.0) for frame in range(CHUNK_FRAMES * (count + 2))]
+                layer.state.spans += [Pair(*(_copy(cache, *each) for each in zip(first, codebooks, strict=True))) for _ in group]
+    cache.positions.committed = [(float(frame), 0.0, 0.0) for frame in range(CHUNK_FRAMES * (count + 2))]
     return cache
 
 
@@ -83,11 +83,11 @@ def _one_span(cache: KVCache, shape: Shape, device: torch.device) -> None:
         cache.commit()
 
 
-def _copy(cache: KVCache, span: Span, books: dict[int, AnyCodebook]) -> Span:
+def _copy(cache: KVCache, span: Span, codebooks: dict[int, Codebook]) -> Span:
     def put(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, pin_memory=tensor.is_pinned()).copy_(tensor)
 
-    return put_span(span, put, books)
+    return put_span(span, put, codebooks)
 
 
 def measure(shape: Shape, preset: str, device: torch.device, rehearsal: bool, save: bool) -> None:
@@ -117,18 +117,22 @@ def measure(shape: Shape, preset: str, device: torch.device, rehearsal: bool, sa
 
 def whereabouts(cache: KVCache, shape: Shape, device: torch.device) -> dict[str, object]:
     """Where a cache's bytes are, and what copying those of one layer takes."""
-    places = cache.places()
-    found: dict[str, object] = {"device_bytes": places.device, "home_bytes": places.home, "visiting_bytes": places.visiting}
-    if not places.home:
+    placement = cache.placement()
+    found: dict[str, object] = {
+        "device_bytes": placement.device,
+        "home_bytes": placement.home,
+        "visiting_bytes": placement.copied,
+    }
+    if not placement.home:
         return found
-    depot, spans = Depot(cache.depot.home if cache.depot else "cpu"), cache.layers[0].state.spans
+    offloader, spans = Offloader(cache.offloader.home if cache.offloader else "cpu"), cache.layers[0].state.spans
 
     def copies() -> None:
-        depot.clear()
-        depot.visit(device, (0, spans), (0, spans))
+        offloader.clear()
+        offloader.fetch(device, (0, spans), (0, spans))
 
     ms = median_ms(copies, device)
-    layer_bytes = places.home // shape.layers
+    layer_bytes = placement.home // shape.layers
     return found | {"copy_ms": round(ms, 3), "copied_bytes": layer_bytes, "gb_per_s": round(layer_bytes / ms / 1e6, 2)}
 
 

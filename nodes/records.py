@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..qvg import CacheBytes, QVGConfig
-from ..qvg.cache.offload import Places
+from ..qvg.cache.offload import Placement
 
 # Runs that are remembered; a record takes about 100 bytes per latent frame.
 MAX_RECORDS = 256
@@ -33,8 +33,8 @@ class PromptBytes:
 @dataclass(frozen=True)
 class RunRecord:
     """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value, or those
-    that are to be remembered. `span_frames`: of a whole span, as the codec, the model's blocks and the window left it. `places`:
-    where the bytes at the end are; `prompt`: what cross-attention keeps beside the cache, of a model that has a prompt;
+    that are to be remembered. `span_frames`: of a whole span, as the codec, the model's blocks and the window left it.
+    `placement`: where the bytes at the end are; `prompt`: what cross-attention keeps beside the cache, of a model with a prompt;
     `remembers`: what a world remembers, where that is chosen; `codebooks`: what was begun of them, and what more would take."""
 
     model: str
@@ -48,7 +48,7 @@ class RunRecord:
     workspace_bytes: int
     given_frames: int
     read: tuple[str, ...] = ()
-    places: Places | None = None
+    placement: Placement | None = None
     prompt: PromptBytes = PromptBytes()
     remembers: str = ""
     codebooks: str = ""
@@ -114,12 +114,12 @@ class RunRecord:
 
     def _places(self) -> list[str]:
         """Where packed spans live, if that is not with the rest."""
-        if self.places is None or not self.config.offloads:
+        if self.placement is None or not self.config.offloads:
             return []
-        if not self.places.home:
+        if not self.placement.home:
             why = f"the model runs on {self.device}" if self.components.codes else "nothing is encoded"
             return [f"offload cpu: nothing to move, {why}"]
-        sizes = (size / 1e6 for size in (self.places.home, self.places.device, self.places.visiting))
+        sizes = (size / 1e6 for size in (self.placement.home, self.placement.device, self.placement.copied))
         return ["offload cpu: {:.2f} MB in CPU memory; {:.2f} MB on the device, and copies of at most {:.2f} MB".format(*sizes)]
 
 

@@ -39,7 +39,7 @@ class QVGConfig:
     transform           "klt": "klt" learns a basis, "hadamard" takes a fixed one
     group_size          channels that share one scale: 16, 32, 64 or 128; not for "klt", which has one gain per token
     symmetric           True: as published (2**bits - 1 levels around zero). False: all levels from min to max ("kivi": always)
-    keys                "before_rope" or "after_rope": how keys are kept; before, they are smoother and turned on the way into
+    keys                "before_rope" or "after_rope": how keys are kept; before, they are smoother and rotated on the way into
                         attention
     iterations          k-means iterations; later codebooks start from the one before
     sink_frames         first frames, kept exact and never evicted

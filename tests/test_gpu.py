@@ -103,9 +103,9 @@ def test_spans_in_pinned_memory_give_the_same_bits(codec: str, read: str) -> Non
         assert near.nbytes() == far.nbytes() == spec.predict(config, frame + 1, codebooks=near.codebooks())
     spans = [span for layer in far.layers for pair in layer.state.spans for span in pair]
     assert spans and all(tensor.is_pinned() for span in spans for tensor in span.tensors().values())
-    places = far.places()
+    places = far.placement()
     assert places.home == sum(size for name, size in far.nbytes().by_component().items() if name != "exact")
-    assert 0 < places.visiting <= 0.5 * places.home and places.device == far.nbytes().exact
+    assert 0 < places.copied <= 0.5 * places.home and places.device == far.nbytes().exact
 
 
 def test_memory_of_an_offloaded_cache_by_the_allocators_count() -> None:

@@ -38,15 +38,15 @@ def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -
 
 def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: Attended, backend: str) -> bool:
     """Tokens start:stop of one stretch folded into `total`; False where no kernel reads them as they are kept."""
-    turn = history.rotation(start, stop)
+    rotation = history.rotation(start, stop)
     keys, values = (history.coefficients(which, start, stop) for which in (0, 1))
     if keys is not None and values is not None:
-        attend_coefficients(q, keys, values, turn, backend, total)
+        attend_coefficients(q, keys, values, rotation, backend, total)
         return True
     kept_keys, kept_values = (history.kept(which, start, stop) for which in (0, 1))
     if kept_keys is None or kept_values is None:
         return False
-    attend_codes(q, kept_keys, kept_values, turn, backend, total)
+    attend_codes(q, kept_keys, kept_values, rotation, backend, total)
     return True
 
 

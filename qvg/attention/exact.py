@@ -2,7 +2,7 @@
 
 Three ways to read, one result within what each states:
 
-exact   a group of heads and a stretch of keys at a time is decoded into a reused workspace, turned, and handed to the best
+exact   a group of heads and a stretch of keys at a time is decoded into a reused workspace, rotated, and handed to the best
         attention kernel there is; results of several stretches are merged by their logarithmic mass. While one stretch is used,
         the next is decoded on a side stream. Float32 on a CPU, q's own 16 bits on a GPU.
 fast    the same with an eight-bit workspace and eight-bit attention (`fast.py`).
@@ -28,7 +28,7 @@ from .choice import Reading
 from .direct import attend_direct
 from .fast import attend_fast
 from .history import Decode, History, Pair
-from .prefetch import in_turn, slots
+from .prefetch import prefetched, slots
 from .workspace import Workspace
 
 __all__ = ["Decode", "History", "Pair", "Tiling", "attend", "plan_tiling"]
@@ -95,7 +95,7 @@ def attend_exact(
         return made[0], made[1]
 
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    made = in_turn(make, len(groups) * len(tiles), q.device)
+    made = prefetched(make, len(groups) * len(tiles), q.device)
     for group in groups:
         if len(tiles) == 1:
             out[:, group] = op.call(work[:, group], *next(made))[0]
@@ -174,7 +174,7 @@ def _tile_tokens(q: Tensor, heads: int, limit: int, scores: int) -> int:
     batch, _, queries, channels = q.shape
     rows, size = batch * heads, q.element_size()
     fixed = rows * queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
-    # torch decodes into float32 temporaries; turning takes half a tile of them. Triton decodes into the tile.
+    # torch decodes into float32 temporaries; rotating takes half a tile of them. Triton decodes into the tile.
     decoder = 0 if triton_refusal("reconstruct", q.device) is None else 4 * 4 * channels
     per_token = rows * (2 * size * channels * slots(q.device) + decoder + scores * 4 * queries) + 4 * 4 * channels  # the angles
     return max(0, (limit - fixed) // per_token)

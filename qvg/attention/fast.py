@@ -18,7 +18,7 @@ from ...kernels.transcode import Keys8, Values8, transcode_keys, transcode_value
 from ..errors import ConfigError
 from .choice import Reading
 from .history import History
-from .prefetch import in_turn, slots
+from .prefetch import prefetched, slots
 from .workspace import Workspace
 
 _SMALLEST_TILE_TOKENS = 16
@@ -42,7 +42,7 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
         return _transcode(q, history, tiles[index], common, eight, workspace, slot, backend)
 
     total = nothing_seen(q)
-    for keys, values in in_turn(make, len(tiles), q.device):
+    for keys, values in prefetched(make, len(tiles), q.device):
         part = attention8(q, keys, values, common, backend)
         merge_attention(part.out[None], part.lse[None], total, backend)
     return total.out.to(q.dtype)
@@ -81,10 +81,10 @@ def _transcode(
     values = Values8(buffer, _value_scales(q, history, start, stop) if eight else None)
     for low, high in _pieces(history, start, stop):
         at = slice(low - start, high - start)
-        turn, kept = history.rotation(low, high), history.kept(0, low, high)
+        rotation, kept = history.rotation(low, high), history.kept(0, low, high)
         if kept is None:
-            kept, turn = _decoded(q, history, 0, low, high), None
-        transcode_keys(kept, common, turn, keys.tokens(at.start, at.stop), backend)
+            kept, rotation = _decoded(q, history, 0, low, high), None
+        transcode_keys(kept, common, rotation, keys.tokens(at.start, at.stop), backend)
         kept = history.kept(1, low, high)
         transcode_values(_decoded(q, history, 1, low, high) if kept is None else kept, values.tokens(at.start, at.stop), backend)
     return keys, values
@@ -110,7 +110,7 @@ def _pieces(history: History, start: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _decoded(q: Tensor, history: History, which: int, low: int, high: int) -> Tensor:
-    """A short stretch in float32, keys turned: [B, H, high - low, D]."""
+    """A short stretch in float32, keys rotated: [B, H, high - low, D]."""
     tile = torch.empty(q.shape[0], q.shape[1], high - low, q.shape[3], device=q.device)
     history.fill(which, low, high, slice(0, q.shape[1]), tile)
     return tile

@@ -19,11 +19,11 @@ from ..positions.projective import Projection
 from ..positions.rope import Rotation
 
 # What tokens go through on their way into attention.
-Turn = Rotation | Projection
-# turns(which, start, stop): what turns some tokens' keys (0) or values (1)
-Turns = Callable[[int, int, int], Turn | None]
-# decode(span, tokens, heads, out, turn): what comes out has been turned, if there is something to turn it
-Decode = Callable[[Span, slice, slice, Tensor, Turn | None], None]
+PositionEncoding = Rotation | Projection
+# position_encodings(which, start, stop): what rotates or projects some tokens' keys (0) or values (1)
+PositionEncodings = Callable[[int, int, int], PositionEncoding | None]
+# decode(span, tokens, heads, out, encoding): what comes out is encoded by position, if there is an encoding
+Decode = Callable[[Span, slice, slice, Tensor, PositionEncoding | None], None]
 
 _SMALL_STRETCH_TOKENS = 256
 
@@ -39,16 +39,16 @@ class Pair(NamedTuple):
 class History:
     """Everything that the current block's queries see, oldest first.
 
-    `current` keys and values [B, H, Sc, D] are already turned and count as the last stretch. `turns(which, start, stop)` gives
-    what turns the keys (which = 0) or values (1) of the committed tokens start:stop; None means that they are used as they are.
-    `projected` says that cameras' matrices do, and that values go through them too. `hidden`: the number of a stretch, and how
-    many of its first tokens nobody sees any more; they do not count.
+    `current` keys and values [B, H, Sc, D] are already encoded by position and count as the last stretch.
+    `position_encodings(which, start, stop)` gives what encodes the keys (which = 0) or values (1) of the committed tokens
+    start:stop; None means that they are used as they are. `projected` says that cameras' matrices do, and that values go through
+    them too. `hidden`: the number of a stretch, and how many of its first tokens nobody sees any more; they do not count.
     """
 
     pairs: Sequence[Pair]
     current: tuple[Tensor, Tensor]
     decode: Decode
-    turns: Turns | None = None
+    position_encodings: PositionEncodings | None = None
     projected: bool = False
     tokens_per_frame: int = 1
     hidden: tuple[int, int] = (0, 0)
@@ -109,15 +109,15 @@ class History:
                 yield source, slice(start - base, end - base), start - first
             start, number = end, number + 1
 
-    def turn(self, which: int, start: int, stop: int) -> Turn | None:
-        """What turns the committed tokens among start:stop; None if there are none, or nothing does."""
+    def position_encoding(self, which: int, start: int, stop: int) -> PositionEncoding | None:
+        """What encodes the committed tokens among start:stop; None if there are none, or nothing does."""
         stop = min(stop, self.committed_tokens)
-        return None if self.turns is None or stop <= start else self.turns(which, start, stop)
+        return None if self.position_encodings is None or stop <= start else self.position_encodings(which, start, stop)
 
     def rotation(self, start: int, stop: int) -> Rotation | None:
-        """Angles of the committed keys among start:stop, for kernels that turn them as they read them."""
-        turn = self.turn(0, start, stop)
-        return turn if isinstance(turn, Rotation) else None
+        """Angles of the committed keys among start:stop, for kernels that rotate them as they read them."""
+        encoding = self.position_encoding(0, start, stop)
+        return encoding if isinstance(encoding, Rotation) else None
 
     def kept(self, which: int, start: int, stop: int) -> Stored | None:
         """Tokens of one stretch as kernels read them in place, keys to be rotated by them; None where a codec only decodes, or
@@ -133,21 +133,21 @@ class History:
         return None if self.projected else transform_codes(source, tokens)
 
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
-        """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; they come out turned."""
-        turn = self.turn(which, start, stop)
+        """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; keys come out encoded by position."""
+        encoding = self.position_encoding(which, start, stop)
         for source, tokens, at in self.overlaps(which, start, stop):
             end = at + tokens.stop - tokens.start
             out = tile[:, :, at:end]
             if isinstance(source, Tensor):
                 out.copy_(source[:, heads, tokens])
             else:
-                self.decode(source, tokens, heads, out, None if turn is None else turn.tokens(at, end))
+                self.decode(source, tokens, heads, out, None if encoding is None else encoding.tokens(at, end))
 
     def as_it_is(self, which: int, start: int, stop: int, heads: slice, dtype: torch.dtype) -> Tensor | None:
-        """Tokens start:stop where they are kept, if that is one stretch, of this dtype, and nothing has to be turned."""
+        """Tokens start:stop where they are kept, if that is one stretch of this dtype that needs no position encoding."""
         parts = list(self.overlaps(which, start, stop))
-        turned = self.projected or (which == 0 and self.turns is not None)
-        if len(parts) != 1 or (turned and not isinstance(parts[0][0], Tensor)):
+        encoded = self.projected or (which == 0 and self.position_encodings is not None)
+        if len(parts) != 1 or (encoded and not isinstance(parts[0][0], Tensor)):
             return None
         kept = _stored(parts[0][0], parts[0][1])
         return kept[:, heads] if isinstance(kept, Tensor) and kept.dtype == dtype and kept.stride(-1) == 1 else None
@@ -172,4 +172,4 @@ def transform_codes(source: Span | Tensor, tokens: slice) -> TransformCodes | No
         return None
     codes, gains, ids = source.codes[:, :, tokens], source.gains[:, :, tokens], source.ids[:, :, tokens]
     basis = source.codebook.basis
-    return TransformCodes(codes, gains, ids, source.codebook.words, *basis.filled(), basis.planes)
+    return TransformCodes(codes, gains, ids, source.codebook.codewords, *basis.filled(), basis.planes)

@@ -16,7 +16,7 @@ def slots(device: torch.device) -> int:
     return 2 if device.type == "cuda" else 1
 
 
-def in_turn(make: Callable[[int, int], T], count: int, device: torch.device) -> Generator[T, None, None]:
+def prefetched(make: Callable[[int, int], T], count: int, device: torch.device) -> Generator[T, None, None]:
     """make(index, slot) for every index; what is yielded is valid until the next one is asked for.
 
     With streams, `make` runs one ahead on a side stream, into the other of two slots. Events keep it from overwriting a tile that

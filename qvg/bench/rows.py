@@ -43,7 +43,7 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
     gain = bootstrap_mean([ours.psnr_db() - theirs.psnr_db() for ours, theirs in zip(walks, reference.walks, strict=True)])
     sizes = _mean_bytes(walks)
     frames = cases[0].frames
-    # The probes have no positions: they say nothing of keys that are kept turned.
+    # The probes have no positions: they say nothing of keys that are kept rotated.
     probed = config.keys == "before_rope"
     return {
         "codec": config.codec,

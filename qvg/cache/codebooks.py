@@ -12,7 +12,7 @@ def codebooks_text(cache: KVCache) -> str:
     if not layers or not spans:
         return ""
     spec, config = cache.spec, cache.config
-    begun = sum(len(size.bases) for layer in layers for books in layer for size in books)
+    begun = sum(len(size.bases) for layer in layers for codebooks in layer for size in codebooks)
     usual = 2 * spec.layers * -(-spans // config.spans_per_codebook)
     held = cache.nbytes()
     without = held.total - held.centroids - held.basis

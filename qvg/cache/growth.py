@@ -12,61 +12,62 @@ Book = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Commit:
-    """What one commit did. `span_frames` were encoded together, 0 for none; their codebook was `book_before`, () where a new one
-    began, and is `book_after`. `gone_frames` are those of the spans that left, `gone_books` the codebooks that left with them."""
+    """What one commit did. `span_frames` were encoded together, 0 for none; their codebook was `codebook_before`, () where a
+    new one began, and is `codebook_after`. `gone_frames` are those of the spans that left, `gone_codebooks` the codebooks that
+    left with them."""
 
     step: Step
     chunk_frames: int
     span_frames: int
-    book_before: Book
-    book_after: Book
+    codebook_before: Book
+    codebook_after: Book
     gone_spans: tuple[int, ...]
     gone_chunks: tuple[int, ...]
-    gone_books: tuple[Book, ...]
+    gone_codebooks: tuple[Book, ...]
 
 
 class Growth:
-    """A run so far. `layout`: frames in memory. `books`: of each span in memory, its codebook."""
+    """A run so far. `layout`: frames in memory. `codebooks`: of each span in memory, its codebook."""
 
     def __init__(self, policy: CachePolicy, spans_per_codebook: int):
         self._policy, self._spans_per_codebook = policy, spans_per_codebook
         self.layout = Layout()
         self._encoded = 0
         self._numbers: list[int] = []  # of each span in memory: the number of its codebook
-        self._books: dict[int, Book] = {}
+        self._codebooks: dict[int, Book] = {}
 
     @property
-    def books(self) -> list[Book]:
+    def codebooks(self) -> list[Book]:
         """Codebooks in memory, the oldest first."""
-        return list(self._books.values())
+        return list(self._codebooks.values())
 
     def commit(self, chunk_frames: int) -> Commit:
         """A chunk becomes history."""
         before, step = self.layout, self._policy.commit(self.layout, chunk_frames)
         tail = before.tail if step.to_sink else (*before.tail, chunk_frames)
         span_frames = sum(tail[: step.encode_chunks])
-        book_before, book_after = self._encode(span_frames) if step.encode_chunks else ((), ())
+        codebook_before, codebook_after = self._encode(span_frames) if step.encode_chunks else ((), ())
         spans = (*before.spans, *([span_frames] if step.encode_chunks else []))
         tail = tail[step.encode_chunks :]
-        gone_books = self._forget(step.evict_spans)
+        gone_codebooks = self._forget(step.evict_spans)
         self.layout = step.layout
         gone_spans, gone_chunks = spans[: step.evict_spans], tail[: step.evict_chunks]
-        return Commit(step, chunk_frames, span_frames, book_before, book_after, gone_spans, gone_chunks, gone_books)
+        return Commit(step, chunk_frames, span_frames, codebook_before, codebook_after, gone_spans, gone_chunks, gone_codebooks)
 
     def _encode(self, span_frames: int) -> tuple[Book, Book]:
         """A codebook goes on from the newest span in memory; where there is none, a new one begins."""
         shares = bool(self._numbers) and self._encoded - self._numbers[-1] < self._spans_per_codebook
         number = self._numbers[-1] if shares else self._encoded
-        before = self._books.get(number, ())
-        self._books[number] = (*before, span_frames)
+        before = self._codebooks.get(number, ())
+        self._codebooks[number] = (*before, span_frames)
         self._numbers.append(number)
         self._encoded += 1
-        return before, self._books[number]
+        return before, self._codebooks[number]
 
     def _forget(self, spans: int) -> tuple[Book, ...]:
         """A codebook leaves with the last of its spans."""
         left, self._numbers = set(self._numbers[:spans]), self._numbers[spans:]
-        return tuple(self._books.pop(number) for number in sorted(left.difference(self._numbers[:1])))
+        return tuple(self._codebooks.pop(number) for number in sorted(left.difference(self._numbers[:1])))
 
 
 def even_chunks(frames: int, chunk_frames: int, first_frames: int = 0) -> list[int]:

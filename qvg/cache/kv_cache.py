@@ -14,32 +14,22 @@ import torch
 from torch import Tensor
 
 from ...kernels import require_backend
-from ..attention.choice import Readings
-from ..attention.exact import History, Pair, attend
-from ..attention.history import Turn, Turns
-from ..attention.joint import Beside, with_beside
+from ..attention.history import PositionEncodings
+from ..attention.joint import JointKV, prepend_joint
 from ..attention.workspace import Workspace
-from ..codec.base import BookSize, TurningCodec
-from ..codec.span import ExactSpan, Span, storage_bytes
+from ..codec.base import CodebookSize
+from ..codec.span import storage_bytes
 from ..config import QVGConfig
-from ..errors import CacheError, ConfigError, NonFiniteError, TooLargeError
+from ..errors import CacheError, ConfigError
+from ..positions.frames import FramePositions, Origin, Origins
 from ..positions.projective import Projector
-from ..positions.rope import GridRope, Rotation, rotate, turn_
-from .layer_cache import LayerCache, Observer, book_sizes
-from .offload import Depot, Places
+from ..positions.rope import GridRope, Rotation, rotate
+from .finite import check_finite
+from .layer_cache import LayerCache, Observer, codebook_sizes
+from .offload import Offloader, Placement
 from .policy import Layout, Step
+from .reading import Reader
 from .spec import CacheBytes, CacheSpec
-
-Origin = tuple[float, float, float]
-
-# Keys beyond it times queries as large overflow float32; eight-bit rows end at 127 * 65504, and need room for sums.
-LARGEST_VALUE = 1e18
-LARGEST_VALUES = {"klt": 2.0**20}
-
-
-def _as_origins(origins: Sequence[Sequence[float]] | Tensor) -> list[Origin]:
-    rows = origins.tolist() if isinstance(origins, Tensor) else origins
-    return [(float(t), float(r), float(c)) for t, r, c in rows]
 
 
 @dataclass
@@ -54,7 +44,7 @@ class _Commit:
 class KVCache:
     """Keys and values of all layers. Use it in a `with`: memory is freed when a run ends, fails or is interrupted.
 
-    `rope` turns keys and queries on their way into attention; without it they are used as they come. `attend` and `commit` are
+    `rope` rotates keys and queries on their way into attention; without it they are used as they come. `attend` and `commit` are
     all a backbone needs. `home` is the device whose memory packed spans are kept in with `offload="cpu"`.
     """
 
@@ -73,74 +63,67 @@ class KVCache:
                 f"rope has {rope.tokens_per_frame} tokens per frame, but the cache {spec.tokens_per_frame}; "
                 "make both from one model"
             )
-        self.depot = Depot(home) if self.config.offloads else None
-        self.layers = [LayerCache(spec, self.config, layer, self.depot) for layer in range(spec.layers)]
-        self.workspace = Workspace(self.config.workspace_mb << 20)
-        self.readings = Readings(self.config)
+        self.offloader = Offloader(home) if self.config.offloads else None
+        self.layers = [LayerCache(spec, self.config, layer, self.offloader) for layer in range(spec.layers)]
+        self.reader = Reader(self.config, spec.tokens_per_frame, self.offloader)
+        self.positions = FramePositions(rope, spec.tokens_per_frame)
         self._begin()
 
     def _begin(self) -> None:
         self.layout = Layout()
         self.frames_committed = 0
         self.spans_due = 0
-        self._origins: list[Origin] = []
-        self._current_origins: list[Origin] = []
-        self._current_rotation: Rotation | None = None
-        self._device = torch.device("cpu")
         self._commit: _Commit | None = None
         self._broken = False
 
-    def place(self, origins: Sequence[Sequence[float]] | Tensor) -> None:
+    def place(self, origins: Origins) -> None:
         """Positions of the current block: (time, row, column) of each frame's first token. Needed before `attend` with a rope."""
-        self._current_origins = _as_origins(origins)
-        self._current_rotation = None
+        self.positions.place(origins)
 
-    def replace_origins(self, origins: Sequence[Sequence[float]] | Tensor) -> None:
-        """Other positions (time, row, column) for the frames in memory, oldest first: keys are turned to them when they are next
-        read. Raises CacheError for another number of frames, and where keys are kept turned."""
+    def replace_origins(self, origins: Origins) -> None:
+        """Other positions (time, row, column) for the frames in memory, oldest first: keys are rotated to them when they are next
+        read. Raises CacheError for another number of frames, and where keys are kept rotated."""
         self.check_usable()
         if self.rope is None or self.config.keys == "after_rope":
             raise CacheError(
-                "this cache keeps keys as they were turned, so their positions are fixed; use a rope and before_rope"
+                "this cache keeps keys as they were rotated, so their positions are fixed; use a rope and before_rope"
             )
-        rows = _as_origins(origins)
-        if len(rows) != self.layout.frames:
-            raise CacheError(f"{len(rows)} positions were given for {self.layout.frames} frames in memory; give one for each")
-        self._origins = rows
+        self.positions.replace(origins)
 
     @torch.no_grad()
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, beside: Beside | None = None) -> Tensor:
-        """Attention of the current block over history, itself and `beside`. All [B, H, S, D], before RoPE; k and v replace the
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, joint: JointKV | None = None) -> Tensor:
+        """Attention of the current block over history, itself and `joint`. All [B, H, S, D], before RoPE; k and v replace the
         block's."""
         self._append(layer, q, k, v)
         if self.rope is None:
-            return self._read(layer, q, with_beside(beside, k, v))
-        turn = self._block_rotation(k)
-        self._device = k.device
-        q, k = rotate(q, turn), rotate(k, turn)
+            return self._read(layer, q, prepend_joint(joint, k, v))
+        rotation = self.positions.block_rotation(k)
+        q, k = rotate(q, rotation), rotate(k, rotation)
         if self.config.keys == "after_rope":
             self.layers[layer].append(k, v)
-            return self._read(layer, q, with_beside(beside, k, v))
-        return self._read(
-            layer, q, with_beside(beside, k, v), lambda which, start, stop: None if which else self._rotation(start, stop)
-        )
+            return self._read(layer, q, prepend_joint(joint, k, v))
+
+        def of_keys(which: int, start: int, stop: int) -> Rotation | None:
+            return None if which else self.positions.history_rotation(start, stop, k.device)
+
+        return self._read(layer, q, prepend_joint(joint, k, v), of_keys)
 
     @torch.no_grad()
     def attend_projected(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector, *, beside: Beside | None = None
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector, *, joint: JointKV | None = None
     ) -> Tensor:
         """`attend` in coordinates of the cameras instead of along a rope, over the same stored keys and values, so that a layer
         may do both. `projector` holds the cameras of all frames in memory, oldest first, and of the block."""
         if self.config.keys == "after_rope":
             raise CacheError(
-                "this cache keeps keys as they were turned, but cameras take them as they were; use keys before_rope"
+                "this cache keeps keys as they were rotated, but cameras take them as they were; use keys before_rope"
             )
         frames = self.layout.frames + k.shape[2] // self.spec.tokens_per_frame
         if projector.frames != frames:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
         self._append(layer, q, k, v)
         q, k, v = projector.block(q, k, v)
-        return projector.leave(self._read(layer, q, with_beside(beside, k, v), projector.turn, projected=True))
+        return projector.leave(self._read(layer, q, prepend_joint(joint, k, v), projector.encoding, projected=True))
 
     def _append(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.check_usable(layer)
@@ -152,35 +135,15 @@ class KVCache:
         self.layers[layer].append(k, v)
 
     def _read(
-        self, layer: int, q: Tensor, current: tuple[Tensor, Tensor], turns: Turns | None = None, projected: bool = False
+        self,
+        layer: int,
+        q: Tensor,
+        current: tuple[Tensor, Tensor],
+        encodings: PositionEncodings | None = None,
+        projected: bool = False,
     ) -> Tensor:
-        """Attention of turned queries over history, turned by `turns`, and the block, which has been turned."""
-        exact, codec = self.layers[layer].exact, self.layers[layer].codecs.keys
-
-        def decode(span: Span, tokens: slice, heads: slice, out: Tensor, turn: Turn | None) -> None:
-            method = exact if isinstance(span, ExactSpan) else codec
-            if isinstance(turn, Rotation) and out.device.type == "cuda" and isinstance(method, TurningCodec):
-                method.decode(span, tokens, heads, out, turn)
-                return
-            method.decode(span, tokens, heads, out)
-            if isinstance(turn, Rotation):
-                turn_(out, turn)
-            elif turn is not None:
-                turn.apply_(out)
-
-        pairs, per_frame = self._history(layer, q.device), self.spec.tokens_per_frame
-        hidden = (len(self.layers[layer].state.sink), self.layout.hidden * per_frame)
-        history = History(pairs, current, decode, turns, projected, per_frame, hidden)
-        return attend(q, history, self.workspace, self.readings.choose(q, projected), self.config.backend)
-
-    def _history(self, layer: int, device: torch.device) -> list[Pair]:
-        """What a layer remembers, on the device where it attends."""
-        state = self.layers[layer].state
-        if self.depot is None:
-            return state.history
-        following = (layer + 1) % len(self.layers)
-        spans = self.depot.visit(device, (layer, state.spans), (following, self.layers[following].state.spans))
-        return [*state.sink, *spans, *state.tail]
+        """Attention of q over history and block, see `Reader.attend`."""
+        return self.reader.attend(self.layers, layer, q, current, encodings, projected, self.layout.hidden)
 
     def observe(self, observer: Observer) -> None:
         """From now on tell `observer` of every span as soon as it is made, and what it was made of."""
@@ -189,7 +152,7 @@ class KVCache:
 
     def explain(self) -> list[str]:
         """How this cache was read so far, and why so: a line for every kind of queries that came up."""
-        return [reading.text() for reading in self.readings.all()]
+        return [reading.text() for reading in self.reader.readings.all()]
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -204,8 +167,8 @@ class KVCache:
         if len(tokens) > 1:
             raise CacheError(f"layers hold blocks of {sorted(tokens)} tokens; every layer must see the same block before commit")
         frames = tokens.pop() // self.spec.tokens_per_frame
-        self._check_placed(frames)
-        self._check_finite(self.layers)
+        self.positions.check_placed(frames)
+        check_finite(self.layers, self.frames_committed, under_way=False)
         self._commit = _Commit(self.policy.commit(self.layout, frames), frames)
         for layer in range(self.spec.layers):
             self._commit_one(layer)
@@ -223,8 +186,8 @@ class KVCache:
                 f"layer {layer} came up for commit, but layer {expected} is next and must have attended; go in order"
             )
         frames = current[0].shape[2] // self.spec.tokens_per_frame
-        self._check_placed(frames)
-        self._check_finite(self.layers[layer : layer + 1])
+        self.positions.check_placed(frames)
+        check_finite(self.layers[layer : layer + 1], self.frames_committed, self._commit is not None)
         if self._commit is None:
             self._commit = _Commit(self.policy.commit(self.layout, frames), frames)
         elif frames != self._commit.frames:
@@ -244,7 +207,7 @@ class KVCache:
         self._commit.layers += 1
         if self._commit.layers == self.spec.layers:
             step, frames, self._commit = self._commit.step, self._commit.frames, None
-            self._forget_origins(step, frames)
+            self.positions.commit(sum(step.layout.sink), self.layout.frames + frames - step.layout.frames)
             self.layout = step.layout
             self.frames_committed += frames
             self.spans_due += step.encode_chunks > 0
@@ -262,39 +225,46 @@ class KVCache:
         """As after `__init__`; all memory is given back."""
         for layer in self.layers:
             layer.reset()
-        if self.depot is not None:
-            self.depot.clear()
-        self.workspace.clear()
+        if self.offloader is not None:
+            self.offloader.clear()
+        self.reader.workspace.clear()
+        self.positions.clear()
         self._begin()
 
     def resume(self, layout: Layout, frames_committed: int, spans_due: int, origins: Sequence[Origin]) -> None:
         """Take over a history that was put into the layers from a file; see `session.cache_file`."""
-        self.layout, self.frames_committed, self.spans_due, self._origins = layout, frames_committed, spans_due, list(origins)
+        self.layout, self.frames_committed, self.spans_due = layout, frames_committed, spans_due
+        self.positions.committed = list(origins)
+
+    @property
+    def workspace(self) -> Workspace:
+        """What attention works in."""
+        return self.reader.workspace
 
     @property
     def origins(self) -> list[Origin]:
         """Positions of the frames in memory, oldest first; empty without a rope."""
-        return list(self._origins)
+        return list(self.positions.committed)
 
     def nbytes(self) -> CacheBytes:
         """Bytes of the history, counted from the storages that are there; shared ones once."""
         spans = [span for layer in self.layers for pair in layer.state.history for span in pair]
         return CacheBytes(**storage_bytes(spans))
 
-    def codebooks(self) -> list[tuple[list[BookSize], list[BookSize]]] | None:
+    def codebooks(self) -> list[tuple[list[CodebookSize], list[CodebookSize]]] | None:
         """The codebooks that every layer has begun, for `CacheSpec.predict`; None for codecs that begin one for every so many
         spans, whatever is in them."""
         if self.config.codec != "klt":
             return None
-        return [(book_sizes(layer.state.spans, 0), book_sizes(layer.state.spans, 1)) for layer in self.layers]
+        return [(codebook_sizes(layer.state.spans, 0), codebook_sizes(layer.state.spans, 1)) for layer in self.layers]
 
-    def places(self) -> Places:
+    def placement(self) -> Placement:
         """Where the bytes of `nbytes` are."""
         total = self.nbytes().total
-        if self.depot is None or not self.depot.away:
-            return Places(total)
+        if self.offloader is None or not self.offloader.away:
+            return Placement(total)
         packed = sum(storage_bytes(span for layer in self.layers for pair in layer.state.spans for span in pair).values())
-        return Places(total - packed, packed, self.depot.peak)
+        return Placement(total - packed, packed, self.offloader.peak)
 
     def verify_encoded(self) -> None:
         """Raise CacheError unless every layer's codec was called, and exactly as often as the policy asked."""
@@ -318,55 +288,3 @@ class KVCache:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reset()
-
-    def _check_placed(self, frames: int) -> None:
-        if self.rope is not None and len(self._current_origins) != frames:
-            raise CacheError(
-                f"{len(self._current_origins)} frames were placed, but the block has {frames}; call place() for every block"
-            )
-
-    def _check_finite(self, layers: Sequence[LayerCache]) -> None:
-        """Two numbers per layer and tensor, one synchronisation for all of them."""
-        limit = LARGEST_VALUES.get(self.config.codec, LARGEST_VALUE)
-        ends = torch.stack([end.float() for layer in layers for x in layer.state.current or () for end in x.aminmax()])
-        if bool((ends.abs() <= limit).all()):  # false for NaN
-            return
-        for layer in layers:
-            for name, x in zip(("keys", "values"), layer.state.current or (), strict=True):
-                sizes = x.float().abs().unflatten(2, (-1, self.spec.tokens_per_frame)).amax(-1).amax(-1).amax(0).amax(0)
-                if bool((sizes <= limit).all()):
-                    continue
-                at = int((~(sizes <= limit)).nonzero()[0])
-                place = (layer.layer, self.frames_committed + at, name, self._commit is not None)
-                if not bool(sizes[at].isfinite()):
-                    raise NonFiniteError(*place)
-                raise TooLargeError(*place, float(sizes[at]), limit, self.config.codec)
-
-    def _forget_origins(self, step: Step, frames: int) -> None:
-        """Keep positions in step with the layers: the block's join, those of evicted frames (behind the sink) leave."""
-        evicted = self.layout.frames + frames - step.layout.frames
-        if self.rope is not None:
-            self._origins.extend(self._current_origins)
-            sink = sum(step.layout.sink)
-            del self._origins[sink : sink + evicted]
-        self._current_origins, self._current_rotation = [], None
-
-    def _block_rotation(self, k: Tensor) -> Rotation:
-        """Angles of the current block, computed once for all layers."""
-        assert self.rope is not None
-        if len(self._current_origins) * self.spec.tokens_per_frame != k.shape[2]:
-            raise CacheError(
-                f"{len(self._current_origins)} frames were placed, but the block has {k.shape[2]} tokens of "
-                f"{self.spec.tokens_per_frame} per frame; call place() with one origin per frame before attend()"
-            )
-        if self._current_rotation is None:
-            self._current_rotation = self.rope.rotation(torch.tensor(self._current_origins, device=k.device))
-        return self._current_rotation
-
-    def _rotation(self, start: int, stop: int) -> Rotation:
-        """Angles of history tokens start:stop, made anew each time: angles of a long history would outweigh its codes."""
-        assert self.rope is not None
-        per_frame = self.spec.tokens_per_frame
-        first, last = start // per_frame, -(-stop // per_frame)
-        origins = torch.tensor(self._origins[first:last], device=self._device)
-        return self.rope.rotation(origins).tokens(start - first * per_frame, stop - first * per_frame)

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ..attention.history import Pair
 from ..codec import ExactCodec, KLTCodec, make_codecs
-from ..codec.base import BookSize, EncodeHint, Room
-from ..codec.span import AnyCodebook, Dictionary, ExactSpan, Span, TransformSpan
+from ..codec.base import CodebookSize, EncodeHint, Room
+from ..codec.span import Codebook, ExactSpan, Span, TransformCodebook, TransformSpan
 from ..config import QVGConfig
 from ..errors import CacheError
-from .offload import Depot
+from .offload import Offloader
 from .policy import Step
 from .spec import CacheSpec
-
 
 # Told of every span as soon as it is made, and of what it was made of.
 Observer = Callable[[Span, Tensor], None]
@@ -45,13 +44,13 @@ class LayerState:
 
 
 class LayerCache:
-    """Memory of one layer: append, commit, evict, reset. With a `depot` its packed spans are kept there; an `observer` is told of
-    every span."""
+    """Memory of one layer: append, commit, evict, reset. With an `offloader` its packed spans are kept at its home; an
+    `observer` is told of every span."""
 
     observer: Observer | None = None
 
-    def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int, depot: Depot | None = None):
-        self.spec, self.config, self.layer, self.depot = spec, config, layer, depot
+    def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int, offloader: Offloader | None = None):
+        self.spec, self.config, self.layer, self.offloader = spec, config, layer, offloader
         self.codecs, self.exact = make_codecs(config, spec.dtype), ExactCodec(spec.dtype)
         self.state = LayerState()
 
@@ -105,8 +104,8 @@ class LayerCache:
         self.state = LayerState()
 
     def _forget_copies(self) -> None:
-        if self.depot is not None:
-            self.depot.forget(self.layer)
+        if self.offloader is not None:
+            self.offloader.forget(self.layer)
 
     def _encode(self, due: Sequence[Pair], which: int, spare_rows: int) -> Span:
         """The span of some chunks' keys (0) or values (1)."""
@@ -120,7 +119,7 @@ class LayerCache:
         own = sum(self.state.spare_rows)
         hint, codec = self._hint(which, Room(own, own + spare_rows)), self.codecs[which]
         x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
-        span = self._told(codec.encode(x, hint) if self.depot is None else self.depot.encode(codec, x, hint), x)
+        span = self._told(codec.encode(x, hint) if self.offloader is None else self.offloader.encode(codec, x, hint), x)
         if hint.reuse is None or not _same_group(span.codebook, hint.reuse):
             self.state.group_starts[which] = self.state.spans_encoded
         elif isinstance(span, TransformSpan):
@@ -136,12 +135,16 @@ class LayerCache:
             self.observer(span, x)
         return span
 
-    def _hand_on(self, book: Dictionary, which: int) -> None:
+    def _hand_on(self, codebook: TransformCodebook, which: int) -> None:
         """The group's earlier spans take over the codewords that have grown out of theirs, so that only these are in memory."""
         for number, pair in enumerate(self.state.spans):
             known = pair[which]
-            if isinstance(known, TransformSpan) and known.codebook.group is book.group and known.codebook.words is not book.words:
-                longer = known.with_words(book.words)
+            if (
+                isinstance(known, TransformSpan)
+                and known.codebook.group is codebook.group
+                and known.codebook.codewords is not codebook.codewords
+            ):
+                longer = known.with_codewords(codebook.codewords)
                 self.state.spans[number] = pair._replace(keys=longer) if which == 0 else pair._replace(values=longer)
 
     def _hint(self, which: int, room: Room) -> EncodeHint:
@@ -149,27 +152,30 @@ class LayerCache:
         state, config = self.state, self.config
         seed = (config.seed * 1_000_003 + self.layer * 4096 + state.spans_encoded * 8 + which * 4) % (1 << 63)
         last = state.spans[-1][which] if state.spans else None
-        book: AnyCodebook | None = None if last is None else last.codebook
+        codebook: Codebook | None = None if last is None else last.codebook
         shares = state.spans_encoded - state.group_starts[which] < config.spans_per_codebook
-        group = [pair[which].codebook for pair in state.spans] if shares and isinstance(book, Dictionary) else []
-        bases = {id(one.basis): one.basis for one in group if isinstance(one, Dictionary) and _same_group(one, book)}
-        return EncodeHint(seed, book if shares else None, tuple(bases.values()), room, warm=book, checked=True)
+        group = [pair[which].codebook for pair in state.spans] if shares and isinstance(codebook, TransformCodebook) else []
+        bases = {id(one.basis): one.basis for one in group if isinstance(one, TransformCodebook) and _same_group(one, codebook)}
+        return EncodeHint(seed, codebook if shares else None, tuple(bases.values()), room, warm=codebook, checked=True)
 
 
-def book_sizes(spans: Sequence[Pair], which: int) -> list[BookSize]:
+def codebook_sizes(spans: Sequence[Pair], which: int) -> list[CodebookSize]:
     """Of every group of spans of codec "klt", the oldest first, what its codebooks hold."""
-    groups: dict[int, dict[int, Dictionary]] = {}
+    groups: dict[int, dict[int, TransformCodebook]] = {}
     for pair in spans:
-        book = pair[which].codebook
-        if isinstance(book, Dictionary):
-            groups.setdefault(id(book.group), {})[id(book.basis)] = book
+        codebook = pair[which].codebook
+        if isinstance(codebook, TransformCodebook):
+            groups.setdefault(id(codebook.group), {})[id(codebook.basis)] = codebook
     return [
-        BookSize(next(iter(books.values())).words.values.shape[2], tuple(book.basis.directions for book in books.values()))
-        for books in groups.values()
+        CodebookSize(
+            next(iter(codebooks.values())).codewords.values.shape[2],
+            tuple(codebook.basis.directions for codebook in codebooks.values()),
+        )
+        for codebooks in groups.values()
     ]
 
 
-def _same_group(one: AnyCodebook | None, other: AnyCodebook | None) -> bool:
-    if isinstance(one, Dictionary) and isinstance(other, Dictionary):
+def _same_group(one: Codebook | None, other: Codebook | None) -> bool:
+    if isinstance(one, TransformCodebook) and isinstance(other, TransformCodebook):
         return one.group is other.group
     return one is other

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..attention.history import Pair
 from ..codec.base import Codec, EncodeHint
-from ..codec.span import AnyCodebook, Dictionary, Known, Span, put_all, put_basis, put_book, put_span
+from ..codec.span import Codebook, Known, Span, TransformCodebook, put_all, put_basis, put_codebook, put_span
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,17 +27,17 @@ Layer = tuple[int, Sequence[Pair]]
 
 
 @dataclass(frozen=True)
-class Places:
-    """Bytes of a cache by where they are: `device` and `home` (CPU memory) are all of it. `visiting`: the most that copies of
+class Placement:
+    """Bytes of a cache by where they are: `device` and `home` (CPU memory) are all of it. `copied`: the most that copies of
     what is at home took on the device beside that."""
 
     device: int
     home: int = 0
-    visiting: int = 0
+    copied: int = 0
 
 
 @dataclass(frozen=True)
-class _Visit:
+class _Copy:
     """Copies of a layer's packed spans. `ready`: recorded behind the last of them, where there are streams."""
 
     pairs: list[Pair]
@@ -45,7 +45,7 @@ class _Visit:
     ready: torch.cuda.Event | None
 
 
-class Depot:
+class Offloader:
     """Keeps packed spans in the memory of `home`, and brings a layer's to the device when it attends.
 
     home      a CPU device
@@ -56,12 +56,12 @@ class Depot:
     def __init__(self, home: torch.device | str = "cpu"):
         self.home = torch.device(home)
         self.away, self.peak = False, 0
-        self._visits: dict[tuple[int, torch.device], _Visit] = {}
+        self._copies: dict[tuple[int, torch.device], _Copy] = {}
 
     @property
-    def visitors(self) -> dict[int, int]:
+    def copied_bytes(self) -> dict[int, int]:
         """Bytes of copies on the device now, by layer."""
-        return {layer: visit.nbytes for (layer, _), visit in self._visits.items() if visit.pairs}
+        return {layer: copy.nbytes for (layer, _), copy in self._copies.items() if copy.pairs}
 
     def encode(self, codec: Codec, x: Tensor, hint: EncodeHint) -> Span:
         """As `Codec.encode`: on x's device, with codebooks that are at home; and the span goes home."""
@@ -70,8 +70,8 @@ class Depot:
 
         there: Known = {}
 
-        def bring(book: AnyCodebook | None) -> AnyCodebook | None:
-            return None if book is None else put_book(book, copy, there)
+        def bring(codebook: Codebook | None) -> Codebook | None:
+            return None if codebook is None else put_codebook(codebook, copy, there)
 
         def copy(tensor: Tensor) -> Tensor:
             return tensor.to(x.device, copy=True)
@@ -86,29 +86,29 @@ class Depot:
         """A packed span that was read from a file into the memory of home, for use on `device`; `known` as in `put_span`."""
         return span if device == self.home else put_span(span, lambda tensor: self._send(tensor, device), known)
 
-    def visit(self, device: torch.device, now: Layer, following: Layer) -> Sequence[Pair]:
+    def fetch(self, device: torch.device, now: Layer, following: Layer) -> Sequence[Pair]:
         """The packed spans of the layer `now`, on `device`, and those of the layer after it on their way. The answer is valid
-        until another layer visits."""
+        until another layer is fetched."""
         if device == self.home:
             return now[1]
-        self._visits = {key: visit for key, visit in self._visits.items() if key in ((now[0], device), (following[0], device))}
+        self._copies = {key: copy for key, copy in self._copies.items() if key in ((now[0], device), (following[0], device))}
         for layer, pairs in (now, following):
-            if (layer, device) not in self._visits:
-                self._visits[layer, device] = self._bring(pairs, device)
-                self.peak = max(self.peak, sum(visit.nbytes for visit in self._visits.values()))
-        visit = self._visits[now[0], device]
-        if visit.ready is not None:
-            torch.cuda.current_stream(device).wait_event(visit.ready)
-        return visit.pairs
+            if (layer, device) not in self._copies:
+                self._copies[layer, device] = self._bring(pairs, device)
+                self.peak = max(self.peak, sum(copy.nbytes for copy in self._copies.values()))
+        copy = self._copies[now[0], device]
+        if copy.ready is not None:
+            torch.cuda.current_stream(device).wait_event(copy.ready)
+        return copy.pairs
 
     def forget(self, layer: int) -> None:
         """The layer's spans have changed: copies of the old ones go."""
-        self._visits = {key: visit for key, visit in self._visits.items() if key[0] != layer}
+        self._copies = {key: copy for key, copy in self._copies.items() if key[0] != layer}
 
     def clear(self) -> None:
         """As after `__init__`."""
         self.away, self.peak = False, 0
-        self._visits.clear()
+        self._copies.clear()
 
     def _send(self, tensor: Tensor, device: torch.device) -> Tensor:
         """A copy at home. For a CUDA or ROCm device it is pinned, so that it can come back while the device computes; torch takes
@@ -116,7 +116,7 @@ class Depot:
         self.away = True
         return _room(tensor, self.home, device.type == "cuda").copy_(tensor)
 
-    def _bring(self, pairs: Sequence[Pair], device: torch.device) -> _Visit:
+    def _bring(self, pairs: Sequence[Pair], device: torch.device) -> _Copy:
         """Copies on the device. What was there before is given up by now, and may still be read: the stream of the copies waits
         for all that has been asked of the device so far, and the memory that it reuses is its own."""
         if device.type != "cuda" or not pairs:
@@ -126,7 +126,7 @@ class Depot:
         with torch.cuda.stream(side):
             return self._copied(pairs, device, side)
 
-    def _copied(self, pairs: Sequence[Pair], device: torch.device, stream: torch.cuda.Stream | None) -> _Visit:
+    def _copied(self, pairs: Sequence[Pair], device: torch.device, stream: torch.cuda.Stream | None) -> _Copy:
         sizes = []
 
         def put(tensor: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Depot:
 
         there = put_all([span for pair in pairs for span in pair], put)
         ready = None if stream is None else stream.record_event()
-        return _Visit([Pair(*two) for two in zip(there[::2], there[1::2], strict=True)], sum(sizes), ready)
+        return _Copy([Pair(*two) for two in zip(there[::2], there[1::2], strict=True)], sum(sizes), ready)
 
 
 def _pairs(here: EncodeHint, there: EncodeHint) -> Iterator[tuple[object, object]]:
@@ -144,8 +144,8 @@ def _pairs(here: EncodeHint, there: EncodeHint) -> Iterator[tuple[object, object
     for one, other in ((here.reuse, there.reuse), (here.warm, there.warm)):
         if one is not None:
             yield one, other
-        if isinstance(one, Dictionary) and isinstance(other, Dictionary):
-            yield from ((one.words, other.words), (one.basis, other.basis))
+        if isinstance(one, TransformCodebook) and isinstance(other, TransformCodebook):
+            yield from ((one.codewords, other.codewords), (one.basis, other.basis))
 
 
 def _room(like: Tensor, home: torch.device, pinned: bool) -> Tensor:

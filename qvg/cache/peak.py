@@ -63,11 +63,11 @@ def _on_device(layers: int, during: int, waiting: int, packed: int, exact: int, 
     """The most while packed spans are elsewhere and two layers' are on a visit. `packed` are a layer's before it commits, and
     `packed_after`; the rest is without them: `during` of the layer that commits, `waiting` of one that has yet to, `exact` of
     one that has. Beside the last one the first one's new spans are there."""
-    visitors = min(2, layers)
+    fetched = min(2, layers)
     return max(
-        during + (layers - 1) * max(waiting, exact) + visitors * packed,
+        during + (layers - 1) * max(waiting, exact) + fetched * packed,
         during + (layers - 1) * exact + packed + (packed_after if layers > 1 else 0),
-        layers * exact + visitors * packed_after,
+        layers * exact + fetched * packed_after,
     )
 
 
@@ -77,7 +77,7 @@ class _Layer:
     def __init__(self, spec: SpecLike, config: QVGConfig):
         self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
         self._codecs: tuple[Codec, ...] = (*make_codecs(config, spec.dtype), ExactCodec(spec.dtype))
-        self._span, self._book = cache(self._count_span), cache(self._count_book)
+        self._span, self._codebook = cache(self._count_span), cache(self._count_codebook)
         self._newest: Book = ()
 
     def exact(self, frames: int) -> int:
@@ -90,8 +90,8 @@ class _Layer:
         if commit.span_frames:
             added += sum(self._encoded(which, commit) for which in _ENCODED) - self.exact(commit.span_frames)
         spans = sum(self._span(which, frames) for which in _ENCODED for frames in commit.gone_spans)
-        books = sum(self._book(which, book) for which in _ENCODED for book in commit.gone_books)
-        return added - spans - books - sum(map(self.exact, commit.gone_chunks))
+        codebooks = sum(self._codebook(which, codebook) for which in _ENCODED for codebook in commit.gone_codebooks)
+        return added - spans - codebooks - sum(map(self.exact, commit.gone_chunks))
 
     def exact_change(self, commit: Commit) -> int:
         """By how much that part of it grows which is not encoded, and never away from the device."""
@@ -99,8 +99,8 @@ class _Layer:
 
     def lent(self, commit: Commit) -> int:
         """Copies of codebooks on the device that an encoder starts from, at most."""
-        start, self._newest = self._newest, commit.book_after or self._newest
-        return sum(self._book(which, start) for which in _ENCODED) if commit.span_frames else 0
+        start, self._newest = self._newest, commit.codebook_after or self._newest
+        return sum(self._codebook(which, start) for which in _ENCODED) if commit.span_frames else 0
 
     def during(self, commit: Commit, before: int, block: int) -> int:
         """The most that the layer holds from the moment when it has the block until it has committed it."""
@@ -116,26 +116,28 @@ class _Layer:
     def _encoded(self, which: int, commit: Commit) -> int:
         """What a span adds for good."""
         return (
-            self._span(which, commit.span_frames) + self._book(which, commit.book_after) - self._book(which, commit.book_before)
+            self._span(which, commit.span_frames)
+            + self._codebook(which, commit.codebook_after)
+            - self._codebook(which, commit.codebook_before)
         )
 
     def _made(self, which: int, commit: Commit) -> int:
         """What the codec gives back in memory of its own: the span, and those parts of its codebook that are new. A longer
         codebook is there beside the shorter one until earlier spans have taken it over."""
-        old, new = (self._parts(which, book) for book in (commit.book_before, commit.book_after))
+        old, new = (self._parts(which, codebook) for codebook in (commit.codebook_before, commit.codebook_after))
         return self._span(which, commit.span_frames) + sum(size for name, size in new.items() if size != old.get(name))
 
-    def _parts(self, which: int, book: Book) -> dict[str, int]:
-        tokens = [frames * self._spec.tokens_per_frame for frames in book]
-        return self._codecs[which].predicted_codebook_bytes(self._rows, tokens) if book else {}
+    def _parts(self, which: int, codebook: Book) -> dict[str, int]:
+        tokens = [frames * self._spec.tokens_per_frame for frames in codebook]
+        return self._codecs[which].predicted_codebook_bytes(self._rows, tokens) if codebook else {}
 
     def _count_span(self, which: int, frames: int) -> int:
         spec = self._spec
         shape = (spec.batch, spec.heads, frames * spec.tokens_per_frame, spec.head_dim)
         return sum(self._codecs[which].predicted_bytes(shape).values())
 
-    def _count_book(self, which: int, book: Book) -> int:
-        return sum(self._parts(which, book).values())
+    def _count_codebook(self, which: int, codebook: Book) -> int:
+        return sum(self._parts(which, codebook).values())
 
 
 def most_held(spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:

@@ -118,12 +118,12 @@ class CacheSpec:
         sizes = self._span_bytes(config, growth.layout)
         for which, codec in enumerate(make_codecs(config, self.dtype)):
             if codebooks is None or not isinstance(codec, KLTCodec):
-                for book in growth.books:
-                    tokens = [count * self.tokens_per_frame for count in book]
+                for codebook in growth.codebooks:
+                    tokens = [count * self.tokens_per_frame for count in codebook]
                     sizes.update(_times(self.layers, codec.predicted_codebook_bytes(self._rows, tokens)))
             elif isinstance(codebooks, str):
                 tokens = [count * self.tokens_per_frame for count in growth.layout.spans]
-                for size in codec.most_books(tokens, self.head_dim, config.window_frames is not None):
+                for size in codec.most_codebooks(tokens, self.head_dim, config.window_frames is not None):
                     sizes.update(_times(self.layers, codec.codebook_bytes(self._rows, size)))
             else:
                 for layer in codebooks:

@@ -10,20 +10,20 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..positions.rope import Rotation
-from .span import AnyCodebook, Basis, Span
+from .span import Basis, Codebook, Span
 
 
 @dataclass(frozen=True)
-class BookSize:
+class CodebookSize:
     """What a group of spans has in memory: codewords that they share, and the directions of each of its bases, 0 for one that is
     not learned."""
 
-    words: int
+    codewords: int
     bases: tuple[int, ...]
 
 
 # Of every layer, the codebooks of its keys and those of its values.
-Codebooks = Sequence[tuple[Sequence[BookSize], Sequence[BookSize]]]
+Codebooks = Sequence[tuple[Sequence[CodebookSize], Sequence[CodebookSize]]]
 
 
 class Room(NamedTuple):
@@ -39,17 +39,17 @@ class EncodeHint:
 
     seed      of every random choice in this span
     reuse     codebook to encode with, because an earlier span of the same group trained it; a codec may add to it
-    bases     of the group's spans in memory, each once, the newest last; only of `Dictionary`
+    bases     of the group's spans in memory, each once, the newest last; only of `TransformCodebook`
     room      directions and codewords that codebooks may still begin; None: what this group's bases leave of a whole one
     warm      codebook to start training from
     checked   the values are known to be finite; otherwise the codec looks, which costs a synchronisation on a GPU
     """
 
     seed: int = 0
-    reuse: AnyCodebook | None = None
+    reuse: Codebook | None = None
     bases: tuple[Basis, ...] = ()
     room: Room | None = None
-    warm: AnyCodebook | None = None
+    warm: Codebook | None = None
     checked: bool = False
 
 
@@ -67,7 +67,7 @@ class Codec(Protocol):
 
     def encode(self, x: Tensor, hint: EncodeHint) -> Span:
         """x [B, H, S, D] -> a span that shares no memory with x. If its codebook is another one than `hint.reuse`, it is that one
-        grown, and the spans that used the shorter one take the longer one over (`with_words`); or a new group's."""
+        grown, and the spans that used the shorter one take the longer one over (`with_codewords`); or a new group's."""
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor) -> Tensor:
         """Tokens and heads of a span into `out` [B, heads, tokens, D], which is returned."""
@@ -81,10 +81,11 @@ class Codec(Protocol):
 
 
 @runtime_checkable
-class TurningCodec(Protocol):
-    """A codec whose kernels turn keys on their way out. On a CPU turning a tile afterwards is as fast and takes less memory."""
+class RotatingCodec(Protocol):
+    """A codec whose kernels rotate keys on their way out. On a CPU it is as fast to rotate a tile
+    afterwards, and takes less memory."""
 
-    turns: bool
+    rotates: bool
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:
         """As `Codec.decode`; `rotation` holds the angles of these tokens."""

@@ -19,7 +19,7 @@ from .span import Basis
 # A direction without energy still needs a scale to divide by: the share of the mean variance that all get.
 _VARIANCE_FLOOR = 1e-6
 _SMALLEST_VARIANCE = 1e-9
-# Directions of equal variance could be turned into each other by the last bit of a sum: each gets a little less than the one
+# Directions of equal variance could be rotated into each other by the last bit of a sum: each gets a little less than the one
 # before, as a share of the mean variance in all.
 _RAMP = 1e-7
 # More than 1 dB of error is too much for what few directions save.

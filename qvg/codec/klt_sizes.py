@@ -14,18 +14,18 @@ _LEAST_TOKENS_PER_CHANNEL = 4
 _LONG_SPANS = (16, 32)
 
 
-def first_words(config: QVGConfig, tokens: int) -> int:
+def first_codewords(config: QVGConfig, tokens: int) -> int:
     """Codewords of a new codebook. "auto": one for 16 tokens, at most half of all that ids can name if other spans follow."""
     if config.clusters != "auto":
         return min(config.clusters, tokens)
     return max(1, min(MAX_CLUSTERS if config.spans_per_codebook == 1 else MAX_CLUSTERS // 2, tokens // 16))
 
 
-def added_words(config: QVGConfig, words: int, tokens: int) -> int:
+def added_codewords(config: QVGConfig, codewords: int, tokens: int) -> int:
     """Codewords that a later span adds. "auto": at most one for 32 tokens, and such that they last for all spans to come."""
     share = MAX_CLUSTERS // 2 // max(1, config.spans_per_codebook - 1)
     wanted = min(tokens // 32, max(1, share)) if config.clusters_added == "auto" else config.clusters_added
-    return max(0, min(wanted, MAX_CLUSTERS - words, tokens))
+    return max(0, min(wanted, MAX_CLUSTERS - codewords, tokens))
 
 
 def learns_basis(config: QVGConfig, tokens: int, channels: int) -> bool:

@@ -24,7 +24,7 @@ from ...kernels.packing import packed_width
 from ..config import AUTO_CENTROID_BITS, QVGConfig
 from ..positions.rope import Rotation
 from .base import EncodeHint, refuse_non_finite
-from .span import AnyCodebook, Codebook, QuantizedSpan, Span
+from .span import Codebook, KMeansCodebook, QuantizedSpan, Span
 
 _FLOAT16_MAX = 65504.0
 
@@ -33,7 +33,7 @@ class QVGCodec:
     """See the module docstring."""
 
     name = "qvg"
-    turns = True
+    rotates = True
 
     def __init__(self, config: QVGConfig):
         self.config = config
@@ -91,7 +91,7 @@ class QVGCodec:
         batch, heads, channels = rows
         return {"centroids": batch * heads * self.config.num_stages * self.clusters(tokens[0]) * channels * 2}
 
-    def _train(self, x: Tensor, hint: EncodeHint) -> Codebook:
+    def _train(self, x: Tensor, hint: EncodeHint) -> KMeansCodebook:
         """k-means, stage after stage, each on what the last one left."""
         residual = x.float()
         warm = _own(hint.warm)
@@ -109,9 +109,9 @@ class QVGCodec:
             stages.append(stored)
             if stage + 1 < self.config.num_stages:
                 residual = self._subtract(residual, assign_clusters(residual, stored, self.config.backend), stored)
-        return Codebook(torch.stack(stages, 2))
+        return KMeansCodebook(torch.stack(stages, 2))
 
-    def _assign(self, x: Tensor, codebook: Codebook) -> Tensor:
+    def _assign(self, x: Tensor, codebook: KMeansCodebook) -> Tensor:
         """Ids of every stage against the centroids as stored. -> [B, H, N, S] uint8."""
         residual = x
         ids = []
@@ -126,9 +126,9 @@ class QVGCodec:
         return subtract_centroids(x, ids, centroids, self.config.backend)
 
 
-def _own(book: AnyCodebook | None) -> Codebook | None:
+def _own(codebook: Codebook | None) -> KMeansCodebook | None:
     """A codebook of this codec, or nothing."""
-    return book if isinstance(book, Codebook) else None
+    return codebook if isinstance(codebook, KMeansCodebook) else None
 
 
 def _distinct_tokens(x: Tensor, count: int, seed: int) -> Tensor:

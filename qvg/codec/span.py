@@ -27,7 +27,7 @@ _COMPONENTS = {"centroid_scales": "centroids", "basis_scales": "basis", "gains":
 
 
 @dataclass(frozen=True, eq=False)
-class Codebook:
+class KMeansCodebook:
     """Centroids of every stage: [B, H, N, C, D] float16."""
 
     centroids: Tensor
@@ -46,9 +46,9 @@ class Codebook:
         """Every tensor by name."""
         return {"centroids": self.centroids}
 
-    def put(self, put: Put) -> Codebook:
+    def put(self, put: Put) -> KMeansCodebook:
         """The same elsewhere."""
-        return Codebook(put(self.centroids))
+        return KMeansCodebook(put(self.centroids))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,27 +112,27 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class TransformCodebook:
     """Codebook of the KLT codec: codewords int8 [B, H, C, D] with float16 scales [B, H, C], and a basis for what they leave over.
 
-    A longer dictionary with the same first words decodes everything that a shorter one does. All codebooks of a `group` share
-    their words (the same object), and some of them a basis.
+    A longer codebook with the same first codewords decodes everything that a shorter one does. All codebooks of a `group` share
+    their codewords (the same object), and some of them a basis.
     """
 
-    words: Rows8
+    codewords: Rows8
     basis: Basis
     group: Group
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
-        return {"centroids": self.words.values, "centroid_scales": self.words.scales, **self.basis.tensors()}
+        return {"centroids": self.codewords.values, "centroid_scales": self.codewords.scales, **self.basis.tensors()}
 
-    def put(self, put: Put, known: Known | None = None) -> Dictionary:
+    def put(self, put: Put, known: Known | None = None) -> TransformCodebook:
         """The same elsewhere. `known`: by the id of what is here what is there already; what is new joins."""
         known = {} if known is None else known
-        if id(self.words) not in known:
-            known[id(self.words)] = Rows8(*(put(part) for part in self.words))
-        return Dictionary(known[id(self.words)], put_basis(self.basis, put, known), self.group)
+        if id(self.codewords) not in known:
+            known[id(self.codewords)] = Rows8(*(put(part) for part in self.codewords))
+        return TransformCodebook(known[id(self.codewords)], put_basis(self.basis, put, known), self.group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ class QuantizedSpan:
     scales: Tensor
     zero_points: Tensor | None
     ids: Tensor
-    codebook: Codebook
+    codebook: KMeansCodebook
     bits: int
     group_size: int
 
@@ -190,21 +190,21 @@ class QuantizedSpan:
         parts = {**self.codebook.tensors(), "ids": self.ids, "codes": self.codes, "scales": self.scales}
         return parts if self.zero_points is None else {**parts, "zero_points": self.zero_points}
 
-    def put(self, put: Put, codebook: Codebook | None = None) -> QuantizedSpan:
+    def put(self, put: Put, codebook: KMeansCodebook | None = None) -> QuantizedSpan:
         """The same elsewhere; `codebook` is the one that is there already, where several spans share it."""
         zero_points = None if self.zero_points is None else put(self.zero_points)
-        book = codebook or self.codebook.put(put)
-        return QuantizedSpan(put(self.codes), put(self.scales), zero_points, put(self.ids), book, self.bits, self.group_size)
+        codebook = codebook or self.codebook.put(put)
+        return QuantizedSpan(put(self.codes), put(self.scales), zero_points, put(self.ids), codebook, self.bits, self.group_size)
 
 
 @dataclass(frozen=True, eq=False)
 class TransformSpan:
-    """Tokens as word ids plus transform coefficients: codes [B, H, S, P], gains [B, H, S], ids [B, H, S]; all uint8."""
+    """Tokens as codeword ids plus transform coefficients: codes [B, H, S, P], gains [B, H, S], ids [B, H, S]; all uint8."""
 
     codes: Tensor
     gains: Tensor
     ids: Tensor
-    codebook: Dictionary
+    codebook: TransformCodebook
 
     codec = "klt"
 
@@ -217,11 +217,11 @@ class TransformSpan:
         """Every tensor by name."""
         return {**self.codebook.tensors(), "ids": self.ids, "codes": self.codes, "gains": self.gains}
 
-    def with_words(self, words: Rows8) -> TransformSpan:
+    def with_codewords(self, codewords: Rows8) -> TransformSpan:
         """The same tokens with codewords that have grown."""
-        return replace(self, codebook=replace(self.codebook, words=words))
+        return replace(self, codebook=replace(self.codebook, codewords=codewords))
 
-    def put(self, put: Put, codebook: Dictionary | None = None) -> TransformSpan:
+    def put(self, put: Put, codebook: TransformCodebook | None = None) -> TransformSpan:
         """The same elsewhere; `codebook` is the one that is there already, where several spans share it."""
         return TransformSpan(put(self.codes), put(self.gains), put(self.ids), codebook or self.codebook.put(put))
 
@@ -256,7 +256,7 @@ class GroupSpan:
         return replace(self, codes=put(self.codes), scales=put(self.scales), zero_points=zero_points)
 
 
-AnyCodebook = Codebook | Dictionary
+Codebook = KMeansCodebook | TransformCodebook
 Span = ExactSpan | QuantizedSpan | TransformSpan | GroupSpan
 
 
@@ -288,10 +288,10 @@ def put_all(spans: Iterable[Span], put: Put) -> list[Span]:
 
 def put_span(span: Span, put: Put, known: Known) -> Span:
     """A span elsewhere. `known`: by the id of each codebook and part of one what is there already; what is new joins."""
-    book = span.codebook
-    if book is None:
+    codebook = span.codebook
+    if codebook is None:
         return span.put(put)
-    return span.put(put, put_book(book, put, known))  # type: ignore[call-arg,arg-type]
+    return span.put(put, put_codebook(codebook, put, known))  # type: ignore[call-arg,arg-type]
 
 
 def put_basis(basis: Basis, put: Put, known: Known) -> Basis:
@@ -302,9 +302,9 @@ def put_basis(basis: Basis, put: Put, known: Known) -> Basis:
     return there
 
 
-def put_book(book: AnyCodebook, put: Put, known: Known) -> AnyCodebook:
+def put_codebook(codebook: Codebook, put: Put, known: Known) -> Codebook:
     """A codebook elsewhere; `known` as in `put_span`."""
-    if id(book) not in known:
-        known[id(book)] = book.put(put, known) if isinstance(book, Dictionary) else book.put(put)
-    there: AnyCodebook = known[id(book)]
+    if id(codebook) not in known:
+        known[id(codebook)] = codebook.put(put, known) if isinstance(codebook, TransformCodebook) else codebook.put(put)
+    there: Codebook = known[id(codebook)]
     return there

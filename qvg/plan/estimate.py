@@ -182,7 +182,7 @@ class Run:
     def further_bytes(self, frames: int) -> int:
         """What the cache takes at most beside the ordinary number, with a codebook begun at every span."""
         kept, chunks = self.remembered_frames(frames), list(self.chunks(frames))
-        most, usual = (self.spec.predict(self.config, kept, chunks, books).total for books in ("most", None))
+        most, usual = (self.spec.predict(self.config, kept, chunks, codebooks).total for codebooks in ("most", None))
         return max(0, most - usual)
 
     def last_peak(self, chunks: Iterable[int]) -> Peak:

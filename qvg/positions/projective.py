@@ -82,7 +82,7 @@ class Projector:
         queries = project(q, self.to_picture.mT, self.apart)
         return queries, project(k, to_world, self.apart), project(v, to_world)
 
-    def turn(self, which: int, start: int, stop: int) -> Projection:
+    def encoding(self, which: int, start: int, stop: int) -> Projection:
         """What keys (0) or values (1) of the tokens start:stop of the memory go through."""
         return Projection(self.to_world, self.tokens_per_frame, apart=self.apart and which == 0).tokens(start, stop)
 
@@ -119,5 +119,5 @@ def _transform(x: Tensor, matrices: Tensor, apart: bool) -> Tensor:
         return (groups @ matrices.mT).view_as(x)
     # Neighbours (2i, 2i + 1) lie at (i, i + D/2): channel 2b + a of group g is at (a, g, b) of (2, D/4, 2).
     halves = x.unflatten(-1, (2, -1, 2))
-    turned: Tensor = torch.einsum("fbapq,...ftqgp->...ftagb", matrices.unflatten(1, (2, 2)).unflatten(3, (2, 2)), halves)
-    return turned.flatten(-3)
+    projected: Tensor = torch.einsum("fbapq,...ftqgp->...ftagb", matrices.unflatten(1, (2, 2)).unflatten(3, (2, 2)), halves)
+    return projected.flatten(-3)

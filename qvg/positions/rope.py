@@ -4,7 +4,7 @@ Keys are cached before rotation (design.md, "Keys are stored before RoPE"), so t
 frame is a grid of tokens with one origin; token (i, j) of a frame at origin (t, r, c) sits at (t, r + i, c + j). Origins may be
 fractional: the demo world's camera moves by half tokens.
 
-Channel order is [first halves | second halves]: channel p turns with channel p + D/2 (kernels rotate without a shuffle).
+Channel order is [first halves | second halves]: channel p rotates with channel p + D/2 (kernels rotate without a shuffle).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GridRope:
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:
-    """Turn every channel pair of x [..., S, D] by its token's angle (RoFormer, arXiv 2104.09864). `out` must not overlap x."""
+    """Rotate every channel pair of x [..., S, D] by its token's angle (RoFormer, arXiv 2104.09864). `out` must not overlap x."""
     first, second = x.chunk(2, -1)
     out = torch.empty_like(x) if out is None else out
     low, high = out.chunk(2, -1)
@@ -68,11 +68,11 @@ def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:
     return out
 
 
-# Temporaries of `turn_` for tensors that are not float32.
+# Temporaries of `rotate_` for tensors that are not float32.
 _TURN_TOKENS = 4096
 
 
-def turn_(x: Tensor, rotation: Rotation) -> Tensor:
+def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
     """`rotate` in place, in float32 arithmetic; takes half of x's memory for a moment (of a part of x in 16 bits)."""
     if x.dtype != torch.float32:
         for start in range(0, x.shape[2], _TURN_TOKENS):
@@ -111,8 +111,9 @@ def hunyuan_rope(grid_rows: int, grid_cols: int) -> GridRope:
 
 
 def pairs_apart(x: Tensor) -> Tensor:
-    """Channels of a model that turns neighbours, (2i, 2i + 1), in the order that `rotate` turns, (i, i + D/2). [..., D] -> [...,
-    D]
+    """Channels of a model that rotates neighbours, (2i, 2i + 1), in the order that `rotate` takes, (i, i + D/2).
+
+    [..., D] -> [..., D]
 
     Scores do not change where queries and keys both go through it, so nothing has to be put back.
     """

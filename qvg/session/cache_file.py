@@ -27,7 +27,7 @@ from ..errors import CacheFileError, ConfigError
 from ..files import written_whole
 from ..positions.rope import GridRope
 from ..safetensors_writer import held, write_safetensors
-from .span_files import RestoredBooks, SavedBooks, restore_span
+from .span_files import RestoredCodebooks, SavedCodebooks, restore_span
 
 FORMAT = "qvg-cache"
 VERSION = 2
@@ -39,16 +39,16 @@ def save_cache(cache: KVCache, path: Path) -> None:
     cache.check_usable()
     path = Path(path)
     tensors: dict[str, Tensor] = {}
-    books = SavedBooks()
+    codebooks = SavedCodebooks()
     used: dict[str, list[str]] = {}
     for layer in cache.layers:
         for number, pair in enumerate(layer.state.history):
             for which, span in zip(("keys", "values"), pair, strict=True):
                 prefix = f"layer.{layer.layer}.{which}.{number}"
-                book = span.codebook
-                shared = {} if book is None else book.tensors()
-                if book is not None:
-                    used[prefix] = books.add(book)
+                codebook = span.codebook
+                shared = {} if codebook is None else codebook.tensors()
+                if codebook is not None:
+                    used[prefix] = codebooks.add(codebook)
                 tensors.update({f"{prefix}.{part}": tensor for part, tensor in span.tensors().items() if part not in shared})
     state = {
         "spec": {**asdict(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
@@ -59,8 +59,8 @@ def save_cache(cache: KVCache, path: Path) -> None:
         "spans_due": cache.spans_due,
         "origins": cache.origins,
         "codebooks": used,
-        "planes": books.planes,
-        "directions": books.directions,
+        "planes": codebooks.planes,
+        "directions": codebooks.directions,
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
         "encode_calls": [layer.state.encode_calls for layer in cache.layers],
         "group_starts": [layer.state.group_starts for layer in cache.layers],
@@ -69,7 +69,7 @@ def save_cache(cache: KVCache, path: Path) -> None:
     try:
         with written_whole(path) as unfinished:
             metadata = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
-            write_safetensors(unfinished, held(tensors | books.tensors), metadata)
+            write_safetensors(unfinished, held(tensors | codebooks.tensors), metadata)
     except OSError as error:
         raise CacheFileError(
             f"{path} could not be written ({error.strerror}); the cache in memory is untouched, free space or save elsewhere"
@@ -137,7 +137,7 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
 def _restore_layers(
     cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> None:
-    books = RestoredBooks(tensors, state, cache.spec, cache.config)
+    codebooks = RestoredCodebooks(tensors, state, cache.spec, cache.config)
     at_home: Known = {}
     kinds = [(name, frames) for name in ("sink", "spans", "tail") for frames in getattr(layout, name)]
     for layer in cache.layers:
@@ -146,10 +146,10 @@ def _restore_layers(
             for which, part in enumerate(("keys", "values")):
                 prefix = f"layer.{layer.layer}.{part}.{number}"
                 names, tokens = state["codebooks"].get(prefix), frames * cache.spec.tokens_per_frame
-                book = None if names is None else books.book(names)
-                span = restore_span(prefix, tensors, book, cache.spec, cache.config, tokens, which)
-                if cache.depot is not None:
-                    span = cache.depot.adopt(span, device, at_home) if kind == "spans" else move([span], device)[0]
+                codebook = None if names is None else codebooks.codebook(names)
+                span = restore_span(prefix, tensors, codebook, cache.spec, cache.config, tokens, which)
+                if cache.offloader is not None:
+                    span = cache.offloader.adopt(span, device, at_home) if kind == "spans" else move([span], device)[0]
                 pair.append(span)
             getattr(layer.state, kind).append(Pair(*pair))
         layer.state.spans_encoded = int(state["spans_encoded"][layer.layer])

@@ -15,13 +15,24 @@ from ...kernels.lloyd_max import MAX_BITS
 from ...kernels.packing import packed_width
 from ...kernels.rows8 import Rows8
 from ..cache.spec import CacheSpec
-from ..codec.span import AnyCodebook, Basis, Codebook, Dictionary, ExactSpan, Group, GroupSpan, QuantizedSpan, Span, TransformSpan
+from ..codec.span import (
+    Basis,
+    Codebook,
+    ExactSpan,
+    Group,
+    GroupSpan,
+    KMeansCodebook,
+    QuantizedSpan,
+    Span,
+    TransformCodebook,
+    TransformSpan,
+)
 from ..config import QVGConfig
 
 Expected = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-class SavedBooks:
+class SavedCodebooks:
     """Codebooks on their way into a file: every shared part once, under a name of its own."""
 
     def __init__(self) -> None:
@@ -31,24 +42,27 @@ class SavedBooks:
         self.directions: dict[str, int] = {}
         self._names: dict[int, str] = {}
 
-    def add(self, book: AnyCodebook) -> list[str]:
+    def add(self, codebook: Codebook) -> list[str]:
         """Names of a codebook's parts: what spans of a group share, and a basis where there is one."""
-        if isinstance(book, Codebook):
-            name = self._name(book, "codebook")
-            self.tensors[name] = book.centroids
+        if isinstance(codebook, KMeansCodebook):
+            name = self._name(codebook, "codebook")
+            self.tensors[name] = codebook.centroids
             return [name]
-        words, basis = self._name(book.words, "codebook"), self._name(book.basis, "basis")
-        self.tensors |= {f"{words}.centroids": book.words.values, f"{words}.centroid_scales": book.words.scales}
-        self.tensors |= {f"{basis}.{part}": tensor for part, tensor in book.basis.tensors().items()}
-        self.planes[basis], self.directions[basis] = [list(row) for row in book.basis.planes], book.basis.directions
-        return [words, basis]
+        codewords, basis = self._name(codebook.codewords, "codebook"), self._name(codebook.basis, "basis")
+        self.tensors |= {
+            f"{codewords}.centroids": codebook.codewords.values,
+            f"{codewords}.centroid_scales": codebook.codewords.scales,
+        }
+        self.tensors |= {f"{basis}.{part}": tensor for part, tensor in codebook.basis.tensors().items()}
+        self.planes[basis], self.directions[basis] = [list(row) for row in codebook.basis.planes], codebook.basis.directions
+        return [codewords, basis]
 
     def _name(self, part: object, kind: str) -> str:
         count = sum(name.startswith(kind) for name in self._names.values())
         return self._names.setdefault(id(part), f"{kind}.{count}")
 
 
-class RestoredBooks:
+class RestoredCodebooks:
     """The inverse. KeyError, TypeError, ValueError: something is missing or of another shape."""
 
     def __init__(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], spec: CacheSpec, config: QVGConfig):
@@ -56,31 +70,31 @@ class RestoredBooks:
         self._planes = state["planes"] if "planes" in state else state.get("codebook_facts", {})
         every = spec.head_dim if config.transform == "klt" else 0
         self._directions = state.get("directions", dict.fromkeys(self._planes, every))
-        self._books: dict[tuple[str, ...], AnyCodebook] = {}
-        self._words: dict[str, tuple[Rows8, Group]] = {}
+        self._codebooks: dict[tuple[str, ...], Codebook] = {}
+        self._codewords: dict[str, tuple[Rows8, Group]] = {}
         self._bases: dict[str, Basis] = {}
 
-    def book(self, names: Sequence[str] | str) -> AnyCodebook:
+    def codebook(self, names: Sequence[str] | str) -> Codebook:
         """A codebook by the names of its parts. A single name: as the first version of the format has it."""
         key = (names, names) if isinstance(names, str) else tuple(names)
-        if key not in self._books:
-            self._books[key] = self._restored(*key) if self._config.codec == "klt" else self._codebook(key[0])
-        return self._books[key]
+        if key not in self._codebooks:
+            self._codebooks[key] = self._restored(*key) if self._config.codec == "klt" else self._codebook(key[0])
+        return self._codebooks[key]
 
-    def _restored(self, words: str, basis: str) -> Dictionary:
-        if words not in self._words:
-            self._words[words] = (self._restored_words(words), Group())
+    def _restored(self, codewords: str, basis: str) -> TransformCodebook:
+        if codewords not in self._codewords:
+            self._codewords[codewords] = (self._restored_codewords(codewords), Group())
         if basis not in self._bases:
             self._bases[basis] = self._restored_basis(basis)
-        return Dictionary(self._words[words][0], self._bases[basis], self._words[words][1])
+        return TransformCodebook(self._codewords[codewords][0], self._bases[basis], self._codewords[codewords][1])
 
-    def _codebook(self, name: str) -> Codebook:
+    def _codebook(self, name: str) -> KMeansCodebook:
         centroids, spec = self._tensors[name], self._spec
         shape = (spec.batch, spec.heads, self._config.num_stages, centroids.shape[3], spec.head_dim)
         _check(name, {"": centroids}, {"": (shape, torch.float16)})
-        return Codebook(centroids)
+        return KMeansCodebook(centroids)
 
-    def _restored_words(self, name: str) -> Rows8:
+    def _restored_codewords(self, name: str) -> Rows8:
         rows = (self._spec.batch, self._spec.heads)
         parts = {part: self._tensors[f"{name}.{part}"] for part in ("centroids", "centroid_scales")}
         count = parts["centroids"].shape[2]
@@ -115,7 +129,7 @@ class RestoredBooks:
 def restore_span(
     prefix: str,
     tensors: Mapping[str, Tensor],
-    book: AnyCodebook | None,
+    codebook: Codebook | None,
     spec: CacheSpec,
     config: QVGConfig,
     tokens: int,
@@ -127,30 +141,32 @@ def restore_span(
     if "exact" in parts:
         _check(prefix, parts, {"exact": ((spec.batch, spec.heads, tokens, spec.head_dim), spec.dtype)})
         return ExactSpan(parts["exact"])
-    if isinstance(book, Dictionary):
-        return _transform_span(prefix, parts, book, spec, tokens)
-    if isinstance(book, Codebook):
-        return _quantized_span(prefix, parts, book, spec, values, tokens)
+    if isinstance(codebook, TransformCodebook):
+        return _transform_span(prefix, parts, codebook, spec, tokens)
+    if isinstance(codebook, KMeansCodebook):
+        return _quantized_span(prefix, parts, codebook, spec, values, tokens)
     return _group_span(prefix, parts, spec, values, tokens, per_channel=config.codec == "kivi" and which == 0)
 
 
-def _transform_span(prefix: str, parts: Mapping[str, Tensor], book: Dictionary, spec: CacheSpec, tokens: int) -> TransformSpan:
+def _transform_span(
+    prefix: str, parts: Mapping[str, Tensor], codebook: TransformCodebook, spec: CacheSpec, tokens: int
+) -> TransformSpan:
     rows = (spec.batch, spec.heads, tokens)
     _check(
         prefix,
         parts,
         {
-            "codes": ((*rows, plane_width(book.basis.planes[0])), torch.uint8),
+            "codes": ((*rows, plane_width(codebook.basis.planes[0])), torch.uint8),
             "gains": (rows, torch.uint8),
             "ids": (rows, torch.uint8),
         },
     )
-    _check_ids(prefix, parts["ids"], book.words.values.shape[2])
-    return TransformSpan(parts["codes"], parts["gains"], parts["ids"], book)
+    _check_ids(prefix, parts["ids"], codebook.codewords.values.shape[2])
+    return TransformSpan(parts["codes"], parts["gains"], parts["ids"], codebook)
 
 
 def _quantized_span(
-    prefix: str, parts: Mapping[str, Tensor], book: Codebook, spec: CacheSpec, config: QVGConfig, tokens: int
+    prefix: str, parts: Mapping[str, Tensor], codebook: KMeansCodebook, spec: CacheSpec, config: QVGConfig, tokens: int
 ) -> QuantizedSpan:
     rows, scales = (spec.batch, spec.heads), (spec.batch, spec.heads, spec.head_dim // config.group_size, tokens)
     expected: Expected = {
@@ -161,9 +177,9 @@ def _quantized_span(
     if not config.symmetric:
         expected["zero_points"] = (scales, torch.uint8)
     _check(prefix, parts, expected)
-    _check_ids(prefix, parts["ids"], book.clusters)
+    _check_ids(prefix, parts["ids"], codebook.clusters)
     part = parts["codes"], parts["scales"], parts.get("zero_points"), parts["ids"]
-    return QuantizedSpan(*part, book, config.whole_bits, config.group_size)
+    return QuantizedSpan(*part, codebook, config.whole_bits, config.group_size)
 
 
 def _group_span(
@@ -190,6 +206,6 @@ def _check(prefix: str, parts: Mapping[str, Tensor], expected: Expected) -> None
             raise ValueError(f"{prefix}.{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}")
 
 
-def _check_ids(prefix: str, ids: Tensor, words: int) -> None:
-    if ids.numel() and int(ids.max()) >= words:
-        raise ValueError(f"{prefix}.ids name centroid {int(ids.max())} of {words}")
+def _check_ids(prefix: str, ids: Tensor, codewords: int) -> None:
+    if ids.numel() and int(ids.max()) >= codewords:
+        raise ValueError(f"{prefix}.ids name centroid {int(ids.max())} of {codewords}")

@@ -60,7 +60,7 @@ def count(layers: int, heads: int, mlp: int, frames: int) -> dict[str, int]:
     )
     spec = CacheSpec(layers, heads, 128, ROWS * COLS // 4, frames)
     cache = KVCache(spec, PRESETS["balanced"], wan_rope(ROWS // 2, COLS // 2))
-    cache.readings.choose = lambda *queries: None
+    cache.reader.readings.choose = lambda *queries: None
     for block in network.blocks:
         block.self_attn.forward = types.MethodType(_attention, block.self_attn)
     slots = [LayerSlot(Run(cache, pairs_apart), layer) for layer in range(layers)]

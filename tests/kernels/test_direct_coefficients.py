@@ -35,7 +35,7 @@ def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def _book(channels: int = 128, heads: int = 2, batch: int = 1, seed: int = 0, words: int = 7) -> tuple[Rows8, Rows8]:
+def _codebook(channels: int = 128, heads: int = 2, batch: int = 1, seed: int = 0, words: int = 7) -> tuple[Rows8, Rows8]:
     """Words, and a basis whose directions fall in length as those of a covariance do; its longest is not 1. Keys come out as
     large as normal ones, about: float16 costs a share of the logits, so what it costs of the output grows with them."""
     directions = torch.linalg.qr(_randn(batch, heads, channels, channels, seed=seed + 50).cpu())[0].to(DEVICE)
@@ -50,10 +50,10 @@ def _kept(
     heads: int = 2,
     seed: int = 0,
     hadamard: bool = False,
-    book: tuple[Rows8, Rows8] | None = None,
+    codebook: tuple[Rows8, Rows8] | None = None,
 ) -> TransformCodes:
     """Random tokens, with `planes` for every batch row."""
-    words, basis = book or _book(channels, heads, len(planes), seed)
+    words, basis = codebook or _codebook(channels, heads, len(planes), seed)
     y = _randn(len(planes), heads, tokens, channels, seed=seed + 1) * torch.exp2(
         _randn(len(planes), heads, tokens, 1, seed=seed + 2) / 2
     )
@@ -190,12 +190,12 @@ def test_batches_have_planes_of_their_own_and_views_are_fine(triton_kernel: Load
 
 def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_empty: None) -> None:
     """Earlier spans read through the longer dictionary give what they gave; one span of one token among them."""
-    words, basis = _book(words=256)
+    words, basis = _codebook(words=256)
     total, joined = nothing_seen(_randn(*Q)), []
     lengths, counts = (90, 1, 40), (9, 70, 256)
     for i, (tokens, count) in enumerate(zip(lengths, counts, strict=True)):
-        book = (Rows8(words.values[:, :, :count], words.scales[:, :, :count]), basis)
-        own = [_kept(tokens, (128, 128), seed=20 * i + 5 * which, book=book) for which in (0, 1)]
+        codebook = (Rows8(words.values[:, :, :count], words.scales[:, :, :count]), basis)
+        own = [_kept(tokens, (128, 128), seed=20 * i + 5 * which, codebook=codebook) for which in (0, 1)]
         grown = [kept._replace(words=words) for kept in own]
         _same(triton_kernel, _randn(*Q), *own, None)
         merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(_randn(*Q), *grown, None), total, "torch")
@@ -227,7 +227,7 @@ def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) 
     for i, (keys, values) in enumerate(zip(*spans, strict=True)):
         turn = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
         kept = [
-            transform_codes(span.with_words(every[-1].codebook.words), slice(None))
+            transform_codes(span.with_codewords(every[-1].codebook.words), slice(None))
             for span, every in zip((keys, values), spans, strict=True)
         ]
         joined.append(kept)

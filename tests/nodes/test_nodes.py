@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheBytes, CacheSpec, ConfigError, QVGConfig, UnsupportedModelError
-from comfyui_qvg.qvg.cache.offload import Places
+from comfyui_qvg.qvg.cache.offload import Placement
 from comfyui_qvg.qvg.errors import CameraPathError
 from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import place_blocks
@@ -492,7 +492,7 @@ def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest
 def test_the_report_says_where_the_bytes_are(
     part: Any, preset: str, codes: int, places: tuple[int, int, int], line: str | None
 ) -> None:
-    made = run(5, PRESETS[preset].with_changes(offload="cpu"), codes) | {"places": Places(*places)}
+    made = run(5, PRESETS[preset].with_changes(offload="cpu"), codes) | {"placement": Placement(*places)}
     text = part("records").RunRecord(**made).text()
     assert "offload" not in text if line is None else line in text
     assert "offload" not in part("records").RunRecord(**made | {"config": PRESETS[preset]}).text()

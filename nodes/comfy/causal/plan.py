@@ -71,7 +71,7 @@ class CausalPlan:
 
     @property
     def as_core(self) -> bool:
-        """Whether keys are kept as core keeps them: exact and turned."""
+        """Whether keys are kept as core keeps them: exact and rotated."""
         return self.settings.config.codec == "none" and not self.reindexed
 
     @property

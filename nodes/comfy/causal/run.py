@@ -206,7 +206,7 @@ class CausalRun:
             codebooks=codebooks_text(self.cache),
             workspace_bytes=max(self.cache.workspace.nbytes, self._joined_bytes),
             given_frames=self.plan.given_frames,
-            places=self.cache.places(),
+            placement=self.cache.placement(),
             remembers="memory was computed anew before every block, of 3 latent frames" if self.plan.recomputes else "",
         )
 

@@ -196,5 +196,5 @@ def _record(
         workspace_bytes=cache.workspace.nbytes,
         given_frames=given * spec.chunk_frames,
         read=tuple(cache.explain()),
-        places=cache.places(),
+        placement=cache.placement(),
     )

@@ -137,7 +137,7 @@ class _Walk:
             workspace_bytes=cache.workspace.nbytes,
             given_frames=plan.given,
             read=tuple(cache.explain()),
-            places=cache.places(),
+            placement=cache.placement(),
             remembers=self._remembers(),
         )
 

@@ -1,7 +1,7 @@
 """What a walking world remembers: keys and values of earlier frames in a `KVCache`, in one of two layouts.
 
-once    keys before RoPE and raw values, D channels: both attentions turn them on their way in, so frames may be placed anew, and
-        the world is centred on the chunk's own camera, where 16-bit matrices are precise
+once    keys before RoPE and raw values, D channels: both attentions encode them by position on their way in, so frames may be
+        placed anew, and the world is centred on the chunk's own camera, where 16-bit matrices are precise
 vendor  roped and projected keys side by side, raw and projected values side by side, 2D channels: how the official code and
         Quant-VideoGen keep them; twice the bytes, fixed where they were written. Both attentions are one of twice the width and
         twice the queries, half of it zeros: for comparison, not for speed
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...attention.joint import Beside, with_beside
+from ...attention.joint import JointKV, prepend_joint
 from ...cache import KVCache
 from ...cache.spec import CacheSpec
 from ...camera.cameras import Cameras
@@ -32,7 +32,7 @@ LAYOUTS = ("once", "vendor")
 
 class WorldMemory(ABC):
     """For every chunk: `begin_context`, the network's context pass through `attend_context` and `keep`, `begin_chunk`, and
-    denoise steps through `attend`. Keys come before RoPE, pairs apart; `beside` is what both attentions see besides, such as a
+    denoise steps through `attend`. Keys come before RoPE, pairs apart; `joint` is what both attentions see besides, such as a
     text, keys with pairs apart too. Use it in a `with`."""
 
     def __init__(self, cache: KVCache, rope: GridRope):
@@ -63,16 +63,16 @@ class WorldMemory(ABC):
         self._place(frames, plan.positions, plan.context)
         self._own, self._own_positions = self._projector(frames, (*plan.context, *frames)), tuple(plan.positions)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None = None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, joint: JointKV | None = None) -> Tensor:
         """Both attentions of the chunk over the memory and itself, side by side: [B, H, S, 2D]. Nothing is kept."""
-        out = self._attend_all(layer, q, k, v, beside)
+        out = self._attend_all(layer, q, k, v, joint)
         self.cache.release(layer)
         return out
 
-    def attend_context(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None = None) -> Tensor:
+    def attend_context(self, layer: int, q: Tensor, k: Tensor, v: Tensor, joint: JointKV | None = None) -> Tensor:
         """Both attentions of the context pass; keys and values of `plan.store` are committed."""
         assert self._plan is not None
-        out = self._attend_all(layer, q, k, v, beside) if self._plan.recalls else self._attend_own(q, k, v, beside)
+        out = self._attend_all(layer, q, k, v, joint) if self._plan.recalls else self._attend_own(q, k, v, joint)
         self.keep(layer, k, v)
         return out
 
@@ -89,13 +89,13 @@ class WorldMemory(ABC):
     def __exit__(self, *error: object) -> None:
         self.cache.reset()
 
-    def _attend_own(self, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
+    def _attend_own(self, q: Tensor, k: Tensor, v: Tensor, joint: JointKV | None) -> Tensor:
         """The frames of the pass among themselves, exactly."""
         rotation = self._own_rotation(q)
-        along = scaled_dot_product_attention(rotate(q, rotation), *with_beside(beside, rotate(k, rotation), v))
+        along = scaled_dot_product_attention(rotate(q, rotation), *prepend_joint(joint, rotate(k, rotation), v))
         queries, *projected = self._own.block(q, k, v)
-        beside = self._beside_cameras(beside)
-        by_cameras = self._own.leave(scaled_dot_product_attention(queries, *with_beside(beside, *projected)))
+        joint = self._joint_for_cameras(joint)
+        by_cameras = self._own.leave(scaled_dot_product_attention(queries, *prepend_joint(joint, *projected)))
         return torch.cat([along, by_cameras], -1)
 
     def _own_rotation(self, like: Tensor) -> Rotation:
@@ -111,9 +111,9 @@ class WorldMemory(ABC):
         """The world in which this chunk is computed."""
         return cameras
 
-    def _beside_cameras(self, beside: Beside | None) -> Beside | None:
+    def _joint_for_cameras(self, joint: JointKV | None) -> JointKV | None:
         """As the attention in coordinates of the cameras sees it: untransformed in the world of `cameras`."""
-        return beside
+        return joint
 
     @abstractmethod
     def _place(self, block: Sequence[int], positions: range, memory: Sequence[int]) -> None:
@@ -124,8 +124,8 @@ class WorldMemory(ABC):
         """What the cache keeps of a pass's keys and values."""
 
     @abstractmethod
-    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
-        """Both attentions over memory, block and `beside`."""
+    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, joint: JointKV | None) -> Tensor:
+        """Both attentions over memory, block and `joint`."""
 
 
 class StoredOnce(WorldMemory):
@@ -135,11 +135,11 @@ class StoredOnce(WorldMemory):
         self._origin = torch.from_numpy(cameras.views()[plan.frames.start : plan.frames.start + 1]).float()
         return cameras.recentred(plan.frames.start)
 
-    def _beside_cameras(self, beside: Beside | None) -> Beside | None:
+    def _joint_for_cameras(self, joint: JointKV | None) -> JointKV | None:
         """A text knows no camera and stays where the world began; from the chunk's camera, the world begins at `_origin`."""
-        if beside is None:
+        if joint is None:
             return None
-        keys, values = beside
+        keys, values = joint
         return project(keys, self._origin, apart=True), project(values, self._origin)
 
     def _place(self, block: Sequence[int], positions: range, memory: Sequence[int]) -> None:
@@ -149,9 +149,11 @@ class StoredOnce(WorldMemory):
     def _stored(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return k, v
 
-    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
-        along = self.cache.attend(layer, q, k, v, beside=beside)
-        return torch.cat([along, self.cache.attend_projected(layer, q, k, v, self._own, beside=self._beside_cameras(beside))], -1)
+    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, joint: JointKV | None) -> Tensor:
+        along = self.cache.attend(layer, q, k, v, joint=joint)
+        return torch.cat(
+            [along, self.cache.attend_projected(layer, q, k, v, self._own, joint=self._joint_for_cameras(joint))], -1
+        )
 
 
 class StoredAsVendor(WorldMemory):
@@ -164,13 +166,13 @@ class StoredAsVendor(WorldMemory):
         _, projected_k, projected_v = self._own.block(k, k, v)
         return torch.cat([rotate(k, self._own_rotation(k)), projected_k], -1), torch.cat([v, projected_v], -1)
 
-    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside | None) -> Tensor:
+    def _attend_all(self, layer: int, q: Tensor, k: Tensor, v: Tensor, joint: JointKV | None) -> Tensor:
         along, projected = rotate(q, self._own_rotation(q)), self._own.block(q, k, v)[0]
         nothing = torch.zeros_like(q)
         # Each half of the queries meets its half of the keys. Twice the channels would halve the softmax's scale squared.
         queries = torch.cat([torch.cat([along, nothing], -1), torch.cat([nothing, projected], -1)], 2) * 2**0.5
-        both = None if beside is None else (beside[0].repeat(1, 1, 1, 2), beside[1].repeat(1, 1, 1, 2))
-        out = self.cache.attend(layer, queries, *self._stored(k, v), beside=both)
+        both = None if joint is None else (joint[0].repeat(1, 1, 1, 2), joint[1].repeat(1, 1, 1, 2))
+        out = self.cache.attend(layer, queries, *self._stored(k, v), joint=both)
         (first, _), (_, second) = (half.chunk(2, -1) for half in out.chunk(2, 2))
         return torch.cat([first, self._own.leave(second)], -1)
 
@@ -186,14 +188,14 @@ def vendor_config(config: QVGConfig, context_frames: int) -> QVGConfig:
 def world_memory(spec: CacheSpec, config: QVGConfig, rope: GridRope, layout: str = "once") -> WorldMemory:
     """A memory in one of LAYOUTS. `spec` is the network's, one attention wide; its `chunk_frames` are the frames that are stored
     together: four, or in mode "vendor" the whole context. Raises ConfigError for another layout, and for settings of a cache that
-    a world cannot have: a window, keys that are kept turned."""
+    a world cannot have: a window, keys that are kept rotated."""
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r}, but must be one of {', '.join(map(repr, LAYOUTS))}; choose one of these")
     if config.window_frames is not None:
         raise ConfigError(f"window_frames is {config.window_frames}, but a world's plan says what it remembers; leave it out")
     if config.keys == "after_rope":
         raise ConfigError(
-            "keys is 'after_rope', but a world's keys are turned in two ways; use keys 'before_rope', or layout 'vendor'"
+            "keys is 'after_rope', but a world's keys are rotated in two ways; use keys 'before_rope', or layout 'vendor'"
         )
     if layout == "once":
         return StoredOnce(KVCache(spec, config, rope), rope)

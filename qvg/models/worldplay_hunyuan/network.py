@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...attention.joint import Beside
+from ...attention.joint import JointKV
 from ...errors import UnsupportedModelError
 from ...positions.rope import pairs_apart
 from ..common.modulation import gated, modulated
@@ -23,13 +23,13 @@ from .names import hunyuan_parts
 from .text import TextRows, Words, embedded, joined, parts, queries_keys_values, read_words
 
 # attend(layer index, q, k, v, text) -> both attentions side by side [B, H, S, 2D]; q, k before RoPE, pairs apart
-Attend = Callable[[int, Tensor, Tensor, Tensor, Beside], Tensor]
+Attend = Callable[[int, Tensor, Tensor, Tensor, JointKV], Tensor]
 
 
 class Recording(Protocol):
     """Where a context pass leaves keys and values; `worldplay_memory.WorldMemory` is one."""
 
-    def attend_context(self, layer: int, q: Tensor, k: Tensor, v: Tensor, beside: Beside) -> Tensor:
+    def attend_context(self, layer: int, q: Tensor, k: Tensor, v: Tensor, joint: JointKV) -> Tensor:
         """Both attentions; keeps k and v."""
 
     def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -86,7 +86,7 @@ def _own(block: Any, tokens: Tensor, level: tuple[Tensor, ...]) -> tuple[Tensor,
     return pairs_apart(q), pairs_apart(k), v
 
 
-def _block(block: Any, tokens: Tensor, level: Tensor, layer: int, attend: Attend, text: Beside) -> Tensor:
+def _block(block: Any, tokens: Tensor, level: Tensor, layer: int, attend: Attend, text: JointKV) -> Tensor:
     """tokens [B, F*S, W], level [B, F, W]."""
     *first, gate_a, shift_m, scale_m, gate_m = parts(block.img_mod, level)
     along, by_cameras = attend(layer, *_own(block, tokens, (*first,)), text).chunk(2, -1)

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...attention.joint import Beside
+from ...attention.joint import JointKV
 from ...cache import KVCache
 from ...errors import ConfigError
 from ...positions.rope import pairs_apart
@@ -44,7 +44,7 @@ class Words:
 class TextRows:
     """Keys (pairs apart) and values of one prompt, [1, H, L, D] each, layer by layer."""
 
-    layers: Sequence[Beside]
+    layers: Sequence[JointKV]
 
     @property
     def tokens(self) -> int:
@@ -164,11 +164,11 @@ def _queries_keys_values(block: Any, tokens: Tensor, level: tuple[Tensor, ...]) 
     return queries_keys_values(block.txt_attn, modulated(block.txt_norm1(tokens), shift, scale))
 
 
-def _kept(k: Tensor, v: Tensor) -> Beside:
+def _kept(k: Tensor, v: Tensor) -> JointKV:
     return pairs_apart(k), v.clone(memory_format=torch.contiguous_format)  # not a view of queries, keys and values
 
 
-def _block(block: Any, tokens: Tensor, level: Tensor) -> tuple[Tensor, Beside]:
+def _block(block: Any, tokens: Tensor, level: Tensor) -> tuple[Tensor, JointKV]:
     *first, gate_a, shift_m, scale_m, gate_m = parts(block.txt_mod, level)
     q, k, v = _queries_keys_values(block, tokens, (*first,))
     tokens = tokens + gated(block.txt_attn.proj(joined(F.scaled_dot_product_attention(q, k, v))), gate_a)

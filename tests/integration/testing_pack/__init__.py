@@ -770,14 +770,14 @@ class TestingHomeElsewhere:
 
     def run(self, model: Any) -> Any:
         (pack,) = (module for name, module in sys.modules.items() if name.endswith(".qvg.cache.offload"))
-        begin, clone = pack.Depot.__init__, model.clone()
+        begin, clone = pack.Offloader.__init__, model.clone()
 
         def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
-            pack.Depot.__init__ = lambda self, home: begin(self, "cpu:0")
+            pack.Offloader.__init__ = lambda self, home: begin(self, "cpu:0")
             try:
                 return executor(*args, **kwargs)
             finally:
-                pack.Depot.__init__ = begin
+                pack.Offloader.__init__ = begin
 
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "testing home", wrapper)
         return (clone,)

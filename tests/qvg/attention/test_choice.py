@@ -15,7 +15,7 @@ from comfyui_qvg.qvg.attention import choice as read_module
 from comfyui_qvg.qvg.attention import exact as attention_module
 from comfyui_qvg.qvg.attention import plan_tiling
 from comfyui_qvg.qvg.attention.choice import DIRECT_QUERIES, Readings
-from comfyui_qvg.qvg.positions.rope import rotate, turn_
+from comfyui_qvg.qvg.positions.rope import rotate, rotate_
 
 from ...helpers import LiveBytes, assert_close
 from ...rounding import UNIT, attend, attention_error, eight_bit_error
@@ -269,4 +269,4 @@ def test_a_gpu_takes_heads_or_stretches_whichever_fills_it(monkeypatch: pytest.M
 def test_turning_in_place(dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 24, 128).to(dtype)
     turn = ROPE.rotation(torch.tensor([[3.0, 0.5, 1.0], [4.0, 0.0, 2.0]]))
-    assert_close("turned", rotate(x.float(), turn).to(dtype), turn_(x.clone(), turn), 1e-7)
+    assert_close("turned", rotate(x.float(), turn).to(dtype), rotate_(x.clone(), turn), 1e-7)

@@ -40,7 +40,7 @@ def test_beside_joins_the_softmax(read: str) -> None:
     q, k, v = _draw(TOKENS, 9)
     _, text_k, text_v = _draw(11, 10)
     with _filled(config) as cache:
-        out = cache.attend(0, q, k, v, beside=(text_k, text_v))
+        out = cache.attend(0, q, k, v, joint=(text_k, text_v))
         before = cache.nbytes()
         cache.commit()
         assert cache.nbytes().exact - before.exact == 2 * k.nbytes
@@ -62,7 +62,7 @@ def test_beside_is_not_projected() -> None:
     _, text_k, text_v = _draw(11, 10)
     history = [_draw(TOKENS, frame) for frame in range(3)]
     with _filled(QVGConfig(codec="none")) as cache:
-        out = cache.attend_projected(0, q, k, v, projector, beside=(text_k, text_v))
+        out = cache.attend_projected(0, q, k, v, projector, joint=(text_k, text_v))
     everything = Projector(matrices, matrices, TOKENS, apart=True)
     rows = [torch.cat([*(frame[which] for frame in history), x], 2) for which, x in ((0, q), (1, k), (2, v))]
     queries, keys, values = everything.block(*rows)
@@ -76,7 +76,7 @@ def test_one_text_serves_a_batch() -> None:
     q, k, v = (x.repeat(2, 1, 1, 1) for x in _draw(TOKENS, 9))
     _, text_k, text_v = _draw(11, 10)
     with KVCache(spec, QVGConfig(codec="none")) as cache:
-        both = cache.attend(0, q, k, v, beside=(text_k, text_v))
+        both = cache.attend(0, q, k, v, joint=(text_k, text_v))
     torch.testing.assert_close(both[0], both[1])
     whole = scaled_dot_product_attention(q[:1], torch.cat([text_k, k[:1]], 2), torch.cat([text_v, v[:1]], 2))
     assert_close("one of them", whole, both[:1], 1e-5)
@@ -85,7 +85,7 @@ def test_one_text_serves_a_batch() -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 5, 128), (1, 2, 5, 64), (3, 2, 5, 128), (2, 5, 128)])
 def test_beside_of_another_shape(shape: tuple[int, ...]) -> None:
     with _filled(QVGConfig(codec="none")) as cache, pytest.raises(CacheError, match=r"give \[1 or 1, 2, n, 128\]"):
-        cache.attend(0, *_draw(TOKENS, 9), beside=(torch.zeros(shape), torch.zeros(shape)))
+        cache.attend(0, *_draw(TOKENS, 9), joint=(torch.zeros(shape), torch.zeros(shape)))
 
 
 def test_hunyuan_positions() -> None:

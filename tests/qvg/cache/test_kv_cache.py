@@ -9,7 +9,7 @@ import torch
 from comfyui_qvg.qvg import BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
 from comfyui_qvg.qvg.codec import KeyValueCodecs
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
-from comfyui_qvg.qvg.codec.span import Dictionary
+from comfyui_qvg.qvg.codec.span import TransformCodebook
 from comfyui_qvg.qvg.positions.rope import wan_rope
 from torch import Tensor
 
@@ -74,8 +74,8 @@ def test_sink_and_tail_are_kept_exactly() -> None:
 def test_codebooks_are_shared_by_a_group_and_not_beyond() -> None:
     cache = KVCache(SPEC, CONFIG.with_changes(spans_per_codebook=2))
     _commit(cache, 1 + 4 * 3 + 2)
-    books = [pair.keys.codebook for pair in cache.layers[0].state.spans]  # type: ignore[union-attr]
-    assert books[0] is books[1] and books[2] is books[3] and books[1] is not books[2]
+    codebooks = [pair.keys.codebook for pair in cache.layers[0].state.spans]  # type: ignore[union-attr]
+    assert codebooks[0] is codebooks[1] and codebooks[2] is codebooks[3] and codebooks[1] is not codebooks[2]
 
 
 def test_window_forgets_the_oldest_spans() -> None:
@@ -202,11 +202,15 @@ def test_a_growing_dictionary_is_in_memory_once(shared: int, window: int | None)
             for keys, span in ((0, pair.values), (1, pair.keys)):
                 decoded = layer.codecs.keys.decode(span, slice(None), slice(None), torch.empty(1, 2, 18, 64))
                 assert torch.equal(decoded, seen.setdefault(2 * number + keys, decoded)), (frame, number)
-            book = pair.keys.codebook
+            codebook = pair.keys.codebook
             newest = min(first + len(layer.state.spans), (number // shared + 1) * shared) - 1
             longest = layer.state.spans[newest - first].keys.codebook
-            assert isinstance(book, Dictionary) and isinstance(longest, Dictionary) and book.words is longest.words
-            assert book.words.values.shape[2] == 4 + 3 * (newest % shared)
+            assert (
+                isinstance(codebook, TransformCodebook)
+                and isinstance(longest, TransformCodebook)
+                and codebook.codewords is longest.codewords
+            )
+            assert codebook.codewords.values.shape[2] == 4 + 3 * (newest % shared)
         assert cache.nbytes() == SPEC.predict(config, frame + 1, codebooks=cache.codebooks()), frame
     cache.verify_encoded()
     assert len(seen) == 2 * layer.state.spans_encoded >= 20

@@ -58,8 +58,8 @@ def _packed_bytes(cache: KVCache, layer: int) -> int:
 
 
 def _here(cache: KVCache) -> dict[int, int]:
-    assert cache.depot is not None
-    return cache.depot.visitors
+    assert cache.offloader is not None
+    return cache.offloader.copied_bytes
 
 
 @pytest.mark.parametrize("by_layer", [False, True], ids=["commit", "commit_layer"])
@@ -80,10 +80,10 @@ def test_same_bits_and_two_layers_at_most(name: str, by_layer: bool) -> None:
                 cache.commit_layer(layer) if by_layer else None
             None if by_layer else cache.commit()
         assert far.nbytes() == near.nbytes() == SPEC.predict(far.config, frame + 1, codebooks=far.codebooks())
-        places = far.places()
-        assert places.device + places.home == far.nbytes().total and near.places().device == near.nbytes().total
+        places = far.placement()
+        assert places.device + places.home == far.nbytes().total and near.placement().device == near.nbytes().total
     assert places.home == sum(_packed_bytes(far, layer) for layer in range(SPEC.layers)) > 0
-    assert 0 < places.visiting == most
+    assert 0 < places.copied == most
     far.verify_encoded()
 
 
@@ -93,11 +93,11 @@ def test_the_next_layer_is_brought_while_this_one_attends(monkeypatch: pytest.Mo
     for frame in range(9):
         list(_attend(cache, frame))
         cache.commit()
-    assert cache.depot is not None
-    bring = cache.depot._bring
+    assert cache.offloader is not None
+    bring = cache.offloader._bring
     for layer in range(SPEC.layers):
-        cache.depot.forget(layer)
-    monkeypatch.setattr(cache.depot, "_bring", lambda pairs, device: brought.append(len(pairs)) or bring(pairs, device))
+        cache.offloader.forget(layer)
+    monkeypatch.setattr(cache.offloader, "_bring", lambda pairs, device: brought.append(len(pairs)) or bring(pairs, device))
     assert [len(brought) for _ in _attend(cache, 9)] == [2, 3, 4, 5], "the first one has to wait"
     assert [len(brought) for _ in _attend(cache, 9)] == [6, 7, 8, 9], "the first one of the next pass is there already"
 
@@ -139,7 +139,7 @@ def test_fewer_layers_than_that(layers: int) -> None:
         near.commit(), far.commit()
     list(_attend(far, 12))
     assert set(_here(far)) == set(range(layers))
-    assert far.places().visiting == far.places().home
+    assert far.placement().copied == far.placement().home
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -149,13 +149,13 @@ def test_bytes_on_the_device_are_those_predicted(name: str) -> None:
         list(_attend(cache, frame))
         cache.commit()
         list(_attend(cache, frame + 1))
-        places, predicted = cache.places(), SPEC.device_bytes(cache.config, frame + 1)
+        places, predicted = cache.placement(), SPEC.device_bytes(cache.config, frame + 1)
         if cache.codebooks() is not None:  # each layer has begun codebooks of its own: two of the four are here
             assert set(_here(cache)) <= {0, SPEC.layers - 1}
             packed = {layer: _packed_bytes(cache, layer) for layer in range(SPEC.layers)}
             predicted = cache.nbytes().total - packed[1] - packed[2]
         assert places.device + sum(_here(cache).values()) == predicted
-        assert predicted <= places.device + places.visiting
+        assert predicted <= places.device + places.copied
     everything = SPEC.predict(CONFIGS[name], 24)
     assert everything.total == SPEC.device_bytes(CONFIGS[name], 24)
     assert cache.codebooks() is not None or 2 * predicted == everything.total + everything.exact
@@ -168,12 +168,12 @@ def test_at_home_nothing_is_copied() -> None:
         for wanted, got in zip(_attend(near, frame), _attend(far, frame), strict=True):
             assert torch.equal(wanted, got) and not _here(far)
         near.commit(), far.commit()
-    assert far.places() == near.places() and far.nbytes() == near.nbytes()
+    assert far.placement() == near.placement() and far.nbytes() == near.nbytes()
 
 
 def test_an_exact_cache_packs_nothing() -> None:
     cache = KVCache(SPEC, QVGConfig(codec="none", offload="cpu"))
-    assert cache.depot is None and SPEC.device_bytes(cache.config, 9) == SPEC.predict(cache.config, 9).total
+    assert cache.offloader is None and SPEC.device_bytes(cache.config, 9) == SPEC.predict(cache.config, 9).total
 
 
 def test_reset_equals_birth() -> None:
@@ -182,9 +182,9 @@ def test_reset_equals_birth() -> None:
         for frame in range(12):
             list(_attend(cache, frame))
             cache.commit()
-        assert _here(cache) or cache.places().visiting
+        assert _here(cache) or cache.placement().copied
         cache.reset()
-        assert not _here(cache) and cache.places().home == cache.places().visiting == cache.nbytes().total == 0
+        assert not _here(cache) and cache.placement().home == cache.placement().copied == cache.nbytes().total == 0
 
 
 @pytest.mark.parametrize("config", [CONFIGS["qvg_shared"], _KLT], ids=["qvg", "klt"])
@@ -200,7 +200,7 @@ def test_a_session_is_the_same_bytes_and_goes_on(config: QVGConfig, tmp_path: Pa
     assert set(near) == set(far) and all(torch.equal(near[name], far[name]) for name in near)
     # "cpu:0" is where it goes on here, and its home is "cpu": packed spans are copied to where they stay, codebooks shared.
     resumed = [load_cache(files[0]), load_cache(files[1]), load_cache(files[1], device="cpu:0")]
-    assert [cache.places().home > 0 for cache in resumed] == [False, False, True]
+    assert [cache.placement().home > 0 for cache in resumed] == [False, False, True]
     for frame in range(14, 26):
         for wanted, *got in zip(*(_attend(cache, frame) for cache in (caches[1], *resumed)), strict=True):
             assert all(torch.equal(wanted, each) for each in got)
@@ -277,8 +277,8 @@ def _watch(codec: Any, note: Callable[[int], None]) -> None:
 
     def noting(x: torch.Tensor, hint: EncodeHint) -> Any:
         span = encode(x, hint)
-        books = {id(book): book for book in (hint.reuse, hint.warm) if book is not None}
-        note(sum(tensor.nbytes for book in books.values() for tensor in book.tensors().values()))
+        codebooks = {id(codebook): codebook for codebook in (hint.reuse, hint.warm) if codebook is not None}
+        note(sum(tensor.nbytes for codebook in codebooks.values() for tensor in codebook.tensors().values()))
         return span
 
     codec.encode = noting

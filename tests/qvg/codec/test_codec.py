@@ -8,7 +8,7 @@ from comfyui_qvg.kernels import quantize_groups, reconstruct
 from comfyui_qvg.qvg import ConfigError, QVGConfig
 from comfyui_qvg.qvg.codec import Codec, ExactCodec, KIVICodec, KLTCodec, QuaRotCodec, QVGCodec, make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
-from comfyui_qvg.qvg.codec.span import Codebook, Dictionary, QuantizedSpan, Span, TransformSpan, move, storage_bytes
+from comfyui_qvg.qvg.codec.span import KMeansCodebook, QuantizedSpan, Span, TransformCodebook, TransformSpan, move, storage_bytes
 from torch import Tensor
 
 from ...helpers import make_kv, relative_error
@@ -154,10 +154,10 @@ def test_bytes_are_the_published_formula(name: str) -> None:
 
 def test_codebook_bytes_are_the_published_formula() -> None:
     """klt: (8 + 16/D) C/S and (8 + 16/D) R/S bits per value; with the Hadamard matrix only a float16 per channel."""
-    words, channels = 32, 128
+    codewords, channels = 32, 128
     for tokens, directions in ((5000, 112), (3000, 96), (1000, 80)):
         sizes = ALL["klt_2_bits"].predicted_codebook_bytes((1, 1, channels), [tokens])
-        assert sizes == {"centroids": words * (channels + 2), "basis": directions * (channels + 2)}
+        assert sizes == {"centroids": codewords * (channels + 2), "basis": directions * (channels + 2)}
     assert ALL["klt_hadamard"].predicted_codebook_bytes((1, 1, channels), [5000])["basis"] == 2 * channels
 
 
@@ -241,11 +241,11 @@ def test_klt_spans_that_share_a_codebook_share_it_after_a_move() -> None:
     x, codec = _few(200), ALL["klt_2_bits"]
     first = codec.encode(x[:, :, :100], EncodeHint())
     assert isinstance(first, TransformSpan)
-    second = first.with_words(first.codebook.words)
+    second = first.with_codewords(first.codebook.codewords)
     alone = codec.encode(x[:, :, 100:], EncodeHint())
     moved = [span.codebook for span in move([first, second, alone], "meta")]
-    assert all(isinstance(book, Dictionary) for book in moved)
-    assert moved[0].words is moved[1].words is not moved[2].words  # type: ignore[union-attr]
+    assert all(isinstance(codebook, TransformCodebook) for codebook in moved)
+    assert moved[0].codewords is moved[1].codewords is not moved[2].codewords  # type: ignore[union-attr]
     assert moved[0].basis is moved[1].basis is not moved[2].basis  # type: ignore[union-attr]
 
 
@@ -272,7 +272,7 @@ def test_a_codebook_of_another_codec() -> None:
     qvg, klt = ALL["qvg"].encode(x, EncodeHint()), ALL["klt_2_bits"].encode(x, EncodeHint())
     again = ALL["qvg"].encode(x, EncodeHint(reuse=klt.codebook, warm=klt.codebook))
     assert all(torch.equal(part, qvg.tensors()[name]) for name, part in again.tensors().items())
-    with pytest.raises(ConfigError, match="codec 'klt' cannot extend a Codebook of another codec; start a new cache"):
+    with pytest.raises(ConfigError, match="codec 'klt' cannot extend a KMeansCodebook of another codec; start a new cache"):
         ALL["klt_2_bits"].encode(x, EncodeHint(reuse=qvg.codebook))
 
 
@@ -323,8 +323,8 @@ def test_moving_copies_a_shared_codebook_once(monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(first, QuantizedSpan)
     second = codec.encode(make_kv(seed=1, frames=1, channels=64)[0], EncodeHint(seed=3, reuse=first.codebook))
     copies = []
-    put = Codebook.put
-    monkeypatch.setattr(Codebook, "put", lambda book, where: copies.append(book) or put(book, where))
+    put = KMeansCodebook.put
+    monkeypatch.setattr(KMeansCodebook, "put", lambda codebook, where: copies.append(codebook) or put(codebook, where))
     moved = move([first, second], "cpu")
     assert len(copies) == 1 and moved[0].codebook is moved[1].codebook
 

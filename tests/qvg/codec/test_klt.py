@@ -10,9 +10,9 @@ import pytest
 import torch
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.codec import Codec, KLTCodec, make_codecs
-from comfyui_qvg.qvg.codec.base import BookSize, EncodeHint
+from comfyui_qvg.qvg.codec.base import CodebookSize, EncodeHint
 from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
-from comfyui_qvg.qvg.codec.span import Dictionary, Span, TransformSpan, storage_bytes
+from comfyui_qvg.qvg.codec.span import Span, TransformCodebook, TransformSpan, storage_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,7 +33,7 @@ def _decode(codec: Codec, span: Span, x: Tensor) -> Tensor:
     return codec.decode(span, slice(None), slice(None), torch.empty_like(x))
 
 
-def _encode(codec: KLTCodec, x: Tensor, reuse: Dictionary | None = None, seed: int = 0) -> TransformSpan:
+def _encode(codec: KLTCodec, x: Tensor, reuse: TransformCodebook | None = None, seed: int = 0) -> TransformSpan:
     span = codec.encode(x, EncodeHint(seed, reuse=reuse))
     assert isinstance(span, TransformSpan)
     return span
@@ -127,35 +127,35 @@ def _group(codec: KLTCodec, parts: Sequence[Tensor]) -> list[TransformSpan]:
 
 @TRANSFORMS
 def test_a_codebook_grows_and_disturbs_no_one(transform: str) -> None:
-    """First words stay byte for byte, earlier spans decode to the same bits with more of them, and bytes are those predicted."""
+    """First codewords stay byte for byte, earlier spans decode to the same bits with more, and bytes are those predicted."""
     codec = KLTCodec(SHARING.with_changes(transform=transform))
     parts = _video()[0].split(1560, 2)
     spans = _group(codec, parts)
-    counts = [span.codebook.words.values.shape[2] for span in spans]
+    counts = [span.codebook.codewords.values.shape[2] for span in spans]
     assert counts == sorted(counts) and counts[0] < counts[-1] <= 256, counts
     last = spans[-1].codebook
     for x, span, count in zip(parts, spans, counts, strict=True):
         assert span.codebook.group is last.group
-        assert torch.equal(span.codebook.words.values, last.words.values[:, :, :count])
-        assert torch.equal(span.codebook.words.scales, last.words.scales[:, :, :count])
+        assert torch.equal(span.codebook.codewords.values, last.codewords.values[:, :, :count])
+        assert torch.equal(span.codebook.codewords.scales, last.codewords.scales[:, :, :count])
         assert int(span.ids.max()) < count
-        assert torch.equal(_decode(codec, span, x), _decode(codec, span.with_words(last.words), x))
-    counted = storage_bytes([span.with_words(last.words) for span in spans])
+        assert torch.equal(_decode(codec, span, x), _decode(codec, span.with_codewords(last.codewords), x))
+    counted = storage_bytes([span.with_codewords(last.codewords) for span in spans])
     bases = tuple({id(span.codebook.basis): span.codebook.basis.directions for span in spans}.values())
-    predicted = codec.codebook_bytes((1, 1, 128), BookSize(counts[-1], bases))
-    assert {name: counted[name] for name in predicted} == predicted, "words are counted once"
+    predicted = codec.codebook_bytes((1, 1, 128), CodebookSize(counts[-1], bases))
+    assert {name: counted[name] for name in predicted} == predicted, "codewords are counted once"
     assert sum(codec.predicted_bytes((1, 1, 1560, 128)).values()) * len(parts) == sum(counted.values()) - sum(predicted.values())
 
 
 def test_tokens_that_are_alike_need_no_further_codebook() -> None:
-    """The ordinary bytes: words that each span adds, and one basis."""
+    """The ordinary bytes: codewords that each span adds, and one basis."""
     codec = KLTCodec(SHARING)
     parts = torch.randn(1, 1, 4 * 1560, 128, generator=torch.Generator().manual_seed(0)).split(1560, 2)
     spans = _group(codec, parts)
     last = spans[-1].codebook
     assert all(span.codebook.basis is last.basis for span in spans)
     predicted = codec.predicted_codebook_bytes((1, 1, 128), [1560] * 4)
-    full = codec.codebook_bytes((1, 1, 128), BookSize(last.words.values.shape[2], (last.basis.directions,)))
+    full = codec.codebook_bytes((1, 1, 128), CodebookSize(last.codewords.values.shape[2], (last.basis.directions,)))
     assert full["centroids"] == predicted["centroids"]
 
 
@@ -166,13 +166,13 @@ def test_added_words_help_where_something_new_appears() -> None:
         codec = KLTCodec(SHARING.with_changes(clusters=64, clusters_added=added, transform="hadamard"))
         first = _encode(codec, old)
         second = _encode(codec, new, first.codebook)
-        assert second.codebook.words.values.shape[2] == 64 + added
+        assert second.codebook.codewords.values.shape[2] == 64 + added
         errors.append(relative_error(new, _decode(codec, second, new)))
     assert errors[1] < 0.7 * errors[0], errors
 
 
 @pytest.mark.parametrize(
-    ("changes", "tokens", "words"),
+    ("changes", "tokens", "codewords"),
     [
         ({}, [1560] * 3, [97, 97 + 18, 97 + 36]),
         ({}, [20_000] * 9, [128, 146, 164, 182, 200, 218, 236, 254, 256]),
@@ -185,16 +185,16 @@ def test_added_words_help_where_something_new_appears() -> None:
     ],
     ids=["one_for_16_tokens", "full", "alone", "short_spans", "nothing_left", "by_hand", "fewer_tokens_than_words", "one_token"],
 )
-def test_never_more_words_than_ids_can_name(changes: dict[str, int], tokens: list[int], words: list[int]) -> None:
+def test_never_more_words_than_ids_can_name(changes: dict[str, int], tokens: list[int], codewords: list[int]) -> None:
     codec = KLTCodec(SHARING.with_changes(**changes, iterations=1))
     parts = [torch.randn(2, 3, count, 64, generator=torch.Generator().manual_seed(count)) for count in tokens]
-    for number, count in enumerate(words, 1):
+    for number, count in enumerate(codewords, 1):
         predicted = codec.predicted_codebook_bytes((2, 3, 64), tokens[:number])
         assert predicted["centroids"] == 2 * 3 * count * (64 + 2), number
     for span in _group(codec, parts) if sum(tokens) < 2000 else ():
-        book = span.codebook
-        assert int(span.ids.max()) < book.words.values.shape[2] <= 256
-        counted, size = storage_bytes([span]), BookSize(book.words.values.shape[2], (book.basis.directions,))
+        codebook = span.codebook
+        assert int(span.ids.max()) < codebook.codewords.values.shape[2] <= 256
+        counted, size = storage_bytes([span]), CodebookSize(codebook.codewords.values.shape[2], (codebook.basis.directions,))
         sizes = codec.codebook_bytes((2, 3, 64), size)
         assert {name: counted[name] for name in sizes} == sizes
 
@@ -262,12 +262,12 @@ def test_videos_of_a_batch_do_not_see_each_other(transform: str) -> None:
     """Two videos of different energy, coded together and each alone: the same codes, also when their dictionaries grow."""
     codec = KLTCodec(SHARING.with_changes(transform=transform, clusters=20, clusters_added=10))
     keys, values = (x[:, :, :800] * size for x, size in zip(make_kv(frames=1, heads=2), (1.0, 30.0), strict=True))
-    books: list[Dictionary | None] = [None, None, None]
+    codebooks: list[TransformCodebook | None] = [None, None, None]
     for number, tokens in enumerate((slice(0, 400), slice(400, 800))):
         spans = []
         for which, x in enumerate((torch.cat([keys, values]), keys, values)):
-            spans.append(_encode(codec, x[:, :, tokens], books[which], seed=number))
-            books[which] = spans[-1].codebook
+            spans.append(_encode(codec, x[:, :, tokens], codebooks[which], seed=number))
+            codebooks[which] = spans[-1].codebook
         both, *alone = spans
         for row, span in enumerate(alone):
             assert both.codebook.basis.planes[row] == span.codebook.basis.planes[0]
@@ -287,8 +287,8 @@ def test_a_codebook_that_began_with_a_dull_span_serves_the_next_one(first: str) 
     spans = {"normal": normal, "flat": normal[:, :, :1].expand_as(normal), "zero": normal * 0}
     spans["repeated"] = normal[:, :, :64].repeat(1, 1, 16, 1)
     codec = KLTCodec(QVGConfig(codec="klt", bits=1.5, clusters="auto", spans_per_codebook=8))
-    book = codec.encode(spans[first], EncodeHint()).codebook
-    span = codec.encode(later, EncodeHint(reuse=book))
+    codebook = codec.encode(spans[first], EncodeHint()).codebook
+    span = codec.encode(later, EncodeHint(reuse=codebook))
     decoded = codec.decode(span, slice(0, 1024), slice(0, 2), torch.empty_like(later))
     error = float((decoded - later).square().sum() / later.square().sum())
     assert error < (0.32 if first == "normal" else 0.5), error

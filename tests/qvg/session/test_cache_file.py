@@ -117,8 +117,8 @@ def test_a_loaded_cache_shares_its_codebooks_as_before(tmp_path: Path) -> None:
     save_cache(cache, tmp_path / "cache.safetensors")
     loaded = load_cache(tmp_path / "cache.safetensors")
     for one in (cache, loaded):
-        words = [pair.keys.codebook.words for pair in one.layers[0].state.spans]  # type: ignore[union-attr]
-        assert words[0] is words[1] is words[2] is not words[3]
+        codewords = [pair.keys.codebook.codewords for pair in one.layers[0].state.spans]  # type: ignore[union-attr]
+        assert codewords[0] is codewords[1] is codewords[2] is not codewords[3]
     first, second = (one.layers[1].state.spans[0].values.codebook for one in (cache, loaded))
     assert first is not None and second is not None
     assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in first.tensors().items())

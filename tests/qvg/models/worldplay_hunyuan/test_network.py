@@ -166,7 +166,7 @@ def test_a_text_stays_where_the_world_began(
     """The official code leaves a text's keys and values as they are in the world of the first camera. A world that is centred on
     the chunk's own camera has to move them along."""
     right = _walk(_world(model, texts), 2)[1]
-    monkeypatch.setattr(StoredOnce, "_beside_cameras", lambda self, beside: beside)
+    monkeypatch.setattr(StoredOnce, "_joint_for_cameras", lambda self, joint: joint)
     wrong = _walk(_world(model, texts), 2)[1]
     assert float((wrong - right).square().mean().sqrt() / right.square().mean().sqrt()) > 5e-3
 

@@ -1,0 +1,73 @@
+"""How attention reads a layer of the cache: decoded by its codecs, encoded by position, on the device where the queries are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..attention.choice import Readings
+from ..attention.exact import History, Pair, attend
+from ..attention.history import Decode, PositionEncoding, PositionEncodings
+from ..attention.workspace import Workspace
+from ..codec.base import RotatingCodec
+from ..codec.span import ExactSpan, Span
+from ..config import QVGConfig
+from ..positions.rope import Rotation, rotate_
+from .layer_cache import LayerCache
+from .offload import Offloader
+
+
+class Reader:
+    """Attention over what layers remember. Holds the workspace that all of them share, and how they were read."""
+
+    def __init__(self, config: QVGConfig, tokens_per_frame: int, offloader: Offloader | None):
+        self._config, self._tokens_per_frame, self._offloader = config, tokens_per_frame, offloader
+        self.workspace = Workspace(config.workspace_mb << 20)
+        self.readings = Readings(config)
+
+    def attend(
+        self,
+        layers: Sequence[LayerCache],
+        layer: int,
+        q: Tensor,
+        current: tuple[Tensor, Tensor],
+        encodings: PositionEncodings | None = None,
+        projected: bool = False,
+        hidden_frames: int = 0,
+    ) -> Tensor:
+        """Attention of q [B, H, S, D] over a layer's history and the current block. Queries and block are encoded by position
+        already, `encodings` does it for the history; `hidden_frames` behind its sink are not seen."""
+        own = layers[layer]
+        hidden = (len(own.state.sink), hidden_frames * self._tokens_per_frame)
+        pairs = self._pairs(layers, layer, q.device)
+        history = History(pairs, current, _decoder(own), encodings, projected, self._tokens_per_frame, hidden)
+        return attend(q, history, self.workspace, self.readings.choose(q, projected), self._config.backend)
+
+    def _pairs(self, layers: Sequence[LayerCache], layer: int, device: torch.device) -> list[Pair]:
+        """What a layer remembers, on the device where it attends."""
+        state = layers[layer].state
+        if self._offloader is None:
+            return state.history
+        following = (layer + 1) % len(layers)
+        spans = self._offloader.fetch(device, (layer, state.spans), (following, layers[following].state.spans))
+        return [*state.sink, *spans, *state.tail]
+
+
+def _decoder(layer: LayerCache) -> Decode:
+    """Decodes a layer's spans. Kernels rotate keys as they decode them; everything else is encoded by position afterwards."""
+    exact, codec = layer.exact, layer.codecs.keys
+
+    def decode(span: Span, tokens: slice, heads: slice, out: Tensor, encoding: PositionEncoding | None) -> None:
+        method = exact if isinstance(span, ExactSpan) else codec
+        if isinstance(encoding, Rotation) and out.device.type == "cuda" and isinstance(method, RotatingCodec):
+            method.decode(span, tokens, heads, out, encoding)
+            return
+        method.decode(span, tokens, heads, out)
+        if isinstance(encoding, Rotation):
+            rotate_(out, encoding)
+        elif encoding is not None:
+            encoding.apply_(out)
+
+    return decode

@@ -1,0 +1,80 @@
+"""Positions of the frames in memory and of the current block, and the angles that come from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import CacheError
+from .rope import GridRope, Rotation
+
+# Time, row and column of a frame's first token.
+Origin = tuple[float, float, float]
+Origins = Sequence[Sequence[float]] | Tensor
+
+
+class FramePositions:
+    """Where frames are, oldest first: those in memory (`committed`) and those of the current block.
+
+    Without a rope blocks may be placed all the same; their positions are then forgotten at the next commit.
+    """
+
+    def __init__(self, rope: GridRope | None, tokens_per_frame: int):
+        self.rope, self._tokens_per_frame = rope, tokens_per_frame
+        self.clear()
+
+    def clear(self) -> None:
+        """As after `__init__`."""
+        self.committed: list[Origin] = []
+        self._current: list[Origin] = []
+        self._rotation: Rotation | None = None
+
+    def place(self, origins: Origins) -> None:
+        """Positions of the current block, one per frame."""
+        self._current, self._rotation = _rows(origins), None
+
+    def replace(self, origins: Origins) -> None:
+        """Other positions for the frames in memory. Raises CacheError for another number of them."""
+        rows = _rows(origins)
+        if len(rows) != len(self.committed):
+            raise CacheError(f"{len(rows)} positions were given for {len(self.committed)} frames in memory; give one for each")
+        self.committed = rows
+
+    def check_placed(self, frames: int) -> None:
+        """Raise CacheError unless the current block has so many positions."""
+        if self.rope is not None and len(self._current) != frames:
+            raise CacheError(f"{len(self._current)} frames were placed, but the block has {frames}; call place() for every block")
+
+    def commit(self, sink_frames: int, evicted_frames: int) -> None:
+        """The current block joins the frames in memory; behind the sink so many of the oldest leave."""
+        if self.rope is not None:
+            self.committed.extend(self._current)
+            del self.committed[sink_frames : sink_frames + evicted_frames]
+        self._current, self._rotation = [], None
+
+    def block_rotation(self, k: Tensor) -> Rotation:
+        """Angles of the current block's keys [B, H, S, D], computed once for all layers."""
+        assert self.rope is not None
+        if len(self._current) * self._tokens_per_frame != k.shape[2]:
+            raise CacheError(
+                f"{len(self._current)} frames were placed, but the block has {k.shape[2]} tokens of "
+                f"{self._tokens_per_frame} per frame; call place() with one origin per frame before attend()"
+            )
+        if self._rotation is None:
+            self._rotation = self.rope.rotation(torch.tensor(self._current, device=k.device))
+        return self._rotation
+
+    def history_rotation(self, start: int, stop: int, device: torch.device) -> Rotation:
+        """Angles of the committed tokens start:stop, made anew each time: those of a long history would outweigh its codes."""
+        assert self.rope is not None
+        per_frame = self._tokens_per_frame
+        first, last = start // per_frame, -(-stop // per_frame)
+        origins = torch.tensor(self.committed[first:last], device=device)
+        return self.rope.rotation(origins).tokens(start - first * per_frame, stop - first * per_frame)
+
+
+def _rows(origins: Origins) -> list[Origin]:
+    rows = origins.tolist() if isinstance(origins, Tensor) else origins
+    return [(float(t), float(r), float(c)) for t, r, c in rows]
