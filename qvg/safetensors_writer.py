@@ -42,7 +42,7 @@ class LateTensor:
         return self.shape.numel() * self.dtype.itemsize
 
 
-def held(tensors: Mapping[str, Tensor]) -> dict[str, LateTensor]:
+def in_memory(tensors: Mapping[str, Tensor]) -> dict[str, LateTensor]:
     """Tensors that are there already, on any device; each comes to the CPU when its turn comes."""
     return {name: LateTensor(tensor.shape, tensor.dtype, tensor.cpu) for name, tensor in tensors.items()}
 

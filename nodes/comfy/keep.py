@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...qvg.files import written_new
-from ...qvg.safetensors_writer import held, write_safetensors
+from ...qvg.safetensors_writer import in_memory, write_safetensors
 from .files import numbered
 
 logger = logging.getLogger(__name__)
@@ -42,5 +42,5 @@ def _save(samples: Tensor, folder: str) -> Path:
     tensors = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
     place, name, counter, _, _ = folder_paths.get_save_image_path(PREFIX, folder)
     with written_new(numbered(place, name, counter, ".latent")) as new:
-        write_safetensors(new.unfinished, held(tensors), {})
+        write_safetensors(new.unfinished, in_memory(tensors), {})
     return new.path

@@ -140,6 +140,6 @@ class _Layer:
         return sum(self._parts(which, codebook).values())
 
 
-def most_held(spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:
+def peak_bytes(spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:
     """Bytes at the worst moment of a whole run; 0 for a run of no chunks."""
     return max((peak.peak_bytes for peak in peaks(spec, config, chunks, block_dtype, by_layer)), default=0)

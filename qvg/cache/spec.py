@@ -15,7 +15,7 @@ from ..codec.base import Codebooks
 from ..config import GROUP_SIZES, QVGConfig
 from ..errors import ConfigError
 from .growth import Growth
-from .peak import most_held
+from .peak import peak_bytes
 from .policy import CachePolicy, Layout
 
 
@@ -146,7 +146,7 @@ class CacheSpec:
         by_layer: bool = True,
     ) -> int:
         """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
-        return most_held(self, config, list(self._cut(frames, chunks)), block_dtype, by_layer)
+        return peak_bytes(self, config, list(self._cut(frames, chunks)), block_dtype, by_layer)
 
     def _cut(self, frames: int, chunks: Sequence[int] | None) -> Iterator[int]:
         """Sizes of the chunks that `frames` frames are committed in."""

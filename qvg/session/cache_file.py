@@ -26,7 +26,7 @@ from ..config import QVGConfig
 from ..errors import CacheFileError, ConfigError
 from ..files import written_whole
 from ..positions.rope import GridRope
-from ..safetensors_writer import held, write_safetensors
+from ..safetensors_writer import in_memory, write_safetensors
 from .span_files import RestoredCodebooks, SavedCodebooks, restore_span
 
 FORMAT = "qvg-cache"
@@ -69,7 +69,7 @@ def save_cache(cache: KVCache, path: Path) -> None:
     try:
         with written_whole(path) as unfinished:
             metadata = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
-            write_safetensors(unfinished, held(tensors | codebooks.tensors), metadata)
+            write_safetensors(unfinished, in_memory(tensors | codebooks.tensors), metadata)
     except OSError as error:
         raise CacheFileError(
             f"{path} could not be written ({error.strerror}); the cache in memory is untouched, free space or save elsewhere"

@@ -80,14 +80,14 @@ class CausalPlan:
         return self.options is not None and self.options.memory == "recompute"
 
     @property
-    def held_frames(self) -> int:
+    def cached_frames(self) -> int:
         """The most that memory holds, the block in work included."""
         return min(self.frames, CONTEXT_FRAMES + self.spec.chunk_frames) if self.recomputes else self.frames
 
     @property
     def joined_bytes(self) -> int:
         """Beside the cache: core's attention takes one layer's exact keys and values in one piece."""
-        return self.spec.predict(self.settings.config, self.held_frames).total // self.spec.layers if self.as_core else 0
+        return self.spec.predict(self.settings.config, self.cached_frames).total // self.spec.layers if self.as_core else 0
 
     @property
     def keep_finished(self) -> bool:

@@ -114,7 +114,7 @@ class _GuidedBlocks:
         self._freqs: Tensor | None = None
         self._position: int | None = None
         vae = self._plan.options.vae if self._plan.options is not None else None
-        held = cache_bytes_needed(self._plan.spec, self._plan.settings.config, self._plan.held_frames)
+        held = cache_bytes_needed(self._plan.spec, self._plan.settings.config, self._plan.cached_frames)
         self._context = Context(self._base, guider.model_patcher, vae, held) if self._plan.recomputes else None
 
     def begin_block(self, place: BlockPlace) -> None:

@@ -134,7 +134,7 @@ class CausalSampling:
             return self._as_core_does(executor, noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         plan = make_plan(guider, noise, sampler, sigmas, denoise_mask)
         shape = causal_shape(guider.model_patcher)
-        refuse_what_cannot_fit(guider.model_patcher, shape, plan.settings.config, plan.spec, plan.held_frames, plan.grid)
+        refuse_what_cannot_fit(guider.model_patcher, shape, plan.settings.config, plan.spec, plan.cached_frames, plan.grid)
         self.plan = plan
         try:
             samples: Tensor = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
@@ -170,7 +170,7 @@ class CausalSampling:
         if plan is None:
             return executor(model, noise_shape, *args, **kwargs)
         result = executor(model, [*noise_shape[:2], plan.spec.chunk_frames, *noise_shape[3:]], *args, **kwargs)
-        make_room(cache_bytes_needed(plan.spec, plan.settings.config, plan.held_frames) + plan.joined_bytes, model)
+        make_room(cache_bytes_needed(plan.spec, plan.settings.config, plan.cached_frames) + plan.joined_bytes, model)
         return result
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any) -> Any:

@@ -83,7 +83,7 @@ def sample_world(
     return samples
 
 
-def _held(world: World) -> CacheBytes:
+def _cache_bytes(world: World) -> CacheBytes:
     """All its memories."""
     sizes = [memory.cache.nbytes() for memory in world.memories]
     return CacheBytes(**{each.name: sum(getattr(size, each.name) for size in sizes) for each in fields(CacheBytes)})
@@ -110,7 +110,7 @@ class _Walk:
         noise = x[:, :, first : first + CHUNK_FRAMES].transpose(1, 2)
         image = latent[:, :, :1].transpose(1, 2) if self.plan.given == 1 and index == 0 else None
         painted = self.world.next_chunk(noise, self.plan.cameras, image, mm.throw_exception_if_processing_interrupted)
-        held = _held(self.world)
+        held = _cache_bytes(self.world)
         block = Block(index, first, painted.transpose(1, 2), time.perf_counter() - began, held)
         context = self.world.context
         logger.info("QVG: chunk %d of %d sees %s", index + 1, self.plan.chunks, _listed(context))
@@ -133,7 +133,7 @@ class _Walk:
             cache_bytes=_per_frame(skipped, sizes),
             exact_bytes=_per_frame(skipped, exact),
             seconds=_per_frame(skipped, seconds),
-            components=_held(self.world),
+            components=_cache_bytes(self.world),
             workspace_bytes=cache.workspace.nbytes,
             given_frames=plan.given,
             read=tuple(cache.explain()),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheFileError, CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
-from comfyui_qvg.qvg.bench.held import HeldBytes
+from comfyui_qvg.qvg.bench.cache_watch import CacheWatch
 from comfyui_qvg.qvg.cache import offload as offload_module
 from comfyui_qvg.qvg.cache.peak import peaks
 from comfyui_qvg.qvg.codec.base import EncodeHint
@@ -249,7 +249,7 @@ def test_the_most_on_the_device_is_bounded_before_the_run(name: str, by_layer: b
     """And not by much: what encoders borrow, and keys that go home before values do, count as if they were there together."""
     cache = KVCache(CacheSpec(8, 2, 64, 48, batch=2), CONFIGS[name].with_changes(offload="cpu"), home="cpu:0")
     bounds = list(peaks(cache.spec, cache.config, [1] * 22, torch.float32, by_layer))
-    held, most, generator = HeldBytes(cache), 0, torch.Generator().manual_seed(0)
+    held, most, generator = CacheWatch(cache), 0, torch.Generator().manual_seed(0)
 
     def on_device() -> int:
         home = [span for layer in cache.layers for pair in layer.state.spans for span in pair]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
-from comfyui_qvg.qvg.bench.held import HeldBytes
+from comfyui_qvg.qvg.bench.cache_watch import CacheWatch
 from comfyui_qvg.qvg.cache.growth import even_chunks
 from comfyui_qvg.qvg.cache.peak import peaks
 
@@ -21,7 +21,7 @@ def _run(
     generator = torch.Generator().manual_seed(0)
     most, now = [], []
     with KVCache(spec, config) as cache:
-        held = HeldBytes(cache)
+        held = CacheWatch(cache)
         for chunk in chunks:
             shape = (spec.batch, spec.heads, TOKENS * chunk, spec.head_dim)
             for layer in range(spec.layers):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheSpec, ConfigError, KVCache, QVGConfig
-from comfyui_qvg.qvg.bench.held import HeldBytes
+from comfyui_qvg.qvg.bench.cache_watch import CacheWatch
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.codec import make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
@@ -59,7 +59,7 @@ def test_cache_terms_are_what_a_real_run_counts(preset: str, given: int) -> None
     found, run = plan(network, video, PRESETS[preset]), Run(network, video, PRESETS[preset])
     assert run.spec.tokens_per_frame == 15 and found.latent_frames == 28
     with KVCache(run.spec, PRESETS[preset]) as cache:
-        held = HeldBytes(cache)
+        held = CacheWatch(cache)
         assert run.chunks(28) == [place.frames for place in place_blocks(28, given, 3)]
         for chunk in run.chunks(28):
             for layer in range(2):

@@ -11,7 +11,7 @@ from ..cache import KVCache
 from ..codec.span import Span
 
 
-class HeldBytes:
+class CacheWatch:
     """Watches a cache from its making on. `most`: bytes at the worst moment so far; set it back to watch one commit."""
 
     def __init__(self, cache: KVCache):
