@@ -56,9 +56,7 @@ def test_the_pack_is_in_the_archive():
         file.relative_to(ROOT).as_posix()
         for folder in PACK_FOLDERS
         for file in (ROOT / folder).rglob("*")
-        if file.is_file()
-        and "__pycache__" not in file.parts
-        and not (folder == "assets" and file.suffix in PICTURES_OF_PAGES)
+        if file.is_file() and "__pycache__" not in file.parts and not (folder == "assets" and file.suffix in PICTURES_OF_PAGES)
     ]
     assert [path for path in needed if left_out(path)] == []
 
