@@ -1,15 +1,12 @@
 """The house in one picture: a mermaid graph of the rooms, and a table of what each does, made of the imports and the docstrings.
 
-`tools/pages.py` puts both into docs/architecture.md.
+`tools/write_docs.py` puts both into docs/architecture.md.
 """
 
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bootstrap_package  # noqa: F401  # names the package that is imported below
 from comfyui_qvg.tests.imports import import_graph

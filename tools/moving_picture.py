@@ -9,20 +9,13 @@ minutes on a CPU; needs torch, Pillow and tqdm.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import bootstrap_package  # noqa: F401  # names the package that is imported below
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import bootstrap_package  # noqa: F401  # names the package that is imported below
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig
 from comfyui_qvg.qvg.demo.command import (
     DEFAULT_FRAMES,
@@ -40,6 +33,9 @@ from comfyui_qvg.qvg.demo.command import (
 )
 from comfyui_qvg.qvg.models.demo_world import DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.sampling import generate
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 PRESET = "balanced"
 SCALE = 5  # of a picture of 64 pixels

@@ -1,9 +1,9 @@
 """Write the parts of README.md and docs/ that are made: tables out of the registry and of what was measured, the house's picture.
 
-    python tools/pages.py            writes them
-    python tools/pages.py --check    exit code 1 where one is out of date, and writes nothing
+    python tools/write_docs.py            writes them
+    python tools/write_docs.py --check    exit code 1 where one is out of date, and writes nothing
 
-A made part stands between `<!-- made by tools/pages.py: NAME -->` and `<!-- end -->`.
+A made part stands between `<!-- made by tools/write_docs.py: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
+from comfyui_qvg.benchmarks.cost_model import CARDS, predicted_ms
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.bench.settings import settings_table
 from comfyui_qvg.qvg.models.registry import networks
@@ -27,7 +26,7 @@ from comfyui_qvg.qvg.plan import Video, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PART = re.compile(r"(<!-- made by tools/pages\.py: (\w+) -->\n)(?:(?!<!-- ).*\n)*(<!-- end -->)")
+PART = re.compile(r"(<!-- made by tools/write_docs\.py: (\w+) -->\n)(?:(?!<!-- ).*\n)*(<!-- end -->)")
 
 CARDS_GB = (8, 12, 16, 24, 32)
 PICTURES_PER_SECOND = 16
@@ -121,6 +120,19 @@ def cards() -> str:
     return "\n".join(lines)
 
 
+def costs() -> str:
+    """What the cost model says of one layer's attention, by card and number of queries."""
+    ways = {"bf16": "bf16", "exact": "exact", "fast": "fast", "direct": "direct", "official": "as published"}
+    lines = [f"| card | queries | {' | '.join(ways.values())} |", "|---|---|" + "---|" * len(ways)]
+    for card in CARDS:
+        for queries in (4680, 128):
+            found = [predicted_ms(card, way, 12, queries, 180 * 1560, 2.3) for way in ways]
+            lines.append(
+                f"| {card} | {queries:,} | {' | '.join(f'{ms:.2g}' if ms < 10 else f'{ms:.1f}' for ms in found if ms)} |"
+            )
+    return "\n".join(lines)
+
+
 def _seconds(pictures: int) -> str:
     seconds = pictures / PICTURES_PER_SECOND
     return f"{pictures} pictures, {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'}"
@@ -137,6 +149,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "codecs": codecs,
     "cache_bytes": cache_bytes,
     "cards": cards,
+    "costs": costs,
     "house": architecture.picture,
     "rooms": architecture.table,
 }
