@@ -73,7 +73,7 @@ SHAPES = (
 )
 TINY = (Shape("tiny", 2, 3, 4, 24, 144), Shape("tiny, few queries", 2, 3, 4, 5, 480))
 SPAN_FRAMES = 24
-# Relative RMS: what 16-bit inputs and outputs may cost, and eight bits (0.8 % to 4 % published; reference: kernels, 4.5).
+# Relative RMS: what 16-bit inputs and outputs may cost, and eight bits (0.8 % to 4 % published; docs/kernels.md, "Eight bits").
 TOLERANCES = {"exact": 1e-2, "direct": 1e-2, "official": 1e-2, "fast": 4e-2}
 
 

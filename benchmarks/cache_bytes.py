@@ -38,7 +38,8 @@ FIELDS = (
     "counted_peak_bytes",
     "counted_heads",
 )
-# Of Quant VideoGen's schedule (spans of 24 frames, the tail in bf16), at the end and at its worst (reference: models_wan, 5.3).
+# Of Quant VideoGen's schedule (spans of 24 frames, the tail in bf16), at the end and at its worst (docs/memory.md, "Self-Forcing,
+# counted").
 OFFICIAL_GB = {21: (6.04, 6.04), 60: (5.43, 7.89), 180: (10.39, 12.84), 240: (15.82, 15.82)}
 
 

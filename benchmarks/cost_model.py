@@ -1,6 +1,6 @@
 """What a layer's attention should take on a GPU: the larger of its arithmetic and its traffic, plus decoding.
 
-Bandwidths are copies as measured, throughputs published or modelled ones (reference: kernels, sections 5 and 9). Keys and values
+Bandwidths are copies as measured, throughputs published or modelled ones (docs/kernels.md, "The cost model"). Keys and values
 count once, although every wave of query blocks reads them again: the second-level cache hides that.
 """
 

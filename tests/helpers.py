@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def make_kv(
     seed: int = 0, frames: int = 8, rows: int = 30, cols: int = 52, heads: int = 1, channels: int = 128
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [1, H, S, D] with the statistics of real ones (reference: kv_quantization, sections 5.4 and 7.2).
+    """Keys and values [1, H, S, D] with the statistics of real ones (docs/quality.md, "Synthetic keys and values").
 
     Smooth fields that drift over the frames, a dozen objects, Student-t noise; keys with unequal channels and four that stand far
     off zero, values with a spread of token norms. The noise is set so that the published codec gains here what it gains on

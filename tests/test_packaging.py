@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SHIPPED_BY_COMFYUI = {"torch", "torchvision", "torchaudio", "numpy", "safetensors", "einops", "psutil", "pillow", "scipy", "av"}
-PACK_FOLDERS = ("qvg", "kernels", "nodes", "assets", "workflows", "locales", "web")
+PACK_FOLDERS = ("qvg", "kernels", "nodes", "assets", "docs", "workflows", "locales", "web")
+PICTURES_OF_PAGES = (".jpg", ".png", ".webp")  # in assets/
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ PACK_FOLDERS = ("qvg", "kernels", "nodes", "assets", "workflows", "locales", "we
         ".venv/pyvenv.cfg",
         "CONTRIBUTING.md",
         "Makefile",
+        "assets/walk.webp",
         "benchmarks/results/decode.jsonl",
         "demo_out/demo.json",
         "tests/conftest.py",
@@ -54,7 +56,7 @@ def test_the_pack_is_in_the_archive():
         file.relative_to(ROOT).as_posix()
         for folder in PACK_FOLDERS
         for file in (ROOT / folder).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and "__pycache__" not in file.parts and not (folder == "assets" and file.suffix in PICTURES_OF_PAGES)
     ]
     assert [path for path in needed if left_out(path)] == []
 
@@ -102,6 +104,7 @@ def test_what_is_published_is_small_and_for_users():
     bytes_of = {path: (ROOT / path).stat().st_size for path in files}
     assert sum(bytes_of.values()) < 12e6  # nine of them are the demo world's weights
     assert all(f"web/docs/{name}.md" in files for name in ("QVGKVCache", "QVGSampler"))
+    assert all(f"docs/{name}.md" in files for name in ("comfyui", "format", "memory", "models"))
 
 
 def test_what_manager_runs_needs_no_tools_and_installs_nothing(tmp_path):

@@ -16,7 +16,7 @@ def attention8(q: Tensor, keys: Keys8, values: Values8, common: Tensor, backend:
     """softmax(q k^T / sqrt(D)) v for k = keys + common [B, H, D]. q [B, H, Sq, D] any float. -> out in q's dtype, lse float32.
 
     Queries become int8 with one scale each. Against exact arithmetic on the same keys and values that costs 1 % to 4 % of the
-    output (reference: kernels, section 4.5), a tenth of what two bits cost.
+    output (docs/kernels.md, "Eight bits"), a tenth of what two bits cost.
     """
     count = values.values.shape[2 if values.scales is None else 3]
     if keys.values.shape[2] != count or keys.values.shape[:2] != q.shape[:2] or common.shape != (*q.shape[:2], q.shape[3]):

@@ -39,7 +39,7 @@ _CPU_TILE_BYTES = 24 << 20
 _SMALLEST_TILE_TOKENS = 16
 # Queries that one program of a flash attention kernel takes.
 _BLOCK_QUERIES = 128
-# What a GPU computes in the time it moves a byte, about the same on all of them (reference: kernels, section 5).
+# What a GPU computes in the time it moves a byte, about the same on all of them (docs/kernels.md, "The cost model").
 _FLOP_PER_BYTE = 200
 
 

@@ -1,8 +1,8 @@
 """Rotary position embedding on a grid of (time, row, column), applied on the way into attention.
 
-Keys are cached before rotation (design.md, "Keys are stored before RoPE"), so the cache needs positions, not angles. A latent
-frame is a grid of tokens with one origin; token (i, j) of a frame at origin (t, r, c) sits at (t, r + i, c + j). Origins may be
-fractional: the demo world's camera moves by half tokens.
+Keys are cached before rotation (docs/architecture.md, "Keys are stored before RoPE"), so the cache needs positions, not angles. A
+latent frame is a grid of tokens with one origin; token (i, j) of a frame at origin (t, r, c) sits at (t, r + i, c + j). Origins
+may be fractional: the demo world's camera moves by half tokens.
 
 Channel order is [first halves | second halves]: channel p rotates with channel p + D/2 (kernels rotate without a shuffle).
 """

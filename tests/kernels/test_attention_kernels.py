@@ -158,8 +158,8 @@ def test_eight_bits_are_near_and_bounded(case: str, eight: bool) -> None:
 
 @pytest.mark.parametrize("eight", [True, False], ids=["e4m3", "float16"])
 def test_eight_bit_attention_is_near_attention(eight: bool) -> None:
-    """About 4 % with E4M3, 1.5 % with float16 values, as published for this arithmetic (reference: kernels, 4.5); lse counts the
-    common part."""
+    """About 4 % with E4M3, 1.5 % with float16 values, as published for this arithmetic (docs/kernels.md, "Eight bits"); lse
+    counts the common part."""
     q, k, v = _randn(1, 2, 5, 128), _randn(1, 2, 200, 128, seed=1) + 5, _randn(1, 2, 200, 128, seed=2)
     keys, values = _eight(200, 128, eight)
     values = Values8(values.values, value_bounds(v) / 448 if eight else None)

@@ -58,7 +58,7 @@ def test_bootstrap_interval() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_synthetic_tensors_have_the_statistics_of_real_ones(seed: int) -> None:
-    """kv_quantization, sections 5.4 and 7.2; the ranges are a little wider than the three models that were measured."""
+    """docs/quality.md, "Synthetic keys and values"; the ranges are a little wider than the three models that were measured."""
     keys, values = (measure_statistics(x) for x in make_keys_values(seed))
     assert 5 <= keys.channel_contrast <= 13 and 1.03 <= keys.norm_spread <= 1.6 and 20 <= keys.rank_80 <= 36
     assert 1.4 <= values.channel_contrast <= 3.2 and 3.5 <= values.norm_spread <= 5.6 and 40 <= values.rank_80 <= 56
@@ -96,7 +96,7 @@ def test_bits_per_value() -> None:
 
 
 def test_amortised_bits_are_the_published_ones() -> None:
-    """kv_quantization, section 5.1: Self-Forcing at 256 clusters, one and four stages."""
+    """arXiv 2602.02958, section 3: Self-Forcing at 256 clusters, one and four stages."""
     walk = result([0.0] * 8)
     qvg = QVGConfig(clusters=256, span_frames=16)
     assert amortised_bits(qvg, walk) == pytest.approx(2.2969, abs=1e-4)

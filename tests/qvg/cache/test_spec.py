@@ -9,7 +9,7 @@ from comfyui_qvg.qvg.codec import QVGCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.span import storage_bytes
 
-# Bytes of keys and values of one layer, 2 bits, group 64, one stage (reference: kv_quantization, section 5.1).
+# Bytes of keys and values of one layer, 2 bits, group 64, one stage: what the official pack counts (docs/memory.md, "One layer").
 ANCHORS = {
     "longcat": ((1, 32, 29_640, 128), 256, 70_587_904, 67.318),
     "self_forcing": ((1, 12, 37_440, 128), 256, 33_022_464, 31.493),
@@ -102,7 +102,7 @@ def test_prediction_equals_count_at_every_frame(name: str, chunk_frames: int) ->
 
 
 def test_exact_bytes_are_sixteen_bits_per_value() -> None:
-    """6.0 GB for 81 frames of Wan 1.3B at 832x480 (reference: comfyui, section 0.2)."""
+    """6.0 GB for 81 frames of Wan 1.3B at 832x480 (docs/memory.md, "Self-Forcing, counted")."""
     spec = CacheSpec(layers=30, heads=12, head_dim=128, tokens_per_frame=1560, chunk_frames=3)
     assert spec.exact_bytes(21) == 30 * 21 * 1560 * 1536 * 2 * 2
     assert spec.predict(QVGConfig.preset("exact"), 21).total == spec.exact_bytes(21)

@@ -66,7 +66,7 @@ def test_gain_over_plain_two_bits(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_residual_error_of_three_levels(seed: int) -> None:
-    """What is left of the residual's energy after the published 2-bit grid, group 64: 0.54 (kv_quantization, 7.1)."""
+    """What is left of the residual's energy after the published 2-bit grid, group 64: 0.54 (docs/quality.md, "How qvg works")."""
     codec = QVGCodec(QVGConfig(clusters=256, iterations=6))
     for x in make_kv(seed):
         span = codec.encode(x, EncodeHint())

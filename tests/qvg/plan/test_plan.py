@@ -80,7 +80,7 @@ def test_terms_of_the_smallest_model_at_480p() -> None:
 
 
 def test_presets_stay_below_the_official_schedule() -> None:
-    """12.84 GB at its worst moment at 180 latent frames (reference: models_wan, section 5.3)."""
+    """12.84 GB at its worst moment at 180 latent frames (docs/memory.md, "Self-Forcing, counted")."""
     assert _plan(717).cache_peak_bytes <= 9.7 * GB
     assert _plan(717, "fewest-bytes").cache_peak_bytes <= 8.2 * GB
     assert round(_plan(717, "qvg").cache_end_bytes / GB, 2) == 10.39  # the official schedule's end, to the byte the same spans
@@ -180,7 +180,7 @@ def test_every_model_has_a_plan(name: str) -> None:
 
 
 def test_worldplay_keeps_half_of_what_its_vendor_keeps() -> None:
-    """48 frames of context: 14,850 MiB at 16 bits (reference: models_world, section 5)."""
+    """48 frames of context: 14,850 MiB at 16 bits (docs/memory.md, "HY-WorldPlay")."""
     found = plan(networks()["worldplay-5b"], Video(1280, 704, 189, mode="incremental"), PRESETS["exact"])
     assert found.exact_cache_bytes == 14_850 * 2**20
 

@@ -1,0 +1,187 @@
+"""Write the parts of README.md and docs/ that are made: tables out of the registry and of what was measured, the house's picture.
+
+    python tools/write_docs.py            writes them
+    python tools/write_docs.py --check    exit code 1 where one is out of date, and writes nothing
+
+A made part stands between `<!-- made by tools/write_docs.py: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import architecture
+import bootstrap_package  # noqa: F401  # names the package that is imported below
+from comfyui_qvg.benchmarks.cost_model import CARDS, predicted_ms
+from comfyui_qvg.qvg import PRESETS
+from comfyui_qvg.qvg.bench.settings import settings_table
+from comfyui_qvg.qvg.models.registry import networks
+from comfyui_qvg.qvg.models.table import models_table
+from comfyui_qvg.qvg.plan import Video, plan
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PART = re.compile(r"(<!-- made by tools/write_docs\.py: (\w+) -->\n)(?:(?!<!-- ).*\n)*(<!-- end -->)")
+
+CARDS_GB = (8, 12, 16, 24, 32)
+PICTURES_PER_SECOND = 16
+# What methods are called on the page, in the order of the table; those that are not here are not shown.
+METHODS = {
+    "qvg, 32 centroids": "QVG, 32 centroids a span: what the gains are over",
+    "qvg": "preset `qvg`, 8 centroids",
+    "qvg, 64 centroids": "QVG, 64 centroids",
+    "qvg, asymmetric": "QVG, all four levels (`asymmetric`)",
+    "qvg-pro, 32 centroids": "QVG-Pro, four stages, group 16, 32 centroids",
+    "qvg-pro": "preset `qvg-pro`, 8 centroids",
+    "fewest-bytes": "**`fewest-bytes`**: klt, keys 1, values 1.5 bits",
+    "balanced": "**`balanced`**: klt, keys 1.5, values 2 bits",
+    "near-exact": "**`near-exact`**: klt, keys 3, values 3.5 bits",
+    "klt, 2 bits": "klt",
+    "klt, 2 bits, Hadamard": "klt with a Hadamard transform instead of the learned one",
+    "klt, 2 bits, frozen words": "klt with the first span's centroids for all",
+    "klt, 2 bits, keys after RoPE": "klt, keys kept after RoPE",
+    "qvg, 32 centroids, keys after RoPE": "QVG, 32 centroids, keys kept after RoPE",
+    "kivi, 2 bits": "KIVI",
+    "quarot, 2 bits": "QuaRot, asymmetric",
+    "rtn, 2 bits": "plain rounding, asymmetric",
+}
+Row = dict[str, str]
+
+
+def measured(name: str) -> list[Row]:
+    """Rows of a file of results."""
+    with (RESULTS / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def settings() -> str:
+    """Presets: bytes and bits of a real model, quality on the demo world."""
+    return settings_table(measured("codecs_presets")).rstrip("\n")
+
+
+def codecs() -> str:
+    """Every method on the demo world; gains over QVG as published, and over QVG with all four levels."""
+    rows = {row["preset"]: row for row in measured("codecs")}
+    all_levels = float(rows["qvg, asymmetric"]["gain_db"])
+    lines = [
+        "| method, 2 bits unless named | bits per value, as stored | amortised | PSNR against exact | gain over QVG, dB "
+        "| over all four levels, dB | attention error | with 1 % outlier tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, label in METHODS.items():
+        row = rows[name]
+        gain, low, high = (float(row[key]) for key in ("gain_db", "gain_db_low", "gain_db_high"))
+        errors = (f"{float(row[key]):.2f}" if row[key] else "–" for key in ("attention_error", "attention_error_outliers"))
+        cells = [
+            label,
+            *(f"{float(row[key]):.2f}" for key in ("bits_per_value", "bits_per_value_amortised")),
+            f"{float(row['psnr_db']):.1f} dB",
+            f"{gain:+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{gain - all_levels:+.1f}",
+            *errors,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cache_bytes() -> str:
+    """Self-Forcing's cache at the end and at its worst moment, counted."""
+    rows = measured("cache_bytes")
+    frames = sorted({int(row["frames"]) for row in rows})
+    heads = ["cache at the end / at its worst moment, GB", *(f"{n} latent frames ({4 * n - 3} pictures)" for n in frames)]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    ends = {row["preset"]: int(row["counted_end_bytes"]) for row in rows if int(row["frames"]) == frames[-2]}
+    for preset in sorted(ends, key=lambda name: -ends[name]):
+        found = {int(row["frames"]): row for row in rows if row["preset"] == preset}
+        sizes = [tuple(int(found[n][f"counted_{moment}_bytes"]) / 1e9 for moment in ("end", "peak")) for n in frames]
+        name = f"`{preset}`, 16 bits" if preset == "exact" else f"`{preset}`"
+        lines.append(f"| {name} | {' | '.join(f'{end:.2f} / {peak:.2f}' for end, peak in sizes)} |")
+    return "\n".join(lines)
+
+
+def cards() -> str:
+    """The longest video of Self-Forcing that `qvg plan` says fits, by the card's memory."""
+    network, video = networks()["self-forcing-1.3b"], Video(832, 480, 81)
+    ways = {
+        "`exact`": PRESETS["exact"],
+        "`balanced`": PRESETS["balanced"],
+        "`balanced`, offload cpu": PRESETS["balanced"].with_changes(offload="cpu"),
+    }
+    lines = [f"| GB for the run | {' | '.join(ways)} |", "|" + "---|" * (len(ways) + 1)]
+    for gigabytes in CARDS_GB:
+        plans = [plan(network, video, config, device_bytes=gigabytes * 10**9) for config in ways.values()]
+        longest = [one.longest_frames or 0 for one in plans]
+        lines.append(f"| {gigabytes} | {' | '.join(_seconds(pictures) for pictures in longest)} |")
+    return "\n".join(lines)
+
+
+def costs() -> str:
+    """What the cost model says of one layer's attention, by card and number of queries."""
+    ways = {"bf16": "bf16", "exact": "exact", "fast": "fast", "direct": "direct", "official": "as published"}
+    lines = [f"| card | queries | {' | '.join(ways.values())} |", "|---|---|" + "---|" * len(ways)]
+    for card in CARDS:
+        for queries in (4680, 128):
+            found = [predicted_ms(card, way, 12, queries, 180 * 1560, 2.3) for way in ways]
+            lines.append(
+                f"| {card} | {queries:,} | {' | '.join(f'{ms:.2g}' if ms < 10 else f'{ms:.1f}' for ms in found if ms)} |"
+            )
+    return "\n".join(lines)
+
+
+def _seconds(pictures: int) -> str:
+    seconds = pictures / PICTURES_PER_SECOND
+    return f"{pictures} pictures, {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'}"
+
+
+def models() -> str:
+    """The registry's families, as seen from docs/."""
+    return models_table().replace("](LICENSE)", "](../LICENSE)")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "models": models,
+    "settings": settings,
+    "codecs": codecs,
+    "cache_bytes": cache_bytes,
+    "cards": cards,
+    "costs": costs,
+    "house": architecture.picture,
+    "rooms": architecture.table,
+}
+
+
+def pages() -> list[Path]:
+    """Those that may have made parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def renewed(text: str) -> str:
+    """A page with its made parts made anew. KeyError: a part that nobody makes."""
+    return PART.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}\n{found[3]}", text)
+
+
+def outdated() -> list[Path]:
+    """Pages that differ from what would be written."""
+    return [page for page in pages() if renewed(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+
+
+def main() -> int:
+    """See the module docstring. -> exit code"""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--check", action="store_true", help="write nothing; say which pages are out of date")
+    chosen = options.parse_args()
+    pages_to_write = outdated()
+    for page in pages_to_write:
+        if not chosen.check:
+            page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"{page.relative_to(ROOT)} {'is out of date' if chosen.check else 'written'}")
+    return int(chosen.check and bool(pages_to_write))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
