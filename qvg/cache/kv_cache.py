@@ -25,7 +25,7 @@ from ..positions.frames import FramePositions, Origin, Origins
 from ..positions.projective import Projector
 from ..positions.rope import GridRope, Rotation, rotate
 from .finite import check_finite
-from .layer_cache import LayerCache, Observer, codebook_sizes
+from .layer_cache import NOTHING_YET, Earlier, LayerCache, Observer, codebook_sizes
 from .offload import Offloader, Placement
 from .policy import Layout, Step
 from .reading import Reader
@@ -34,11 +34,12 @@ from .spec import CacheBytes, CacheSpec
 
 @dataclass
 class _Commit:
-    """A commit under way: what it does, the block's frames, and how many layers have done it."""
+    """A commit under way: what it does, the block's frames, how many layers have done it, and what they tell the next one."""
 
     step: Step
     frames: int
     layers: int = 0
+    earlier: Earlier = NOTHING_YET
 
 
 class KVCache:
@@ -201,8 +202,7 @@ class KVCache:
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None
         self._broken = True
-        others = sum(sum(one.state.spare_rows) for one in self.layers if one.layer != layer)
-        self.layers[layer].commit(self._commit.step, others)
+        self._commit.earlier = self.layers[layer].commit(self._commit.step, self._commit.earlier)
         self._broken = False
         self._commit.layers += 1
         if self._commit.layers == self.spec.layers:

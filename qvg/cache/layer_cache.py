@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,17 @@ from .spec import CacheSpec
 
 # Told of every span as soon as it is made, and of what it was made of.
 Observer = Callable[[Span, Tensor], None]
+
+
+class Earlier(NamedTuple):
+    """What layers that have committed tell the next one: rows that their codebooks have left (`Room`), and whether what they saw
+    begins a new scene."""
+
+    spare_rows: int = 0
+    new_scene: bool = False
+
+
+NOTHING_YET = Earlier()
 
 
 @dataclass
@@ -76,8 +88,9 @@ class LayerCache:
             )
         self.state.current = (k, v)
 
-    def commit(self, step: Step, spare_rows: int = 0) -> None:
-        """The current block becomes history; then encode and evict as the policy says. `spare_rows`: of the other layers."""
+    def commit(self, step: Step, earlier: Earlier = NOTHING_YET) -> Earlier:
+        """The current block becomes history; then encode and evict as the policy says. `earlier`: the layers before this one.
+        -> the same with this one."""
         state = self.state
         if state.current is None:
             raise CacheError(f"layer {self.layer} has no current block to commit; call attend or append for every layer first")
@@ -86,11 +99,15 @@ class LayerCache:
         state.current = None
         if step.encode_chunks:
             due = state.tail[: step.encode_chunks]
-            state.spans.append(Pair(*(self._encode(due, which, spare_rows) for which in (0, 1))))
+            # Values first: what codebooks of both may begin lowers the video's error more where it goes to them.
+            values, earlier = self._encode(due, 1, earlier)
+            keys, earlier = self._encode(due, 0, earlier)
+            state.spans.append(Pair(keys, values))
             state.spans_encoded += 1
             del state.tail[: step.encode_chunks]
             self._forget_copies()
         self.evict(step.evict_spans, step.evict_chunks)
+        return earlier._replace(spare_rows=earlier.spare_rows + sum(state.spare_rows))
 
     def evict(self, spans: int, chunks: int) -> None:
         """Forget the oldest spans and the oldest chunks of the tail. A shared codebook leaves with its last span."""
@@ -107,8 +124,8 @@ class LayerCache:
         if self.offloader is not None:
             self.offloader.forget(self.layer)
 
-    def _encode(self, due: Sequence[Pair], which: int, spare_rows: int) -> Span:
-        """The span of some chunks' keys (0) or values (1)."""
+    def _encode(self, due: Sequence[Pair], which: int, earlier: Earlier) -> tuple[Span, Earlier]:
+        """The span of some chunks' keys (0) or values (1), and whether they begin a new scene."""
         chunks = [pair[which] for pair in due]
         exact = [chunk.values for chunk in chunks if isinstance(chunk, ExactSpan)]
         if len(exact) != len(chunks):
@@ -116,9 +133,12 @@ class LayerCache:
                 f"layer {self.layer}: a span that is already encoded came up for encoding again; this is a bug in the policy"
             )
         self.state.encode_calls += 1
-        own = sum(self.state.spare_rows)
-        hint, codec = self._hint(which, Room(own, own + spare_rows)), self.codecs[which]
+        own, codec = sum(self.state.spare_rows), self.codecs[which]
         x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
+        hint = self._hint(which, Room(own, own + earlier.spare_rows))
+        if isinstance(codec, KLTCodec) and isinstance(hint.reuse, TransformCodebook):
+            earlier = earlier._replace(new_scene=earlier.new_scene or codec.is_new(x, hint.reuse))
+            hint = replace(hint, new_scene=earlier.new_scene)
         span = self._told(codec.encode(x, hint) if self.offloader is None else self.offloader.encode(codec, x, hint), x)
         if hint.reuse is None or not _same_group(span.codebook, hint.reuse):
             self.state.group_starts[which] = self.state.spans_encoded
@@ -127,8 +147,8 @@ class LayerCache:
         if isinstance(codec, KLTCodec) and isinstance(span, TransformSpan):
             before = self.state.spare_rows[which]
             # What was worth more than all the room that there was is not made good by later spans.
-            self.state.spare_rows[which] = max(codec.spare_rows(span, hint, before), before - own - spare_rows)
-        return span
+            self.state.spare_rows[which] = max(codec.spare_rows(span, hint, before), before - own - earlier.spare_rows)
+        return span, earlier
 
     def _told(self, span: Span, x: Tensor) -> Span:
         if self.observer is not None:

@@ -20,7 +20,7 @@ from .growth import Book, Commit, Growth
 from .spec_like import SpecLike
 
 # Keys and values have codecs of their own; what is not encoded, another.
-_ENCODED, _EXACT = (0, 1), 2
+_ENCODED, _EXACT = (1, 0), 2
 
 
 @dataclass(frozen=True)

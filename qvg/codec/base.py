@@ -27,10 +27,11 @@ Codebooks = Sequence[tuple[Sequence[CodebookSize], Sequence[CodebookSize]]]
 
 
 class Room(NamedTuple):
-    """Rows of codebooks (directions and codewords) that those of a layer, and of the whole cache, could have and have not."""
+    """Rows (directions and codewords) that codebooks of a layer, and of this and all layers before it, could have and have not:
+    what a layer may use without taking it from those behind it."""
 
     layer: int
-    cache: int
+    so_far: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class EncodeHint:
     reuse     codebook to encode with, because an earlier span of the same group trained it; a codec may add to it
     bases     of the group's spans in memory, each once, the newest last; only of `TransformCodebook`
     room      directions and codewords that codebooks may still begin; None: what this group's bases leave of a whole one
+    new_scene  this layer's tokens, or those of one before it, are not more of the same: room does not count
     warm      codebook to start training from
     checked   the values are known to be finite; otherwise the codec looks, which costs a synchronisation on a GPU
     """
@@ -49,6 +51,7 @@ class EncodeHint:
     reuse: Codebook | None = None
     bases: tuple[Basis, ...] = ()
     room: Room | None = None
+    new_scene: bool = False
     warm: Codebook | None = None
     checked: bool = False
 

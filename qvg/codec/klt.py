@@ -36,14 +36,17 @@ from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codew
 from .span import Group, Span, TransformCodebook, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
-# those of other layers have (6 dB), and where nothing has (10 dB).
-_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_MORE_ROOM = 10**0.15, 10**0.6, 10**1.0
+# those of earlier layers have (3 dB), and where nothing has (10 dB).
+_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**1.0
 # Differences below this share of the group's energy, times 4^-bits, are no matter.
 _NO_MATTER = 0.02
-# Codewords that leave less than this share of a span's squares describe it completely.
-_NOTHING_LEFT = 1e-3
+# Codewords that leave less than this share of a span's squares describe it completely; those that leave more than the second
+# share of its energy hardly do (noise: 0.6 to 0.76, pictures: 0.3 at most).
+_NOTHING_LEFT, _HARDLY_DESCRIBED = 1e-3, 0.5
 # A codebook that leaves more than this share of a head's signal as error fails, and is of no use, whatever another one costs.
 _FAILS, _NO_USE = 0.7, 0.95
+# A span with so many times its group's energy is not more of the same.
+_LOUDER = 1.25
 # A channel is loud with more than so many times the energy that half of them have.
 _LOUD = 256
 # Errors are compared on so many tokens at least, spread over the span.
@@ -131,16 +134,15 @@ class KLTCodec:
         Room is what codebooks left of a whole basis for each group, and the codewords that this span then does not add. Within
         it bytes stay below those of one whole basis per group; what goes beyond has to be worth it.
         """
-        tokens, channels = x.shape[2:]
         energy = torch.maximum(_energy(x), _energy_of(known))
-        added = added_codewords(self.config, known.codewords.values.shape[2], tokens)
+        added = added_codewords(self.config, known.codewords.values.shape[2], x.shape[2])
         grown = add_codewords(x, known.codewords, added, hint.seed, self.config)
         bases = hint.bases or (known.basis,)
         best = min(
             (self._judged(x, TransformCodebook(grown, basis, known.group), energy) for basis in bases),
             key=lambda one: one.error.max(),
         )
-        if not learns_basis(self.config, tokens, channels):
+        if not learns_basis(self.config, *x.shape[2:]):
             own = self._judged(x, self._with_basis(x, grown, known.group), energy)
             best = own if self._gain(best, own) > _WORTH_ITS_ROOM else best
             own = self._judged(x, self._renewed(x, known, hint.seed), energy) if best.worst > _FAILS else best
@@ -149,23 +151,38 @@ class KLTCodec:
             # Nothing was worth learning until now, and little room was taken: a new group costs what the first one should have.
             own = self._judged(x, self._begin(x, hint.seed), energy)
             return own.codebook if self._gain(best, own) > _WORTH_ITS_ROOM or _rescues(own, best) else best.codebook
+        return self._best_or_another(x, known, hint, best, energy).codebook
+
+    def _best_or_another(self, x: Tensor, known: TransformCodebook, hint: EncodeHint, best: Judged, energy: Tensor) -> Judged:
+        """The best of what the group has, or a learned basis of x's own, with more codewords where those help."""
+        tokens, channels = x.shape[2:]
+        more, added = self._more_codewords(tokens), added_codewords(self.config, known.codewords.values.shape[2], tokens)
+        room = hint.room or Room(*[channels - sum(basis.directions for basis in hint.bases or (known.basis,))] * 2)
         own = self._judged(x, self._with_basis(x, known.codewords, known.group), energy)
-        usual = directions(self.config, tokens, channels)
-        room = hint.room or Room(*[channels - sum(min(basis.directions, usual) for basis in bases)] * 2)
-        worth = _WORTH_ITS_ROOM if usual <= room.layer + added else _WORTH_OTHERS_ROOM
-        if own.worst <= _FAILS and usual <= room.cache + added and self._gain(best, own) > worth:
-            return own.codebook
-        if best.worst <= _FAILS and self._gain(best, own) <= _WORTH_MORE_ROOM:
-            return best.codebook
-        own = self._judged(x, self._renewed(x, known, hint.seed), energy)
-        return own.codebook if self._gain(best, own) > _WORTH_MORE_ROOM or _rescues(own, best) else best.codebook
+        rows = own.codebook.basis.directions
+        worth = _WORTH_ITS_ROOM if rows <= room.layer + added else _WORTH_OTHERS_ROOM
+        if own.worst <= _FAILS and rows <= room.so_far + added and self._gain(best, own) > worth:
+            # What is left after it must still do for a basis of the layer's keys, or values.
+            if hint.new_scene or 2 * rows + more <= room.layer + 2 * added:
+                renewed = self._judged(x, self._renewed(x, known, hint.seed), energy)
+                return renewed if self._gain(own, renewed) > _WORTH_ITS_ROOM else own
+            return own
+        if best.worst <= _FAILS and self._gain(best, own) <= _WORTH_OTHERS_ROOM:
+            return best
+        renewed = self._judged(x, self._renewed(x, known, hint.seed), energy)
+        worth = _WORTH_OTHERS_ROOM if hint.new_scene else _WORTH_MORE_ROOM
+        return renewed if self._gain(best, renewed) > worth or _rescues(renewed, best) else best
 
     def _renewed(self, x: Tensor, known: TransformCodebook, seed: int) -> TransformCodebook:
         """Half as many codewords more as a new group begins with, and a basis; or a new group where ids cannot name so many."""
-        count = max(1, first_codewords(self.config, x.shape[2]) // 2)
+        count = self._more_codewords(x.shape[2])
         if known.codewords.values.shape[2] + count > MAX_CLUSTERS:
             return self._begin(x, seed)
         return self._with_basis(x, add_codewords(x, known.codewords, count, seed, self.config), known.group)
+
+    def _more_codewords(self, tokens: int) -> int:
+        """What a span adds that fits its group badly."""
+        return max(1, first_codewords(self.config, tokens) // 2)
 
     def _with_basis(self, x: Tensor, codewords: Rows8, group: Group) -> TransformCodebook:
         """Codewords and a basis for what they leave of x."""
@@ -181,14 +198,21 @@ class KLTCodec:
         span may add. Negative where it took more."""
         codewords, basis = span.codebook.codewords.values.shape[2], span.codebook.basis
         channels, known = span.codebook.codewords.values.shape[3], hint.reuse
-        taken = min(basis.directions, directions(self.config, span.num_tokens, channels))
         if not isinstance(known, TransformCodebook):
-            return channels - taken
+            return channels - basis.directions
         had = known.codewords.values.shape[2]
         left = before + added_codewords(self.config, had, span.num_tokens) - codewords
         if known.group is not span.codebook.group:
-            return left - taken
-        return left + had - (0 if any(basis is one for one in (*hint.bases, known.basis)) else taken)
+            return left - basis.directions
+        return left + had - (0 if any(basis is one for one in (*hint.bases, known.basis)) else basis.directions)
+
+    def is_new(self, x: Tensor, known: TransformCodebook) -> bool:
+        """Whether tokens are not more of the same: they carry much more energy than their group, or its codewords were wasted on
+        noise."""
+        left = known.basis.weights().double().mean((1, 2))
+        wasted = left > _HARDLY_DESCRIBED * (left + _energy(known.codewords.dequantize()).mean(1))
+        louder = _energy(x).mean(1) > _LOUDER * _energy_of(known).mean(1).to(x.device)
+        return bool(wasted.any()) or bool(louder.any())
 
     # ---------------------------------------------------------------------------------------------------------- tokens
 

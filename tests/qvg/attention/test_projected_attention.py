@@ -178,9 +178,9 @@ def test_what_is_refused() -> None:
     with pytest.raises(CacheError, match="3 positions were given for 4 frames"):
         cache.replace_origins([(0, 0, 0)] * 3)
     turned, block = _filled(QVGConfig(codec="none", keys="after_rope"), 4)
-    with pytest.raises(CacheError, match="as they were turned"):
+    with pytest.raises(CacheError, match="as they were rotated"):
         _read(turned, block, _projector(4))
-    with pytest.raises(CacheError, match="as they were turned"):
+    with pytest.raises(CacheError, match="as they were rotated"):
         turned.replace_origins([(0, 0, 0)] * 4)
 
 

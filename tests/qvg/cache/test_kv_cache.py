@@ -6,8 +6,9 @@ import weakref
 
 import pytest
 import torch
-from comfyui_qvg.qvg import BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg import PRESETS, BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
 from comfyui_qvg.qvg.codec import KeyValueCodecs
+from comfyui_qvg.qvg.codec.klt_sizes import added_codewords, first_codewords
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
 from comfyui_qvg.qvg.codec.span import TransformCodebook
 from comfyui_qvg.qvg.positions.rope import wan_rope
@@ -384,14 +385,14 @@ def test_replaced_positions_are_those_that_frames_might_have_had(name: str) -> N
     assert not torch.allclose(moved.attend(1, *_block(5)), out, atol=1e-3)
 
 
-def test_positions_are_replaced_one_for_each_frame_and_where_keys_are_not_turned_yet() -> None:
+def test_positions_are_replaced_one_for_each_frame_and_where_keys_are_not_rotated_yet() -> None:
     cache = KVCache(SPEC, CONFIG, ROPE)
     _placed(cache, range(3))
     with pytest.raises(CacheError, match="2 positions were given for 3 frames in memory"):
         cache.replace_origins([(0.0, 0.0, 0.0)] * 2)
     assert cache.origins == [(float(frame), 0.0, 0.0) for frame in range(3)]
     for turned in (KVCache(SPEC, CONFIG), KVCache(SPEC, CONFIG.with_changes(keys="after_rope"), ROPE)):
-        with pytest.raises(CacheError, match="keeps keys as they were turned"):
+        with pytest.raises(CacheError, match="keeps keys as they were rotated"):
             turned.replace_origins([])
     for layer in range(2):
         cache.place([(3.0, 0.0, 0.0)])
@@ -399,3 +400,40 @@ def test_positions_are_replaced_one_for_each_frame_and_where_keys_are_not_turned
     cache.commit_layer(0)
     with pytest.raises(CacheError, match="failed half-way"):
         cache.replace_origins([(0.0, 0.0, 0.0)] * 3)
+
+
+def _rows_begun(preset: str, spans: int, louder: float = 1.0) -> tuple[int, int]:
+    """Rows of codebooks after so many spans whose directions change from span to span, and those of one whole basis per group."""
+    config = PRESETS[preset].with_changes(span_frames=8, sink_frames=1, recent_frames=1)
+    spec = CacheSpec(layers=4, heads=1, head_dim=64, tokens_per_frame=64, chunk_frames=1)
+    generator = torch.Generator().manual_seed(5)
+    places = 3 * torch.randn(24, 64, generator=generator)
+    with KVCache(spec, config) as cache:
+        for frame in range(1 + 8 * spans + 1):
+            span = max(0, frame - 1) // 8
+            for layer in range(spec.layers):
+                spread = torch.linspace(0.3, 1.2, 64).roll(7 * span * (layer + 1)) * (louder if span else 1.0)
+                which = torch.randint(24, (64,), generator=generator)
+                k, v = (places[which] + spread * torch.randn(1, 1, 64, 64, generator=generator) for _ in range(2))
+                cache.attend(layer, k[:, :, :1], k, v)
+            cache.commit()
+        found = cache.codebooks()
+        assert found is not None and cache.nbytes() == spec.predict(config, 2 + 8 * spans, codebooks=found)
+    rows = sum(size.codewords + sum(size.bases) for layer in found for sizes in layer for size in sizes)
+    codewords = first_codewords(config, 512)
+    for _ in range(spans - 1):
+        codewords += added_codewords(config, codewords, 512)
+    return rows, 2 * spec.layers * (codewords + 64)
+
+
+@pytest.mark.parametrize("preset", ["fewest-bytes", "balanced", "near-exact"])
+def test_without_a_cut_codebooks_take_no_more_than_one_whole_basis_per_group(preset: str) -> None:
+    """Directions that a basis leaves out and codewords that a span does not add are room for bases of later spans and layers."""
+    rows, whole = _rows_begun(preset, 5)
+    assert rows <= whole, (rows, whole)
+
+
+def test_a_louder_scene_may_take_more() -> None:
+    rows, whole = _rows_begun("near-exact", 2, louder=4.0)
+    quiet, _ = _rows_begun("near-exact", 2)
+    assert quiet <= whole < rows, (quiet, rows, whole)
