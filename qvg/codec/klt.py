@@ -36,8 +36,8 @@ from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codew
 from .span import Group, Span, TransformCodebook, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
-# those of earlier layers have (3 dB), and where nothing has (10 dB).
-_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**1.0
+# those of earlier layers have (3 dB), and where nothing has (5 dB in a new scene, 10 dB otherwise).
+_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_A_SCENE, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**0.5, 10**1.0
 # Differences below this share of the group's energy, times 4^-bits, are no matter.
 _NO_MATTER = 0.02
 # Codewords that leave less than this share of a span's squares describe it completely; those that leave more than the second
@@ -170,7 +170,7 @@ class KLTCodec:
         if best.worst <= _FAILS and self._gain(best, own) <= _WORTH_OTHERS_ROOM:
             return best
         renewed = self._judged(x, self._renewed(x, known, hint.seed), energy)
-        worth = _WORTH_OTHERS_ROOM if hint.new_scene else _WORTH_MORE_ROOM
+        worth = _WORTH_A_SCENE if hint.new_scene else _WORTH_MORE_ROOM
         return renewed if self._gain(best, renewed) > worth or _rescues(renewed, best) else best
 
     def _renewed(self, x: Tensor, known: TransformCodebook, seed: int) -> TransformCodebook:
