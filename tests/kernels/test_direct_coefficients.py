@@ -17,12 +17,13 @@ from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.kernels.launch import GpuKind, coefficient_tiles
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.attention.history import transform_codes
+from comfyui_qvg.qvg.bench.synthetic import make_keys_values
 from comfyui_qvg.qvg.codec import KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
 from torch import Tensor
 
-from ..helpers import assert_close, make_kv
+from ..helpers import assert_close
 from ..rounding import UNIT, allowed, attend, lse, share
 from ..triton_interpreter import DEVICE
 
@@ -212,7 +213,7 @@ def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_emp
 def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) -> None:
     """Keys and values with the statistics of real ones, three spans of a growing dictionary, against the codec's own decoder."""
     config = QVGConfig("klt", bits, clusters="auto", iterations=2, transform=transform, spans_per_codebook=3, backend="torch")
-    codec, pair = KLTCodec(config), [x[:, :, :600].to(DEVICE) for x in make_kv(frames=1, heads=2)]
+    codec, pair = KLTCodec(config), [x[:, :, :600].to(DEVICE) for x in make_keys_values(frames=1, heads=2)]
     q = pair[0][:, :, ::40] - pair[0].mean(2, keepdim=True)
     rotation, total, spans = _angles(600), nothing_seen(q), []
     for x in pair:
