@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
+def strides(**axes: str) -> tuple[str, ...]:
+    """Names of stride arguments, see `launch`: strides(x="batch head", ids="head") -> ("x_batch", "x_head", "ids_head")."""
+    return tuple(f"{tensor}_{axis}" for tensor, names in axes.items() for axis in names.split())
+
+
 class CompileCase(NamedTuple):
     """One configuration of one kernel, as a launch would specialise it. A Triton module lists its own in `compile_cases()`.
 

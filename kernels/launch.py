@@ -1,4 +1,8 @@
-"""How attention kernels are started: block sizes, splits and strides. Plain integers, no Triton."""
+"""How attention kernels are started: block sizes, splits and strides. Plain integers, no Triton.
+
+Strides have names in every kernel: `<tensor>_<axis>`, as in `codes_token` or `centroids_stage`; a row is one (b, h), the two
+first axes as one. An operand of several tensors brings its strides as one NamedTuple, whose fields are called so, too.
+"""
 
 from __future__ import annotations
 

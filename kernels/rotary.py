@@ -1,4 +1,4 @@
-"""Rotary embedding of the order [first halves | second halves]: channel p turns with channel p + D/2."""
+"""Rotary embedding of the order [first halves | second halves]: channel p rotates with channel p + D/2."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def check_rotation(rotation: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
 
 
 def rotate_in_place(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn every channel pair of float32 x [B, H, S, D] by its token's angle; cos and sin [S, D/2]. Returns x."""
+    """CosSin every channel pair of float32 x [B, H, S, D] by its token's angle; cos and sin [S, D/2]. Returns x."""
     cos, sin = rotation
     low, high = x.chunk(2, -1)
-    turned = low * cos - high * sin
+    rotated = low * cos - high * sin
     high.mul_(cos).addcmul_(low, sin)
-    low.copy_(turned)
+    low.copy_(rotated)
     return x

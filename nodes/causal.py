@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg.errors import ConfigError
+from ..qvg.models.registry import titles, trained_blocks
+from ..qvg.models.wan.family import FAMILY
 from .api import CATEGORY, io
 
 FPS = 16
@@ -111,7 +113,7 @@ class QVGCausalSampler(io.ComfyNode):
             node_id="QVGCausalSampler",
             display_name="QVG Causal Sampler",
             category=CATEGORY,
-            description="Samples ComfyUI's causal Wan (Self-Forcing, Causal-Forcing and their family) block after block, as "
+            description=f"Samples {titles(FAMILY.load_with)} on ComfyUI's causal Wan block after block, as "
             "Sampler AR Video does, at any length. Goes on from given frames, follows Prompt at Frame, and keeps finished frames "
             "when it is interrupted. Connect it to SamplerCustomAdvanced, and QVG KV Cache to the model.",
             search_aliases=["qvg", "autoregressive sampler", "ar video", "self-forcing", "causal-forcing", "longlive"],
@@ -121,8 +123,8 @@ class QVGCausalSampler(io.ComfyNode):
                     default=0,
                     min=0,
                     max=64,
-                    tooltip="Latent frames made together. 0: as the model was trained, if its loader knows; else 3 for "
-                    "Self-Forcing, 1 for frame-wise Causal-Forcing.",
+                    tooltip="Latent frames made together. 0: as the model was trained, if its loader knows; else "
+                    f"{trained_blocks(FAMILY.load_with)}.",
                     optional=True,
                 ),
                 io.Combo.Input(

@@ -9,7 +9,7 @@ import torch
 from ..qvg.errors import ConfigError
 from ..qvg.models.common.checkpoint import WEIGHTS
 from ..qvg.models.common.found import AUTO
-from ..qvg.models.registry import loaded_with
+from ..qvg.models.registry import joined, loaded_with, loaders, titles
 from .api import CATEGORY, io, ui
 
 NODE = "Load Causal Wan"
@@ -28,9 +28,8 @@ class QVGLoadCausalWan(io.ComfyNode):
             node_id="QVGLoadCausalWan",
             display_name=NODE,
             category=CATEGORY,
-            description="Loads Self-Forcing, Causal-Forcing, CausVid, LongLive and Krea Realtime from the files they are "
-            "released in, .pt or .safetensors, and knows how each was trained to be run. The MODEL is ComfyUI's own causal Wan: "
-            "its nodes, LoRA nodes and QVG's work on it.",
+            description=f"Loads {titles(NODE)} from the files they are released in, .pt or .safetensors, and knows how each was "
+            "trained to be run. The MODEL is ComfyUI's own causal Wan: its nodes, LoRA nodes and QVG's work on it.",
             search_aliases=["qvg", "self forcing", "causal forcing", "causvid", "longlive", "unet loader"],
             inputs=[
                 io.Combo.Input("file", options=model_files(), tooltip="From models/diffusion_models: .pt, .pth or .safetensors."),
@@ -79,8 +78,13 @@ class QVGLoadCausalWan(io.ComfyNode):
         return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))
 
 
+def _loaders() -> str:
+    """Nodes whose models know how they were trained."""
+    return joined(loaders(lambda family: bool(family.variants)), "or")
+
+
 class QVGTrainedSigmas(io.ComfyNode):
-    """The noise levels that a MODEL of Load Causal Wan or Load WorldPlay was distilled to."""
+    """The noise levels that a MODEL of one of our loaders was distilled to."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -88,12 +92,10 @@ class QVGTrainedSigmas(io.ComfyNode):
             node_id="QVGTrainedSigmas",
             display_name="Trained Sigmas",
             category=CATEGORY,
-            description="The noise levels that this member of the causal Wan family, or WorldPlay, was trained to be sampled at, "
-            "in place of a scheduler. Others do not make it better: it was distilled to these.",
+            description="The noise levels that this model was trained to be sampled at, in place of a scheduler. Others do not "
+            "make it better: it was distilled to these.",
             search_aliases=["qvg", "scheduler", "self forcing sigmas", "causal forcing sigmas"],
-            inputs=[
-                io.Model.Input("model", tooltip="From Load Causal Wan or Load WorldPlay; cache and LoRA nodes may be in between.")
-            ],
+            inputs=[io.Model.Input("model", tooltip=f"From {_loaders()}; cache and LoRA nodes may be in between.")],
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas", tooltip="For SamplerCustomAdvanced; of every block but a different first."
@@ -108,7 +110,7 @@ class QVGTrainedSigmas(io.ComfyNode):
         variant = variant_of(model.model_options)
         if variant is None:
             raise ConfigError(
-                "nothing is known of how this MODEL was trained; load it with Load Causal Wan and a variant, or connect "
+                f"nothing is known of how this MODEL was trained; load it with {_loaders()}, its variant chosen, or connect "
                 "BasicScheduler, simple, 4 steps, on a model of shift 5, which is right for Self-Forcing and Causal-Forcing"
             )
         return io.NodeOutput(torch.tensor(variant.sigmas))

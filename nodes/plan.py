@@ -32,7 +32,7 @@ class QVGPlan(io.ComfyNode):
                 io.Combo.Input(
                     "network",
                     options=list(networks()),
-                    default="self-forcing-1.3b",
+                    default=next(iter(networks())),
                     tooltip="Which model, where no MODEL is connected.",
                 ),
                 io.Int.Input("width", default=832, tooltip="Of the video, in pixels.", **_SIDE),

@@ -7,6 +7,8 @@ from typing import Any
 from ..qvg.errors import ConfigError
 from ..qvg.models.common.world_memory import LAYOUTS
 from ..qvg.models.common.world_schedule import MODES
+from ..qvg.models.family import WorldRule
+from ..qvg.models.registry import by_world
 from .api import CATEGORY, Camera, io, ui
 from .camera import CameraPath, CameraPoses
 from .causal_loaders import DTYPES
@@ -15,6 +17,20 @@ NODE = "Load WorldPlay"
 STARTS = ("image", "text", "extend")
 # Pixels of a token's side; both sides of a video are whole tokens.
 _TOKEN_PIXELS = 32
+
+
+def _size(rule: WorldRule) -> str:
+    return f"{rule.size[0]} x {rule.size[1]}"
+
+
+def _vae(rule: WorldRule) -> str:
+    return rule.vae
+
+
+def _memory(rule: WorldRule) -> str:
+    """What a chunk of a world sees, as the network was trained."""
+    first = rule.frames.first_frames
+    return f"{rule.frames.context_frames - first}" + (f" and, always, the first {first}" if first else "")
 
 
 class QVGLoadWorldPlay(io.ComfyNode):
@@ -70,6 +86,7 @@ class QVGWorldStart(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         size = {"min": 64, "max": 4096, "step": _TOKEN_PIXELS}
+        trained = f"Of the video, in pixels. Trained at {by_world(_size)}."
         return io.Schema(
             node_id="QVGWorldStart",
             display_name="World Start",
@@ -90,19 +107,9 @@ class QVGWorldStart(io.ComfyNode):
                     tooltip="image: the world begins with a picture. text: it is made up from the prompt. extend: it goes on "
                     "from a sampled world, whose frames stay as they are; the camera walks all of it, from the first frame on.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=1280,
-                    tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704, the 8B at 832 x 480.",
-                    **size,
-                ),
-                io.Int.Input(
-                    "height",
-                    default=704,
-                    tooltip="Of the video, in pixels. WorldPlay was trained at 1280 x 704, the 8B at 832 x 480.",
-                    **size,
-                ),
-                io.Vae.Input("vae", tooltip="Wan 2.2's VAE, for the picture; for the 8B, HunyuanVideo 1.5's.", optional=True),
+                io.Int.Input("width", default=1280, tooltip=trained, **size),
+                io.Int.Input("height", default=704, tooltip=trained, **size),
+                io.Vae.Input("vae", tooltip=f"For the picture: the VAE of {by_world(_vae)}.", optional=True),
                 io.Image.Input("image", tooltip="The first picture, scaled and cut to the video's size.", optional=True),
                 io.Latent.Input("extend", tooltip="A sampled world of whole chunks to go on from.", optional=True),
             ],
@@ -157,7 +164,7 @@ def _start_complaint(start: str, vae: Any, image: Any, extend: Any) -> str | Non
     if missing:
         what = {
             "image": "a first picture",
-            "vae": "the VAE of Wan 2.2 (for the 8B, of HunyuanVideo 1.5)",
+            "vae": f"the VAE of {by_world(_vae)}",
             "extend": "a sampled world",
         }[missing]
         return f"start is {start}, but nothing is connected to {missing}; connect {what}, or choose another start"
@@ -196,7 +203,7 @@ class QVGWorldSampler(io.ComfyNode):
                     "memory_frames",
                     default=16,
                     tooltip="vendor mode: latent frames that a chunk sees, the newest and those that look the same way. "
-                    "WorldPlay was trained with 16; the 8B also sees the first 4. 0: all.",
+                    f"Trained with {by_world(_memory)}. 0: all.",
                     **frames,
                     optional=True,
                 ),

@@ -6,12 +6,13 @@ import pytest
 import torch
 from comfyui_qvg.kernels import e4m3, packing
 from comfyui_qvg.qvg import CacheSpec, GridRope, KVCache, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg.bench.synthetic import make_keys_values
 from comfyui_qvg.qvg.codec import QVGCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.span import move
 from comfyui_qvg.qvg.positions.rope import geometric_frequencies
 
-from .helpers import assert_close, make_kv
+from .helpers import assert_close
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 
@@ -30,14 +31,14 @@ def test_bytes_of_the_format_are_the_same_on_every_device() -> None:
 
 
 def test_encoding_is_deterministic() -> None:
-    x = make_kv()[0].cuda().bfloat16()
+    x = make_keys_values()[0].cuda().bfloat16()
     first, second = (QVGCodec(CONFIG.with_changes(num_stages=2)).encode(x, EncodeHint(seed=3)) for _ in range(2))
     for name, tensor in first.tensors().items():
         assert torch.equal(tensor, second.tensors()[name]), name
 
 
 def test_a_span_written_on_a_gpu_reads_the_same_on_a_cpu() -> None:
-    x = make_kv()[1].cuda()
+    x = make_keys_values()[1].cuda()
     codec = QVGCodec(CONFIG.with_changes(bits=3, num_stages=2, symmetric=False))
     span = codec.encode(x, EncodeHint())
     assert isinstance(span, QuantizedSpan)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase
+from ..compile_case import CompileCase, strides
 from ..launch import LOG2_E, Launch, flat_rows, query_block
 
 
@@ -69,7 +69,7 @@ def attention_kernel(
 
 
 @triton.jit
-def merge_kernel(PARTS, MASSES, OUT, LSE, part_stride, mass_stride, parts, rows, BLOCK_M: tl.constexpr, DIM: tl.constexpr):
+def merge_kernel(PARTS, MASSES, OUT, LSE, parts_part, masses_part, parts, rows, BLOCK_M: tl.constexpr, DIM: tl.constexpr):
     """Grid (row blocks): fold `parts` results [rows, DIM] with their LSE [rows] into OUT and LSE, all rows contiguous."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels, live = tl.arange(0, DIM), row < rows
@@ -78,13 +78,13 @@ def merge_kernel(PARTS, MASSES, OUT, LSE, part_stride, mass_stride, parts, rows,
     total = tl.load(OUT + at, mask=live[:, None], other=0.0)
     for part in range(0, parts):
         many = row * 0 + part  # 64 bits: all parts together may be larger than 32 bits count
-        new = tl.load(MASSES + many * mass_stride + row, mask=live, other=-float("inf"))
+        new = tl.load(MASSES + many * masses_part + row, mask=live, other=-float("inf"))
         high = tl.maximum(best, new)
         safe = tl.where(high == -float("inf"), 0.0, high)
         old_weight, new_weight = tl.exp(best - safe), tl.exp(new - safe)
         mass = old_weight + new_weight
         norm = tl.where(mass > 0, mass, 1.0)
-        values = tl.load(PARTS + (many * part_stride)[:, None] + at, mask=live[:, None], other=0.0).to(tl.float32)
+        values = tl.load(PARTS + (many * parts_part)[:, None] + at, mask=live[:, None], other=0.0).to(tl.float32)
         total = total * (old_weight / norm)[:, None] + values * (new_weight / norm)[:, None]
         best = tl.where(mass > 0, safe + tl.log(norm), -float("inf"))
     tl.store(OUT + at, total, mask=live[:, None])
@@ -126,8 +126,8 @@ def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> Non
 
 def compile_cases() -> list[CompileCase]:
     """For `tools/compile_gate.py`."""
-    strides = ("q_row", "q_token", "k_row", "k_token", "v_row", "v_token")
-    integers = dict.fromkeys((*strides, "query_count", "key_count"), "i32")
+    wide = strides(q="row token", k="row token", v="row token")
+    integers = dict.fromkeys((*wide, "query_count", "key_count"), "i32")
     cases = []
     for dtype, channels, queries in (
         ("bf16", 128, 4680),
@@ -141,10 +141,9 @@ def compile_cases() -> list[CompileCase]:
         types = {**dict.fromkeys(("Q", "K", "V", "OUT"), f"*{dtype}"), "LSE": "*fp32", **integers, "scale": "fp32"}
         constants = {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels, "HALF": False}
         name, default = f"{dtype}_d{channels}_m{block.rows}", (dtype, channels, queries) == ("bf16", 128, 4680)
-        cases.append(CompileCase(name, attention_kernel, types, constants, strides, tile.warps, tile.stages, True, default))
-    types = {
-        **dict.fromkeys(("PARTS", "MASSES", "OUT", "LSE"), "*fp32"),
-        **dict.fromkeys(("part_stride", "mass_stride", "parts", "rows"), "i32"),
-    }
-    cases.append(CompileCase("merge", merge_kernel, types, {"BLOCK_M": 16, "DIM": 128}, ("part_stride", "mass_stride"), 4))
+        cases.append(CompileCase(name, attention_kernel, types, constants, wide, tile.warps, tile.stages, True, default))
+    wide = strides(parts="part", masses="part")
+    integers = dict.fromkeys((*wide, "parts", "rows"), "i32")
+    types = {**dict.fromkeys(("PARTS", "MASSES", "OUT", "LSE"), "*fp32"), **integers}
+    cases.append(CompileCase("merge", merge_kernel, types, {"BLOCK_M": 16, "DIM": 128}, wide, 4))
     return cases

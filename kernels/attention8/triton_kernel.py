@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.triton_kernel import softmax_step, store_result
-from ..compile_case import CompileCase
+from ..compile_case import CompileCase, strides
 from ..launch import LOG2_E, Launch, dense_rows, flat_rows, query_block, row_stride
 from ..transcode.triton_kernel import to_int8
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @triton.jit
 def attention8_kernel(
     Q, K, K_SCALES, V, V_SCALES, OUT, LSE,
-    q_row, q_token, k_row, k_token, scale_row, v_row, v_outer,
+    q_row, q_token, k_row, k_token, k_scales_row, v_row, v_outer,
     query_count, key_count, scale,
     EIGHT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +44,7 @@ def attention8_kernel(
         tokens = start + offsets
         live, wide = tokens < key_count, tokens.to(tl.int64)
         k = tl.load(K + row * k_row + wide[None, :] * k_token + channels[:, None], mask=live[None, :], other=0)
-        k_scale = tl.load(K_SCALES + row * scale_row + wide, mask=live, other=0.0)
+        k_scale = tl.load(K_SCALES + row * k_scales_row + wide, mask=live, other=0.0)
         scores = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32) * k_scale[None, :] * q_scale[:, None]
         scores = tl.where(live[None, :], scores, -float("inf"))
         weights, rescale, best, mass = softmax_step(scores, best, mass)
@@ -83,8 +83,8 @@ def attention8(q: Tensor, keys: Keys8, values: Values8) -> tuple[Tensor, Tensor]
 
 def compile_cases() -> list[CompileCase]:
     """For `tools/compile_gate.py`."""
-    strides = ("q_row", "q_token", "k_row", "k_token", "scale_row", "v_row", "v_outer")
-    integers = dict.fromkeys((*strides, "query_count", "key_count"), "i32")
+    wide = strides(q="row token", k="row token", k_scales="row", v="row outer")
+    integers = dict.fromkeys((*wide, "query_count", "key_count"), "i32")
     cases = []
     for eight, channels in ((True, 128), (False, 128), (True, 64), (False, 256)):
         block = query_block(4680, channels)
@@ -96,8 +96,6 @@ def compile_cases() -> list[CompileCase]:
         # Launched on cards with E4M3 matrix units only, see `launch.has_float8`.
         without = ("sm_80", "sm_86", "gfx942", "gfx1100", "gfx1201") if eight else ()
         cases.append(
-            CompileCase(
-                name, attention8_kernel, types, constants, strides, tile.warps, tile.stages, True, channels == 128, without
-            )
+            CompileCase(name, attention8_kernel, types, constants, wide, tile.warps, tile.stages, True, channels == 128, without)
         )
     return cases

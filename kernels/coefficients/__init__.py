@@ -41,17 +41,17 @@ def reconstruct_coefficients(
     codes: Tensor,
     gains: Tensor,
     ids: Tensor,
-    words: Tensor,
+    codewords: Tensor,
     matrix: Tensor,
     planes: Sequence[int],
     out: Tensor,
     backend: str = "auto",
     rotation: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Decode into `out` [B, H, S, D] (any float dtype, any strides), which is returned: words[id] + gain * (levels @ matrix).
+    """Decode into `out` [B, H, S, D] (any float dtype, any strides), which is returned: codewords[id] + gain * (levels @ matrix).
 
-    codes [B, H, S, P], gains and ids [B, H, S] uint8; words [B, H, C, D] and matrix [B, H, D, D] float32. Views that cut tokens
-    or heads out of a span are fine. rotation: as in `reconstruct`.
+    codes [B, H, S, P], gains and ids [B, H, S] uint8; codewords [B, H, C, D] and matrix [B, H, D, D] float32. Views that cut
+    tokens or heads out of a span are fine. rotation: as in `reconstruct`.
     """
     tokens = out.shape[:3]
     if codes.shape != (*tokens, packed_width(planes)) or gains.shape != tokens or ids.shape != tokens:
@@ -61,5 +61,5 @@ def reconstruct_coefficients(
         )
     check_rotation(rotation, out)
     module = implementation("coefficients", out, backend, shape_refusal(out.shape[3]))
-    parts = (codes, gains, ids, words, matrix)
+    parts = (codes, gains, ids, codewords, matrix)
     return module.reconstruct_coefficients(*parts, tuple(planes), out, rotation)  # type: ignore[no-any-return]

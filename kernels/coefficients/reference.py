@@ -59,7 +59,7 @@ def reconstruct_coefficients(
     codes: Tensor,
     gains: Tensor,
     ids: Tensor,
-    words: Tensor,
+    codewords: Tensor,
     matrix: Tensor,
     planes: tuple[int, ...],
     out: Tensor,
@@ -70,9 +70,9 @@ def reconstruct_coefficients(
     live, count = planes[0], batch * heads
     # Written in place where the output allows it: fresh pages would cost more than the arithmetic.
     exact = out if out.dtype == torch.float32 and out.is_contiguous() else torch.empty(out.shape, device=out.device)
-    base = torch.arange(count, dtype=torch.int32, device=ids.device).view(batch, heads, 1) * words.shape[2]
+    base = torch.arange(count, dtype=torch.int32, device=ids.device).view(batch, heads, 1) * codewords.shape[2]
     named = (ids.to(torch.int32) + base).flatten()
-    torch.index_select(words.reshape(-1, channels), 0, named, out=exact.view(-1, channels))
+    torch.index_select(codewords.reshape(-1, channels), 0, named, out=exact.view(-1, channels))
     rows = matrix[:, :, :live].reshape(count, live, channels)
     table = lloyd_max.table().to(out.device)
     offsets = ((1 << bitplanes.widths(planes, live)) - 1).to(out.device)

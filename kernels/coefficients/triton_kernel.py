@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import lloyd_max
 from ..bitplanes import packed_width
-from ..compile_case import CompileCase
+from ..compile_case import CompileCase, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
 from .reference import MOST_OF_LEAST_SQUARES
@@ -40,7 +40,8 @@ def _nearest(y, BORDERS, widths, start, PLANES: tl.constexpr):
 
 @triton.jit
 def _quantize(
-    Y, WEIGHTS, SIZES, BORDERS, LEVELS, CODES, GAINS, heads, tokens, bytes, y_b, y_h, y_s, y_d, w_b, w_h, w_d,
+    Y, WEIGHTS, SIZES, BORDERS, LEVELS, CODES, GAINS, heads, tokens, bytes,
+    y_batch, y_head, y_token, y_channel, weights_batch, weights_head, weights_channel,
     PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Y [B, H, S, D], WEIGHTS [B, H, D] in any strides; SIZES [6] int32 -> CODES [BH, S, bytes], GAINS [BH, S]."""
@@ -54,9 +55,10 @@ def _quantize(
     for plane in tl.static_range(PLANES):
         widths += (channel < tl.load(SIZES + plane)).to(tl.int32)
     start = (1 << widths) - 1
-    y = Y + batch * y_b + head * y_h + token[:, None] * y_s + channel[None, :] * y_d
+    y = Y + batch * y_batch + head * y_head + token[:, None] * y_token + channel[None, :] * y_channel
     y = tl.load(y, mask=live[:, None] & (channel < count)[None, :], other=0.0).to(tl.float32)
-    weights = tl.load(WEIGHTS + batch * w_b + head * w_h + channel * w_d, mask=channel < count, other=0.0).to(tl.float32)
+    weights = WEIGHTS + batch * weights_batch + head * weights_head + channel * weights_channel
+    weights = tl.load(weights, mask=channel < count, other=0.0).to(tl.float32)
     spread = tl.sqrt_rn(tl.div_rn(tl.sum(y * y, 1), tl.zeros((BLOCK_S,), tl.float32) + count))
     levels = tl.load(LEVELS + start[None, :] + _nearest(_scaled(y, spread), BORDERS, widths, start, PLANES))
     weighted = weights[None, :] * y
@@ -122,11 +124,14 @@ def load_levels(
 
 @triton.jit
 def _reconstruct(
-    CODES, GAINS, IDS, WORDS, MATRIX, UNITS, SIZES, LEVELS, COS, SIN, OUT, heads, tokens,
-    k_b, k_h, k_s, g_b, g_h, i_b, i_h, c_b, c_h, c_c, r_s, o_b, o_h, o_s, o_d,
+    CODES, GAINS, IDS, CODEWORDS, MATRIX, UNITS, SIZES, LEVELS, COS, SIN, OUT, heads, tokens,
+    codes_batch, codes_head, codes_token, gains_batch, gains_head, ids_batch, ids_head,
+    codewords_batch, codewords_head, codewords_cluster, angles_token, out_batch, out_head, out_token, out_channel,
     PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """OUT [B, H, S, D] in any strides = WORDS[IDS] + GAINS * (levels @ MATRIX * UNITS); MATRIX [BH, D, D] float16, UNITS [BH].
+    """OUT [B, H, S, D] in any strides = CODEWORDS[IDS] + GAINS * (levels @ MATRIX * UNITS).
+
+    MATRIX [BH, D, D] float16, UNITS [BH].
 
     The two halves of a head are multiplied apart, so that a rotation (COS not None) finds its partners in the same place.
     """
@@ -136,7 +141,7 @@ def _reconstruct(
     token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     column = tl.arange(0, HALF)
     live = token < tokens
-    rows = batch * k_b + head * k_h + token * k_s
+    rows = batch * codes_batch + head * codes_head + token * codes_token
     low, high = tl.zeros((BLOCK_S, HALF), tl.float32), tl.zeros((BLOCK_S, HALF), tl.float32)
     count = tl.load(SIZES)
     for first in range(0, count, BLOCK_D):
@@ -146,19 +151,20 @@ def _reconstruct(
         used = (channel < count)[:, None]
         low = tl.dot(levels, tl.load(part, mask=used, other=0.0), low)
         high = tl.dot(levels, tl.load(part + HALF, mask=used, other=0.0), high)
-    gains = decode_e4m3(tl.load(GAINS + batch * g_b + head * g_h + token, mask=live, other=0)) * tl.load(UNITS + row)
-    ids = tl.load(IDS + batch * i_b + head * i_h + token, mask=live, other=0).to(tl.int64)
-    words = WORDS + batch * c_b + head * c_h + ids[:, None] * c_c + column[None, :]
-    low = low * gains[:, None] + tl.load(words, mask=live[:, None], other=0.0).to(tl.float32)
-    high = high * gains[:, None] + tl.load(words + HALF, mask=live[:, None], other=0.0).to(tl.float32)
+    gains = tl.load(GAINS + batch * gains_batch + head * gains_head + token, mask=live, other=0)
+    gains = decode_e4m3(gains) * tl.load(UNITS + row)
+    ids = tl.load(IDS + batch * ids_batch + head * ids_head + token, mask=live, other=0).to(tl.int64)
+    codewords = CODEWORDS + batch * codewords_batch + head * codewords_head + ids[:, None] * codewords_cluster + column[None, :]
+    low = low * gains[:, None] + tl.load(codewords, mask=live[:, None], other=0.0).to(tl.float32)
+    high = high * gains[:, None] + tl.load(codewords + HALF, mask=live[:, None], other=0.0).to(tl.float32)
     if COS is not None:
-        angle = token[:, None] * r_s + column[None, :]
+        angle = token[:, None] * angles_token + column[None, :]
         cos = tl.load(COS + angle, mask=live[:, None], other=0.0)
         sin = tl.load(SIN + angle, mask=live[:, None], other=0.0)
         low, high = low * cos - high * sin, high * cos + low * sin
-    target = OUT + batch * o_b + head * o_h + token[:, None] * o_s + column[None, :].to(tl.int64) * o_d
+    target = OUT + batch * out_batch + head * out_head + token[:, None] * out_token + column[None, :].to(tl.int64) * out_channel
     tl.store(target, low.to(OUT.dtype.element_ty), mask=live[:, None])
-    tl.store(target + HALF * o_d, high.to(OUT.dtype.element_ty), mask=live[:, None])
+    tl.store(target + HALF * out_channel, high.to(OUT.dtype.element_ty), mask=live[:, None])
 
 
 @lru_cache(maxsize=256)
@@ -207,7 +213,7 @@ def reconstruct_coefficients(
     codes: Tensor,
     gains: Tensor,
     ids: Tensor,
-    words: Tensor,
+    codewords: Tensor,
     matrix: Tensor,
     planes: tuple[int, ...],
     out: Tensor,
@@ -217,7 +223,7 @@ def reconstruct_coefficients(
     batch, heads, tokens, channels = out.shape
     if not out.numel():
         return out
-    codes, gains, ids, words = (_rows(part) for part in (codes, gains, ids, words))
+    codes, gains, ids, codewords = (_rows(part) for part in (codes, gains, ids, codewords))
     cos, sin = (None, None) if rotation is None else (_rows(part) for part in rotation)
     if cos is not None and cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
@@ -225,8 +231,8 @@ def reconstruct_coefficients(
     tiles = _decoding_tiles(channels, gpu_kind(out.device).rdna)
     with torch.cuda.device_of(out):
         _reconstruct[(triton.cdiv(tokens, tiles["BLOCK_S"]), batch * heads)](
-            codes, gains, ids, words, halves, units, _sizes(planes, out.device), _tables(out.device)[0], cos, sin, out,
-            heads, tokens, *codes.stride()[:3], *gains.stride()[:2], *ids.stride()[:2], *words.stride()[:3],
+            codes, gains, ids, codewords, halves, units, _sizes(planes, out.device), _tables(out.device)[0], cos, sin, out,
+            heads, tokens, *codes.stride()[:3], *gains.stride()[:2], *ids.stride()[:2], *codewords.stride()[:3],
             0 if cos is None else cos.stride(0), *out.stride(),
             PLANES=len(planes), CHANNELS=channels, num_stages=1, **tiles,
         )  # fmt: skip
@@ -254,21 +260,22 @@ def compile_cases() -> list[CompileCase]:
         for planes in (3, 4, 6) if channels == 128 else (4,):
             name = f"p{planes}_d{channels}"
             types = {"Y": "*fp32", "WEIGHTS": "*fp32", "BORDERS": "*fp32", "CODES": "*u8", "GAINS": "*u8", **tables}
-            types |= dict.fromkeys(("heads", "tokens", "bytes", "y_b", "y_h", "y_s", "w_b", "w_h"), "i32")
-            constants = {"y_d": 1, "w_d": 1, "PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
-            constants["MOST"] = MOST_OF_LEAST_SQUARES
-            multiples, default = ("y_b", "y_h", "y_s", "w_b", "w_h"), (channels, planes) == (128, 4)
+            multiples, default = strides(y="batch head token", weights="batch head"), (channels, planes) == (128, 4)
+            types |= dict.fromkeys(("heads", "tokens", "bytes", *multiples), "i32")
+            constants = {"y_channel": 1, "weights_channel": 1, "MOST": MOST_OF_LEAST_SQUARES}
+            constants |= {"PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
             cases.append(
                 CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _ENCODING_WARPS, default=default)
             )
             for rotated, rdna in itertools.product((False, True), (False, True)):
-                types = {"CODES": "*u8", "GAINS": "*u8", "IDS": "*u8", "WORDS": "*fp32", "MATRIX": "*fp16", "UNITS": "*fp32"}
+                types = {"CODES": "*u8", "GAINS": "*u8", "IDS": "*u8", "CODEWORDS": "*fp32", "MATRIX": "*fp16", "UNITS": "*fp32"}
                 types |= tables | {"OUT": "*bf16"} | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
-                multiples = ("k_b", "k_h", "c_b", "c_h", "c_c", "r_s", "o_b", "o_h", "o_s")
-                types |= dict.fromkeys(("heads", "tokens", "k_s", "g_b", "g_h", "i_b", "i_h", *multiples), "i32")
+                multiples = strides(codes="batch head", codewords="batch head cluster", angles="token", out="batch head token")
+                others = strides(codes="token", gains="batch head", ids="batch head")
+                types |= dict.fromkeys(("heads", "tokens", *others, *multiples), "i32")
                 tiles = _decoding_tiles(channels, rdna)
                 warps = tiles.pop("num_warps")
-                constants = {"o_d": 1, "PLANES": planes, "CHANNELS": channels, **tiles}
+                constants = {"out_channel": 1, "PLANES": planes, "CHANNELS": channels, **tiles}
                 constants |= {} if rotated else {"COS": None, "SIN": None}
                 full = f"reconstruct_{name}{'_rotated' * rotated}{'_rdna' * rdna}"
                 without = OTHER_TARGETS if rdna else RDNA_TARGETS

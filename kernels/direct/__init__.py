@@ -30,8 +30,8 @@ class Codes(NamedTuple):
 
 # Tokens kept as they are, [B, H, S, D], may stand in for codes.
 Stored = Codes | Tensor
-# Cosines and sines of every token, each [S, D / 2] (`qvg/positions/rope.py` makes them): channel p turns with channel p + D / 2.
-Turn = tuple[Tensor, Tensor]
+# Cosines and sines of every token, each [S, D / 2] (`qvg/positions/rope.py` makes them); channel p rotates with p + D / 2.
+CosSin = tuple[Tensor, Tensor]
 
 
 def stored_tokens(stored: Stored) -> int:
@@ -46,11 +46,11 @@ def stored_refusal(channels: int, *kinds: Stored) -> str | None:
 
 
 def attend_codes(
-    q: Tensor, keys: Stored, values: Stored, rotation: Turn | None = None, backend: str = "auto", into: Attended | None = None
+    q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None = None, backend: str = "auto", into: Attended | None = None
 ) -> Attended:
     """softmax(q k^T / sqrt(D)) v with k and v decoded on the way. q [B, H, Sq, D] already rotated. -> float32 out and lse.
 
-    `rotation` turns the keys. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504
+    `rotation` rotates the keys. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504
     saturate) and sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time in float32.
     """
     tokens = stored_tokens(keys)

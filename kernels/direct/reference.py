@@ -13,7 +13,7 @@ from ..attention.reference import attention, merge_attention
 from ..reconstruct.reference import reconstruct
 
 if TYPE_CHECKING:
-    from . import Stored, Turn
+    from . import CosSin, Stored
 
 # Decoded at once for one head: a tile that stays in a processor's cache.
 TILE_TOKENS = 1024
@@ -23,13 +23,13 @@ TILE_TOKENS = 1024
 Decoding = Callable[[slice, slice], Tensor]
 
 
-def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: Turn | None) -> tuple[Tensor, Tensor]:
+def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None) -> tuple[Tensor, Tensor]:
     """See `kernels.direct.attend_codes`: one part, [1, B, H, Sq, D] and [1, B, H, Sq], both float32."""
     tokens = keys.shape[2] if isinstance(keys, Tensor) else keys.num_tokens
     return attend_tiles(q, tokens, partial(decoded, keys), partial(decoded, values), rotation)
 
 
-def attend_tiles(q: Tensor, tokens: int, keys: Decoding, values: Decoding, rotation: Turn | None) -> tuple[Tensor, Tensor]:
+def attend_tiles(q: Tensor, tokens: int, keys: Decoding, values: Decoding, rotation: CosSin | None) -> tuple[Tensor, Tensor]:
     """`attend_codes` for anything that can be decoded a tile of one head at a time."""
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.full(q.shape[:-1], -torch.inf, device=q.device)
@@ -37,8 +37,8 @@ def attend_tiles(q: Tensor, tokens: int, keys: Decoding, values: Decoding, rotat
         one = slice(head, head + 1)
         for start in range(0, tokens, TILE_TOKENS):
             part = slice(start, min(start + TILE_TOKENS, tokens))
-            turn = None if rotation is None else (rotation[0][part], rotation[1][part])
-            k, v = turned(keys(one, part), turn), values(one, part)
+            angles = None if rotation is None else (rotation[0][part], rotation[1][part])
+            k, v = rotated(keys(one, part), angles), values(one, part)
             result, mass = attention(q[:, one].float(), k, v)
             merge_attention(result[None], mass[None], out[:, one], lse[:, one])
     return out[None], lse[None]
@@ -55,8 +55,8 @@ def decoded(stored: Stored, heads: slice, tokens: slice) -> Tensor:
     return reconstruct(codes, scales, zero_points, ids, centroids, stored.bits, stored.group_size, out, None)
 
 
-def turned(keys: Tensor, rotation: Turn | None) -> Tensor:
-    """Keys with every channel pair turned by its token's angle (arXiv 2104.09864)."""
+def rotated(keys: Tensor, rotation: CosSin | None) -> Tensor:
+    """Keys with every channel pair rotated by its token's angle (arXiv 2104.09864)."""
     if rotation is None:
         return keys
     cos, sin = rotation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -16,17 +16,31 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.triton_kernel import softmax_step, store_result
-from ..compile_case import CompileCase
+from ..compile_case import CompileCase, strides
 from ..launch import LOG2_E, Launch, dense_rows, flat_rows, gpu_kind, key_splits, query_block, row_stride
 from ..tiles.triton_kernel import decode_e4m3
 
 if TYPE_CHECKING:
-    from . import Stored, Turn
+    from . import CosSin, Stored
+
+
+class CodeStrides(NamedTuple):
+    """Elements from one place to the next in the tensors of one operand; a row is a (b, h). All others are dense."""
+
+    codes_row: int
+    codes_token: int
+    scales_row: int = 0
+    scales_group: int = 0
+    zeros_row: int = 0
+    zeros_group: int = 0
+    ids_row: int = 0
+    ids_stage: int = 0
+    centroids_row: int = 0
 
 
 @triton.jit
 def decode_channels(
-    CODES, SCALES, ZEROS, IDS, WORDS, row, tokens, live, strides, clusters,
+    CODES, SCALES, ZEROS, IDS, CENTROIDS, row, tokens, live, strides, clusters,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     STAGES: tl.constexpr, ASYMMETRIC: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -34,7 +48,7 @@ def decode_channels(
     channels = FIRST + tl.arange(0, WIDTH)
     mask = live[:, None]
     wide = tokens.to(tl.int64)
-    base = CODES + row * strides[0] + wide[:, None] * strides[1]
+    base = CODES + row * strides.codes_row + wide[:, None] * strides.codes_token
     if BITS == 16:
         return tl.load(base + channels[None, :], mask=mask, other=0.0).to(tl.float32)
     if BITS == 3:
@@ -54,22 +68,45 @@ def decode_channels(
     # One scale for all of these channels, or one for each of several groups.
     groups: tl.constexpr = 1 if WIDTH <= GROUP else WIDTH // GROUP
     group = FIRST // GROUP + tl.arange(0, groups)
-    scale = decode_e4m3(tl.load(SCALES + row * strides[2] + group[None, :] * strides[3] + wide[:, None], mask=mask, other=0))
+    scale = SCALES + row * strides.scales_row + group[None, :] * strides.scales_group + wide[:, None]
+    scale = decode_e4m3(tl.load(scale, mask=mask, other=0))
     shared: tl.constexpr = WIDTH // groups
     values *= tl.reshape(tl.broadcast_to(scale[:, :, None], (BLOCK_N, groups, shared)), (BLOCK_N, WIDTH))
     if ASYMMETRIC:
-        zero = decode_e4m3(tl.load(ZEROS + row * strides[4] + group[None, :] * strides[5] + wide[:, None], mask=mask, other=0))
+        zero = ZEROS + row * strides.zeros_row + group[None, :] * strides.zeros_group + wide[:, None]
+        zero = decode_e4m3(tl.load(zero, mask=mask, other=0))
         values += tl.reshape(tl.broadcast_to(zero[:, :, None], (BLOCK_N, groups, shared)), (BLOCK_N, WIDTH))
     for stage in tl.static_range(STAGES):
-        name = tl.load(IDS + row * strides[6] + stage * strides[7] + wide, mask=live, other=0).to(tl.int32)
-        word = WORDS + row * strides[8] + (stage * clusters + name[:, None]) * DIM + channels[None, :]
+        name = tl.load(IDS + row * strides.ids_row + stage * strides.ids_stage + wide, mask=live, other=0).to(tl.int32)
+        word = CENTROIDS + row * strides.centroids_row + (stage * clusters + name[:, None]) * DIM + channels[None, :]
         values += tl.load(word, mask=mask, other=0.0).to(tl.float32)
     return values
 
 
 @triton.jit
-def turn_halves(low, high, COS, SIN, tokens, live, HALF: tl.constexpr):
-    """Both halves of the channels turned by their tokens' angles."""
+def decode_halves(
+    CODES, SCALES, ZEROS, IDS, CENTROIDS, COS, SIN, row, tokens, live, strides, clusters,
+    DIM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, ASYMMETRIC: tl.constexpr,
+    ROTATE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Both halves of the channels of some keys of one (b, h), rotated where ROTATE: two float32 tiles [BLOCK_N, DIM / 2]."""
+    half: tl.constexpr = DIM // 2
+    low = decode_channels(
+        CODES, SCALES, ZEROS, IDS, CENTROIDS, row, tokens, live, strides, clusters,
+        0, half, DIM, BITS, GROUP, STAGES, ASYMMETRIC, BLOCK_N,
+    )  # fmt: skip
+    high = decode_channels(
+        CODES, SCALES, ZEROS, IDS, CENTROIDS, row, tokens, live, strides, clusters,
+        half, half, DIM, BITS, GROUP, STAGES, ASYMMETRIC, BLOCK_N,
+    )  # fmt: skip
+    if ROTATE:
+        low, high = rotate_halves(low, high, COS, SIN, tokens, live, half)
+    return low, high
+
+
+@triton.jit
+def rotate_halves(low, high, COS, SIN, tokens, live, HALF: tl.constexpr):
+    """Both halves of the channels rotated by their tokens' angles."""
     at = tokens.to(tl.int64)[:, None] * HALF + tl.arange(0, HALF)[None, :]
     cos = tl.load(COS + at, mask=live[:, None], other=0.0)
     sin = tl.load(SIN + at, mask=live[:, None], other=0.0)
@@ -97,46 +134,52 @@ def half_float(x, FENCE: tl.constexpr):
 
 
 @triton.jit
+def load_query_halves(Q, row, queries, live, q_row, q_token, scale, HALF: tl.constexpr):
+    """Both halves of the channels of one block of queries, times `scale`: two float16 tiles [BLOCK_M, HALF]."""
+    at = Q + row * q_row + queries.to(tl.int64)[:, None] * q_token + tl.arange(0, HALF)[None, :]
+    # Scaled before they are rounded to 16 bits: large queries then stay within range.
+    low = half_float(tl.load(at, mask=live[:, None], other=0.0).to(tl.float32) * scale, False)
+    high = half_float(tl.load(at + HALF, mask=live[:, None], other=0.0).to(tl.float32) * scale, False)
+    return low, high
+
+
+@triton.jit
+def score_halves(q_low, q_high, low, high, live, FENCE: tl.constexpr):
+    """Logits of a block of queries and a tile of keys, -inf where a key is not live: float32 [BLOCK_M, BLOCK_N]."""
+    scores = tl.dot(q_low, tl.trans(half_float(low, FENCE)))
+    scores = tl.dot(q_high, tl.trans(half_float(high, FENCE)), scores)
+    return tl.where(live[None, :], scores, -float("inf"))
+
+
+@triton.jit
 def attend_codes_kernel(
-    Q, K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, V, V_SCALES, V_ZEROS, V_IDS, V_WORDS, COS, SIN, OUT, LSE,
+    Q, K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, COS, SIN, OUT, LSE,
     q_row, q_token, k_strides, v_strides, k_clusters, v_clusters,
     query_count, key_count, split_keys, scale,
     K_BITS: tl.constexpr, K_GROUP: tl.constexpr, K_STAGES: tl.constexpr, K_ASYMMETRIC: tl.constexpr,
     V_BITS: tl.constexpr, V_GROUP: tl.constexpr, V_STAGES: tl.constexpr, V_ASYMMETRIC: tl.constexpr,
-    TURN: tl.constexpr, FENCE: tl.constexpr,
+    ROTATE: tl.constexpr, FENCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32."""
-    half: tl.constexpr = DIM // 2
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live_q = queries < query_count
-    q_at = Q + row * q_row + queries.to(tl.int64)[:, None] * q_token + tl.arange(0, half)[None, :]
-    # Scaled before they are rounded to 16 bits: large queries then stay within range.
-    q_low = half_float(tl.load(q_at, mask=live_q[:, None], other=0.0).to(tl.float32) * scale, False)
-    q_high = half_float(tl.load(q_at + half, mask=live_q[:, None], other=0.0).to(tl.float32) * scale, False)
+    q_low, q_high = load_query_halves(Q, row, queries, live_q, q_row, q_token, scale, DIM // 2)
     best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, DIM), tl.float32)
     for start in range(split * split_keys, tl.minimum((split + 1) * split_keys, key_count), BLOCK_N):
         tokens = start + tl.arange(0, BLOCK_N)
         live = tokens < key_count
-        low = decode_channels(
-            K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, row, tokens, live, k_strides, k_clusters,
-            0, half, DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, BLOCK_N,
+        low, high = decode_halves(
+            K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, COS, SIN, row, tokens, live, k_strides, k_clusters,
+            DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, ROTATE, BLOCK_N,
         )  # fmt: skip
-        high = decode_channels(
-            K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, row, tokens, live, k_strides, k_clusters,
-            half, half, DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, BLOCK_N,
-        )  # fmt: skip
-        if TURN:
-            low, high = turn_halves(low, high, COS, SIN, tokens, live, half)
-        scores = tl.dot(q_low, tl.trans(half_float(low, FENCE)))
-        scores = tl.dot(q_high, tl.trans(half_float(high, FENCE)), scores)
-        scores = tl.where(live[None, :], scores, -float("inf"))
+        scores = score_halves(q_low, q_high, low, high, live, FENCE)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         values = decode_channels(
-            V, V_SCALES, V_ZEROS, V_IDS, V_WORDS, row, tokens, live, v_strides, v_clusters,
+            V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, row, tokens, live, v_strides, v_clusters,
             0, DIM, DIM, V_BITS, V_GROUP, V_STAGES, V_ASYMMETRIC, BLOCK_N,
         )  # fmt: skip
         total = tl.dot(weights.to(tl.float16), half_float(values, FENCE), total * rescale[:, None])
@@ -159,17 +202,26 @@ class Operand:
             rows = flat_rows(stored)
             anything = rows.tensor
             self.pointers = (rows.tensor, anything, anything, anything, anything)
-            self.strides = (rows.row, rows.token, *(0,) * 7)
+            self.strides = CodeStrides(rows.row, rows.token)
             self.clusters, self.options = 0, {"BITS": 16, "GROUP": 1, "STAGES": 0, "ASYMMETRIC": False}
             return
         codes, scales, ids = flat_rows(stored.codes), dense_rows(stored.scales), dense_rows(stored.ids)
         zeros = scales if stored.zero_points is None else dense_rows(stored.zero_points)
-        words = stored.centroids if stored.centroids[0, 0].is_contiguous() else stored.centroids.contiguous()
-        words = dense_rows(words)
-        self.pointers = (codes.tensor, scales, zeros, ids, words)
-        scale_strides = (row_stride(scales), scales.stride(2), row_stride(zeros), zeros.stride(2))
-        self.strides = (codes.row, codes.token, *scale_strides, row_stride(ids), ids.stride(2), row_stride(words))
-        self.clusters = words.shape[3]
+        centroids = stored.centroids if stored.centroids[0, 0].is_contiguous() else stored.centroids.contiguous()
+        centroids = dense_rows(centroids)
+        self.pointers = (codes.tensor, scales, zeros, ids, centroids)
+        self.strides = CodeStrides(
+            codes_row=codes.row,
+            codes_token=codes.token,
+            scales_row=row_stride(scales),
+            scales_group=scales.stride(2),
+            zeros_row=row_stride(zeros),
+            zeros_group=zeros.stride(2),
+            ids_row=row_stride(ids),
+            ids_stage=ids.stride(2),
+            centroids_row=row_stride(centroids),
+        )
+        self.clusters = centroids.shape[3]
         self.options = {
             "BITS": stored.bits,
             "GROUP": stored.group_size,
@@ -182,7 +234,7 @@ class Operand:
         return {prefix + name: value for name, value in self.options.items()}
 
 
-def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: Turn | None) -> tuple[Tensor, Tensor]:
+def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None) -> tuple[Tensor, Tensor]:
     """See `kernels.direct.attend_codes`: a part per split, [P, B, H, Sq, D] and [P, B, H, Sq], both float32."""
     batch, heads, queries, channels = q.shape
     tokens = keys.shape[2] if isinstance(keys, Tensor) else keys.num_tokens
@@ -202,10 +254,14 @@ def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: Turn | None)
             rows.tensor, *k.pointers, *v.pointers, cos, sin, out, lse,
             rows.row, rows.token, k.strides, v.strides, k.clusters, v.clusters,
             queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
-            **k.named("K_"), **v.named("V_"), TURN=rotation is not None, FENCE=needs_fence(q.device),
+            **k.named("K_"), **v.named("V_"), ROTATE=rotation is not None, FENCE=needs_fence(q.device),
             BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
     return out, lse
+
+
+# Types of a `CodeStrides`, for `tools/compile_gate.py`.
+STRIDE_TYPES = CodeStrides(*("i32",) * len(CodeStrides._fields))
 
 
 def operand_types(prefix: str) -> dict[str, str]:
@@ -217,12 +273,13 @@ def operand_types(prefix: str) -> dict[str, str]:
 def compile_cases() -> list[CompileCase]:
     """For `tools/compile_gate.py`."""
     pointers = {"Q": "*bf16", **operand_types("K"), **operand_types("V"), **dict.fromkeys(("COS", "SIN", "OUT", "LSE"), "*fp32")}
-    strides = ("i32",) * 9
-    integers = dict.fromkeys(("q_row", "q_token", "k_clusters", "v_clusters", "query_count", "key_count", "split_keys"), "i32")
-    types = {**pointers, **integers, "k_strides": strides, "v_strides": strides, "scale": "fp32"}
+    integers = dict.fromkeys(
+        (*strides(q="row token"), "k_clusters", "v_clusters", "query_count", "key_count", "split_keys"), "i32"
+    )
+    types = {**pointers, **integers, "k_strides": STRIDE_TYPES, "v_strides": STRIDE_TYPES, "scale": "fp32"}
     cases = []
     hopper, others = ("sm_90", "sm_100", "gfx942", "gfx1100", "gfx1201"), ("sm_80", "sm_86", "sm_89", "sm_120")
-    for bits, group, stages, asymmetric, turn, queries, channels in (
+    for bits, group, stages, asymmetric, rotate, queries, channels in (
         (2, 64, 1, False, True, 128, 128),
         (2, 64, 1, False, True, 16, 128),
         (2, 64, 1, False, False, 128, 128),
@@ -237,12 +294,12 @@ def compile_cases() -> list[CompileCase]:
         tile = Launch.for_attention(block.rows, channels)
         options = {"BITS": bits, "GROUP": group, "STAGES": stages, "ASYMMETRIC": asymmetric}
         both = {f"{side}_{name}": value for side in "KV" for name, value in options.items()}
-        constants = {**both, "TURN": turn, "BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels}
-        name = f"b{bits}_g{group}_n{stages}_d{channels}_m{block.rows}{'_turn' * turn}"
+        constants = {**both, "ROTATE": rotate, "BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels}
+        name = f"b{bits}_g{group}_n{stages}_d{channels}_m{block.rows}{'_rotated' * rotate}"
         kind = types | ({"K": "*bf16", "V": "*bf16"} if bits == 16 else {})
         default = channels == 128 and (bits, group) in ((2, 64), (16, 1))
-        multiples = ("q_row", "q_token", "k_strides", "v_strides")
+        wide = (*strides(q="row token"), "k_strides", "v_strides")
         for fence, without in ((False, others), (True, hopper)):
             case, chosen = f"{name}{'_fence' * fence}", {**constants, "FENCE": fence}
-            cases.append(CompileCase(case, attend_codes_kernel, kind, chosen, multiples, tile.warps, 1, True, default, without))
+            cases.append(CompileCase(case, attend_codes_kernel, kind, chosen, wide, tile.warps, 1, True, default, without))
     return cases

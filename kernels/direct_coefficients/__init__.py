@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..attention import Attended, merge_attention, nothing_seen
 from ..bitplanes import check_planes, packed_width
-from ..direct import Turn
+from ..direct import CosSin
 from ..dispatch import implementation, shape_refusal
 from ..lloyd_max import MAX_BITS
 from ..rows8 import Rows8
@@ -18,7 +18,7 @@ class TransformCodes(NamedTuple):
     """One span's keys or values as `quantize_coefficients` made them, and the codebook that they share with other spans.
 
     codes       uint8 [B, H, S, P], gains and ids uint8 [B, H, S]; views that cut tokens out are fine
-    words       int8 [B, H, C, D] with float16 scales [B, H, C]
+    codewords       int8 [B, H, C, D] with float16 scales [B, H, C]
     directions  int8 [B, H, D, D], one per row; None: the Hadamard matrix
     scales      float16 [B, H, D]: of each direction; without directions, of each channel (`rows8.synthesis`)
     planes      of every batch row (`bitplanes.py`)
@@ -27,7 +27,7 @@ class TransformCodes(NamedTuple):
     codes: Tensor
     gains: Tensor
     ids: Tensor
-    words: Rows8
+    codewords: Rows8
     directions: Tensor | None
     scales: Tensor
     planes: tuple[tuple[int, ...], ...]
@@ -42,13 +42,13 @@ def attend_coefficients(
     q: Tensor,
     keys: TransformCodes,
     values: TransformCodes,
-    rotation: Turn | None = None,
+    rotation: CosSin | None = None,
     backend: str = "auto",
     into: Attended | None = None,
 ) -> Attended:
     """softmax(q k^T / sqrt(D)) v with k and v decoded on the way. q [B, H, Sq, D] already rotated. -> float32 out and lse.
 
-    `rotation` turns the keys. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504
+    `rotation` rotates the keys. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504
     saturate) and sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time in float32.
     """
     tokens, channels = keys.num_tokens, q.shape[-1]

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase
+from ..compile_case import CompileCase, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 
 # Tokens that one program of the update adds up; partial sums are then added in a fixed order, so that two runs agree.
@@ -32,7 +32,7 @@ def _split(x):
 
 @triton.jit
 def _assign(
-    X, HIGH, LOW, HALF_NORMS, IDS, heads, tokens, clusters, x_b, x_h, x_s, x_d,
+    X, HIGH, LOW, HALF_NORMS, IDS, heads, tokens, clusters, x_batch, x_head, x_token, x_channel,
     EXACT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """X [B, H, S, D]; HIGH, LOW [BH, C, D] bfloat16 and HALF_NORMS [BH, C] contiguous -> IDS [BH, S]. EXACT: X is bfloat16."""
@@ -40,7 +40,7 @@ def _assign(
     token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     channel = tl.arange(0, CHANNELS)
     live = token < tokens
-    place = (row // heads) * x_b + (row % heads) * x_h + token[:, None] * x_s + channel[None, :] * x_d
+    place = (row // heads) * x_batch + (row % heads) * x_head + token[:, None] * x_token + channel[None, :] * x_channel
     x = tl.load(X + place, mask=live[:, None], other=0.0)
     if EXACT:
         x_high = x
@@ -51,9 +51,9 @@ def _assign(
     for first in range(0, clusters, BLOCK_C):
         cluster = first + tl.arange(0, BLOCK_C)
         known = cluster < clusters
-        words = (row * clusters + cluster)[None, :] * CHANNELS + channel[:, None]
-        high = tl.load(HIGH + words, mask=known[None, :], other=0.0)
-        low = tl.load(LOW + words, mask=known[None, :], other=0.0)
+        elements = (row * clusters + cluster)[None, :] * CHANNELS + channel[:, None]
+        high = tl.load(HIGH + elements, mask=known[None, :], other=0.0)
+        low = tl.load(LOW + elements, mask=known[None, :], other=0.0)
         product = tl.dot(x_high, low)
         if not EXACT:
             product = tl.dot(x_low, high, product)
@@ -69,20 +69,20 @@ def _assign(
 
 @triton.jit
 def _sum_clusters(
-    X, IDS, SUMS, COUNTS, heads, tokens, clusters, splits, x_b, x_h, x_s, x_d,
+    X, IDS, SUMS, COUNTS, heads, tokens, clusters, splits, x_batch, x_head, x_token, x_channel,
     EXACT: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """X [B, H, S, D], IDS [BH, S] -> SUMS [BH, splits, C, D], COUNTS [BH, splits, C]: a product with one-hot rows, no atomics."""
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
     cluster = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     channel = tl.arange(0, CHANNELS)
-    base = (row // heads) * x_b + (row % heads) * x_h
+    base = (row // heads) * x_batch + (row % heads) * x_head
     sums = tl.zeros((BLOCK_C, CHANNELS), tl.float32)
     counts = tl.zeros((BLOCK_C,), tl.int32)
     for first in range(part * SPLIT, tl.minimum(tokens, (part + 1) * SPLIT), BLOCK_S):
         token = (first + tl.arange(0, BLOCK_S)).to(tl.int64)
         live = token < tokens
-        x = tl.load(X + base + token[:, None] * x_s + channel[None, :] * x_d, mask=live[:, None], other=0.0)
+        x = tl.load(X + base + token[:, None] * x_token + channel[None, :] * x_channel, mask=live[:, None], other=0.0)
         ids = tl.load(IDS + row * tokens + token, mask=live, other=0).to(tl.int32)
         member = (ids[None, :] == cluster[:, None]) & live[None, :]
         counts += tl.sum(member.to(tl.int32), 1)
@@ -100,7 +100,8 @@ def _sum_clusters(
 
 @triton.jit
 def _subtract(
-    X, IDS, CENTROIDS, OUT, heads, tokens, x_b, x_h, x_s, x_d, i_b, i_h, i_s, c_b, c_h, c_c, c_d,
+    X, IDS, CENTROIDS, OUT, heads, tokens, x_batch, x_head, x_token, x_channel, ids_batch, ids_head, ids_token,
+    centroids_batch, centroids_head, centroids_cluster, centroids_channel,
     CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """OUT [BH, S, D] float32 contiguous = X - CENTROIDS[IDS]; all inputs in any strides."""
@@ -109,10 +110,11 @@ def _subtract(
     token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     channel = tl.arange(0, CHANNELS)
     live = token < tokens
-    ids = tl.load(IDS + batch * i_b + head * i_h + token * i_s, mask=live, other=0).to(tl.int64)
-    x = tl.load(X + batch * x_b + head * x_h + token[:, None] * x_s + channel[None, :] * x_d, mask=live[:, None], other=0.0)
-    words = batch * c_b + head * c_h + ids[:, None] * c_c + channel[None, :] * c_d
-    word = tl.load(CENTROIDS + words, mask=live[:, None], other=0.0)
+    ids = tl.load(IDS + batch * ids_batch + head * ids_head + token * ids_token, mask=live, other=0).to(tl.int64)
+    x = X + batch * x_batch + head * x_head + token[:, None] * x_token + channel[None, :] * x_channel
+    x = tl.load(x, mask=live[:, None], other=0.0)
+    word = batch * centroids_batch + head * centroids_head + ids[:, None] * centroids_cluster
+    word = tl.load(CENTROIDS + (word + channel[None, :] * centroids_channel), mask=live[:, None], other=0.0)
     out = (row * tokens + token[:, None]) * CHANNELS + channel[None, :]
     tl.store(OUT + out, x.to(tl.float32) - word.to(tl.float32), mask=live[:, None])
 
@@ -192,21 +194,22 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for channels, dtype, rdna in itertools.product((128, 64, 256), ("bf16", "fp32"), (False, True)):
         name, exact = f"{dtype}_d{channels}{'_rdna' * rdna}", dtype == "bf16"
-        x = {"X": f"*{dtype}", **dict.fromkeys(("heads", "tokens", "clusters", "x_b", "x_h", "x_s"), "i32")}
-        wide, default = ("clusters", "x_b", "x_h", "x_s"), channels == 128 and not rdna
+        wide, default = ("clusters", *strides(x="batch head token")), channels == 128 and not rdna
+        x = {"X": f"*{dtype}", **dict.fromkeys(("heads", "tokens", *wide), "i32")}
         without = OTHER_TARGETS if rdna else RDNA_TARGETS
         tiles = _assign_tiles(exact, channels, rdna)
         warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
         types = {**x, "HIGH": "*bf16", "LOW": "*bf16", "HALF_NORMS": "*fp32", "IDS": "*u8"}
-        constants = {**tiles, "x_d": 1}
+        constants = {**tiles, "x_channel": 1}
         cases.append(CompileCase(f"assign_{name}", _assign, types, constants, wide, warps, stages, True, default, without))
         tiles = _sum_tiles(exact, channels, rdna)
         warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
         types = {**x, "IDS": "*u8", "SUMS": "*fp32", "COUNTS": "*i32", "splits": "i32"}
-        constants = {**tiles, "SPLIT": _SPLIT_TOKENS, "x_d": 1}
+        constants = {**tiles, "SPLIT": _SPLIT_TOKENS, "x_channel": 1}
         cases.append(CompileCase(f"sum_{name}", _sum_clusters, types, constants, wide, warps, stages, True, default, without))
-    strides = ("heads", "tokens", "x_b", "x_h", "x_s", "i_b", "i_h", "c_b", "c_h", "c_c")
-    types = {"X": "*bf16", "IDS": "*u8", "CENTROIDS": "*fp32", "OUT": "*fp32", **dict.fromkeys(strides, "i32")}
-    constants = {"x_d": 1, "i_s": 1, "c_d": 1, "CHANNELS": 128, "BLOCK_S": _SUBTRACT_TOKENS}
-    cases.append(CompileCase("subtract", _subtract, types, constants, ("x_b", "x_h", "x_s", "c_b", "c_h", "c_c")))
+    wide = strides(x="batch head token", centroids="batch head cluster")
+    integers = ("heads", "tokens", *strides(ids="batch head"), *wide)
+    types = {"X": "*bf16", "IDS": "*u8", "CENTROIDS": "*fp32", "OUT": "*fp32", **dict.fromkeys(integers, "i32")}
+    constants = {"x_channel": 1, "ids_token": 1, "centroids_channel": 1, "CHANNELS": 128, "BLOCK_S": _SUBTRACT_TOKENS}
+    cases.append(CompileCase("subtract", _subtract, types, constants, wide))
     return cases

@@ -24,7 +24,7 @@ def reconstruct(
 
     codes [B, H, S, D * bits / 8], scales and zero_points [B, H, G, S], ids [B, H, N, S], centroids [B, H, N, C, D]; views that
     cut tokens or heads out of a span are fine, nothing needs to be contiguous. rotation: cos and sin [S, D/2] float32 by which
-    every channel p is turned with channel p + D/2 on the way out (keys are stored before RoPE).
+    every channel p is rotated with channel p + D/2 on the way out (keys are stored before RoPE).
     """
     if codes.shape[:3] != out.shape[:3] or ids.shape[3] != out.shape[2] or scales.shape[3] != out.shape[2]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Reconstruction in torch: the truth that other backends are tested against, and what runs where there is no Triton.
 
 The first stage's centroids are gathered straight into the output; then each plane of codes (a contiguous stretch of channels,
-see `packing.py`) is turned to floats, scaled and added in place. Nothing larger than one plane is ever held beside the output.
+see `packing.py`) becomes floats, scaled and added in place. Nothing larger than one plane is ever held beside the output.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase
+from ..compile_case import CompileCase, strides
 from ..packing import BITS
 from ..tiles.triton_kernel import dequantize_stretch, stretch_width
 
@@ -20,23 +20,27 @@ _BLOCK_S = 64
 
 @triton.jit
 def _stretch(
-    CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live, s_g, i_n, c_n, c_c,
+    CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live, scales_group, ids_stage, centroids_stage, centroids_cluster,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """float32 [BLOCK_S, WIDTH]: channels FIRST to FIRST + WIDTH, before rotation."""
-    x = dequantize_stretch(CODES, SCALES, ZEROS, rows, offsets, live, s_g, FIRST, WIDTH, BITS, GROUP, CHANNELS, BLOCK_S)
+    x = dequantize_stretch(CODES, SCALES, ZEROS, rows, offsets, live, scales_group, FIRST, WIDTH, BITS, GROUP, CHANNELS, BLOCK_S)
     for stage in tl.static_range(STAGES):
-        ids = tl.load(IDS + named + stage * i_n, mask=live, other=0).to(tl.int64)
-        words = CENTROIDS + stage * c_n + ids[:, None] * c_c + (FIRST + tl.arange(0, WIDTH))[None, :]
-        x += tl.load(words, mask=live[:, None], other=0.0).to(tl.float32)
+        ids = tl.load(IDS + named + stage * ids_stage, mask=live, other=0).to(tl.int64)
+        centroids = (
+            CENTROIDS + stage * centroids_stage + ids[:, None] * centroids_cluster + (FIRST + tl.arange(0, WIDTH))[None, :]
+        )
+        x += tl.load(centroids, mask=live[:, None], other=0.0).to(tl.float32)
     return x
 
 
 @triton.jit
 def _reconstruct(
     CODES, SCALES, ZEROS, IDS, CENTROIDS, COS, SIN, OUT, heads, tokens,
-    k_b, k_h, k_s, s_b, s_h, s_g, i_b, i_h, i_n, c_b, c_h, c_n, c_c, r_s, o_b, o_h, o_s, o_d,
+    codes_batch, codes_head, codes_token, scales_batch, scales_head, scales_group, ids_batch, ids_head, ids_stage,
+    centroids_batch, centroids_head, centroids_stage, centroids_cluster,
+    angles_token, out_batch, out_head, out_token, out_channel,
     STAGES: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -46,27 +50,30 @@ def _reconstruct(
     batch, head = row // heads, row % heads
     token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     live = token < tokens
-    rows, offsets = batch * k_b + head * k_h + token * k_s, batch * s_b + head * s_h + token
-    named, CENTROIDS = batch * i_b + head * i_h + token, CENTROIDS + batch * c_b + head * c_h
-    target = OUT + batch * o_b + head * o_h + token[:, None] * o_s
+    rows = batch * codes_batch + head * codes_head + token * codes_token
+    offsets = batch * scales_batch + head * scales_head + token
+    named, CENTROIDS = batch * ids_batch + head * ids_head + token, CENTROIDS + batch * centroids_batch + head * centroids_head
+    target = OUT + batch * out_batch + head * out_head + token[:, None] * out_token
     column = tl.arange(0, WIDTH)[None, :].to(tl.int64)
     for index in tl.static_range(HALF // WIDTH):
         low = _stretch(
-            CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live, s_g, i_n, c_n, c_c,
+            CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live,
+            scales_group, ids_stage, centroids_stage, centroids_cluster,
             index * WIDTH, WIDTH, STAGES, BITS, GROUP, CHANNELS, BLOCK_S,
         )  # fmt: skip
         high = _stretch(
-            CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live, s_g, i_n, c_n, c_c,
+            CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live,
+            scales_group, ids_stage, centroids_stage, centroids_cluster,
             index * WIDTH + HALF, WIDTH, STAGES, BITS, GROUP, CHANNELS, BLOCK_S,
         )  # fmt: skip
         if COS is not None:
-            angle = token[:, None] * r_s + index * WIDTH + column
+            angle = token[:, None] * angles_token + index * WIDTH + column
             cos = tl.load(COS + angle, mask=live[:, None], other=0.0)
             sin = tl.load(SIN + angle, mask=live[:, None], other=0.0)
             low, high = low * cos - high * sin, high * cos + low * sin
-        place = target + (index * WIDTH + column) * o_d
+        place = target + (index * WIDTH + column) * out_channel
         tl.store(place, low.to(OUT.dtype.element_ty), mask=live[:, None])
-        tl.store(place + HALF * o_d, high.to(OUT.dtype.element_ty), mask=live[:, None])
+        tl.store(place + HALF * out_channel, high.to(OUT.dtype.element_ty), mask=live[:, None])
 
 
 def reconstruct(
@@ -109,25 +116,8 @@ def _rows(x: Tensor) -> Tensor:
 def compile_cases() -> list[CompileCase]:
     """For `tools/compile_gate.py`."""
     cases = []
-    strides = (
-        "k_b",
-        "k_h",
-        "k_s",
-        "s_b",
-        "s_h",
-        "s_g",
-        "i_b",
-        "i_h",
-        "i_n",
-        "c_b",
-        "c_h",
-        "c_n",
-        "c_c",
-        "r_s",
-        "o_b",
-        "o_h",
-        "o_s",
-    )
+    wide = strides(codes="batch head token", centroids="batch head stage cluster", angles="token", out="batch head token")
+    integers = ("heads", "tokens", *strides(scales="batch head group", ids="batch head stage"), *wide)
     pointers = {"CODES": "*u8", "SCALES": "*u8", "IDS": "*u8", "CENTROIDS": "*fp16", "OUT": "*bf16"}
     shapes = [(64, 1, True, 128, False), (64, 1, True, 128, True), (16, 4, True, 128, True), (64, 1, False, 128, True)]
     for bits in BITS:
@@ -136,13 +126,12 @@ def compile_cases() -> list[CompileCase]:
             (64, 0, False, 64, False),
             (64, 1, True, 256, True),
         ):
-            types = pointers | dict.fromkeys(("heads", "tokens", *strides), "i32")
+            types = pointers | dict.fromkeys(integers, "i32")
             types |= ({} if symmetric else {"ZEROS": "*u8"}) | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
-            constants = {"o_d": 1, "STAGES": stages, "BITS": bits, "GROUP": group, "CHANNELS": channels, "BLOCK_S": _BLOCK_S}
-            constants |= {"WIDTH": stretch_width(bits, channels)} | ({"ZEROS": None} if symmetric else {})
+            constants = {"out_channel": 1, "STAGES": stages, "BITS": bits, "GROUP": group, "CHANNELS": channels}
+            constants |= {"WIDTH": stretch_width(bits, channels), "BLOCK_S": _BLOCK_S} | ({"ZEROS": None} if symmetric else {})
             constants |= {} if rotated else {"COS": None, "SIN": None}
             name = f"b{bits}_g{group}_n{stages}_d{channels}{'' if symmetric else '_asymmetric'}{'_rotated' if rotated else ''}"
-            multiples = ("k_b", "k_h", "k_s", "c_b", "c_h", "c_n", "c_c", "r_s", "o_b", "o_h", "o_s")
             default = bits == 2 and (group, stages, symmetric, channels, rotated) in shapes
-            cases.append(CompileCase(name, _reconstruct, types, constants, multiples, _WARPS, default=default))
+            cases.append(CompileCase(name, _reconstruct, types, constants, wide, _WARPS, default=default))
     return cases

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase
+from ..compile_case import CompileCase, strides
 from ..packing import BITS, packed_width
 from ..tiles.triton_kernel import decode_e4m3, encode_e4m3, encode_scale_e4m3, pack_planes
 
@@ -24,7 +24,8 @@ def _divide(x, scales):
 @triton.jit
 def _quantize(
     X, IDS, CENTROIDS, CODES, SCALES, ZEROS, heads, tokens,
-    x_b, x_h, x_s, x_d, i_b, i_h, i_n, i_s, c_b, c_h, c_n, c_c, c_d,
+    x_batch, x_head, x_token, x_channel, ids_batch, ids_head, ids_stage, ids_token,
+    centroids_batch, centroids_head, centroids_stage, centroids_cluster, centroids_channel,
     STAGES: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """X, IDS, CENTROIDS in any strides -> CODES [BH, S, P], SCALES and ZEROS (None: symmetric) [BH, G, S], contiguous."""
@@ -34,12 +35,14 @@ def _quantize(
     token = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     channel = tl.arange(0, CHANNELS)
     live = token < tokens
-    x = X + batch * x_b + head * x_h + token[:, None] * x_s + channel[None, :] * x_d
+    x = X + batch * x_batch + head * x_head + token[:, None] * x_token + channel[None, :] * x_channel
     residual = tl.load(x, mask=live[:, None], other=0.0).to(tl.float32)
     for stage in tl.static_range(STAGES):
-        ids = tl.load(IDS + batch * i_b + head * i_h + stage * i_n + token * i_s, mask=live, other=0).to(tl.int64)
-        words = CENTROIDS + batch * c_b + head * c_h + stage * c_n + ids[:, None] * c_c + channel[None, :] * c_d
-        residual -= tl.load(words, mask=live[:, None], other=0.0).to(tl.float32)
+        names = IDS + batch * ids_batch + head * ids_head + stage * ids_stage + token * ids_token
+        ids = tl.load(names, mask=live, other=0).to(tl.int64)
+        centroids = CENTROIDS + batch * centroids_batch + head * centroids_head + stage * centroids_stage
+        centroids = centroids + ids[:, None] * centroids_cluster + channel[None, :] * centroids_channel
+        residual -= tl.load(centroids, mask=live[:, None], other=0.0).to(tl.float32)
     groups = tl.reshape(residual, (BLOCK_S, GROUPS, GROUP))
     place = (row * GROUPS + tl.arange(0, GROUPS))[None, :] * tokens + token[:, None]
     if ZEROS is None:
@@ -95,7 +98,8 @@ def quantize_groups(
 def compile_cases() -> list[CompileCase]:
     """For `tools/compile_gate.py`."""
     cases = []
-    strides = ("x_b", "x_h", "x_s", "i_b", "i_h", "i_n", "c_b", "c_h", "c_n", "c_c")
+    wide = strides(x="batch head token", centroids="batch head stage cluster")
+    integers = ("heads", "tokens", *strides(ids="batch head stage"), *wide)
     for bits in BITS:
         for group, stages, symmetric, channels in (
             (64, 1, True, 128),
@@ -104,11 +108,10 @@ def compile_cases() -> list[CompileCase]:
             (64, 2, True, 64),
         ):
             types = {"X": "*bf16", "IDS": "*u8", "CENTROIDS": "*fp16", "CODES": "*u8", "SCALES": "*u8"}
-            types |= dict.fromkeys(("heads", "tokens", *strides), "i32") | ({} if symmetric else {"ZEROS": "*u8"})
-            constants = {"x_d": 1, "i_s": 1, "c_d": 1, "STAGES": stages, "BITS": bits, "GROUP": group, "CHANNELS": channels}
-            constants |= {"BLOCK_S": _block(channels)} | ({"ZEROS": None} if symmetric else {})
+            types |= dict.fromkeys(integers, "i32") | ({} if symmetric else {"ZEROS": "*u8"})
+            constants = {"x_channel": 1, "ids_token": 1, "centroids_channel": 1} | ({"ZEROS": None} if symmetric else {})
+            constants |= {"STAGES": stages, "BITS": bits, "GROUP": group, "CHANNELS": channels, "BLOCK_S": _block(channels)}
             name = f"b{bits}_g{group}_n{stages}_d{channels}_{'symmetric' if symmetric else 'asymmetric'}"
-            multiples = ("x_b", "x_h", "x_s", "c_b", "c_h", "c_n", "c_c")
             default = bits == 2 and (group, stages) != (64, 2)
-            cases.append(CompileCase(name, _quantize, types, constants, multiples, _WARPS, default=default))
+            cases.append(CompileCase(name, _quantize, types, constants, wide, _WARPS, default=default))
     return cases

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import e4m3
-from ..direct import Stored, Turn, stored_refusal, stored_tokens
+from ..direct import CosSin, Stored, stored_refusal, stored_tokens
 from ..dispatch import implementation
 
 
@@ -40,8 +40,8 @@ class Values8(NamedTuple):
         return Values8(part, self.scales)
 
 
-def transcode_keys(keys: Stored, common: Tensor, rotation: Turn | None, out: Keys8, backend: str = "auto") -> Keys8:
-    """Fill `out` with keys, turned by `rotation`, minus `common` [B, H, D]. scale = max|key| / 127, never zero."""
+def transcode_keys(keys: Stored, common: Tensor, rotation: CosSin | None, out: Keys8, backend: str = "auto") -> Keys8:
+    """Fill `out` with keys, rotated by `rotation`, minus `common` [B, H, D]. scale = max|key| / 127, never zero."""
     _check(keys, out.values.shape[2])
     refusal = stored_refusal(out.values.shape[-1], keys)
     implementation("transcode", out.values, backend, refusal).transcode_keys(keys, common, rotation, out)

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from .. import e4m3
-from ..direct.reference import TILE_TOKENS, decoded, turned
+from ..direct.reference import TILE_TOKENS, decoded, rotated
 
 if TYPE_CHECKING:
-    from ..direct import Stored, Turn
+    from ..direct import CosSin, Stored
     from . import Keys8, Values8
 
 SMALLEST_SCALE = 1e-12
 
 
-def transcode_keys(keys: Stored, common: Tensor, rotation: Turn | None, out: Keys8) -> None:
+def transcode_keys(keys: Stored, common: Tensor, rotation: CosSin | None, out: Keys8) -> None:
     """See `kernels.transcode.transcode_keys`."""
     for head, part in _tiles(*out.values.shape[1:3]):
-        turn = None if rotation is None else (rotation[0][part], rotation[1][part])
-        x = turned(decoded(keys, head, part), turn) - common[:, head, None].float()
+        angles = None if rotation is None else (rotation[0][part], rotation[1][part])
+        x = rotated(decoded(keys, head, part), angles) - common[:, head, None].float()
         scales = (x.abs().amax(-1) / 127).clamp(min=SMALLEST_SCALE)
         out.scales[:, head, part] = scales
         out.values[:, head, part] = torch.round(x / scales[..., None]).to(torch.int8)

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase
-from ..direct.triton_kernel import Operand, decode_channels, half_float, operand_types, turn_halves
+from ..compile_case import CompileCase, strides
+from ..direct.triton_kernel import STRIDE_TYPES, Operand, decode_channels, decode_halves, half_float, operand_types
 from ..launch import dense_rows, row_stride
 from ..tiles.triton_kernel import encode_e4m3
 
 if TYPE_CHECKING:
-    from ..direct import Stored, Turn
+    from ..direct import CosSin, Stored
     from . import Keys8, Values8
 
 _TILE_TOKENS = 64
@@ -29,26 +29,20 @@ def to_int8(x):
 
 @triton.jit
 def transcode_keys_kernel(
-    K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, COMMON, COS, SIN, OUT, OUT_SCALES,
-    strides, clusters, out_row, out_token, scale_row, key_count,
+    K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, COMMON, COS, SIN, OUT, OUT_SCALES,
+    k_strides, k_clusters, out_row, out_token, out_scales_row, key_count,
     BITS: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, ASYMMETRIC: tl.constexpr,
-    TURN: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
+    ROTATE: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Grid (token blocks, B * H). COMMON float32 [B * H, DIM]."""
     half: tl.constexpr = DIM // 2
     row = tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = tokens < key_count
-    low = decode_channels(
-        K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, row, tokens, live, strides, clusters,
-        0, half, DIM, BITS, GROUP, STAGES, ASYMMETRIC, BLOCK_N,
+    low, high = decode_halves(
+        K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, COS, SIN, row, tokens, live, k_strides, k_clusters,
+        DIM, BITS, GROUP, STAGES, ASYMMETRIC, ROTATE, BLOCK_N,
     )  # fmt: skip
-    high = decode_channels(
-        K, K_SCALES, K_ZEROS, K_IDS, K_WORDS, row, tokens, live, strides, clusters,
-        half, half, DIM, BITS, GROUP, STAGES, ASYMMETRIC, BLOCK_N,
-    )  # fmt: skip
-    if TURN:
-        low, high = turn_halves(low, high, COS, SIN, tokens, live, half)
     channels = tl.arange(0, half)
     low -= tl.load(COMMON + row * DIM + channels)[None, :]
     high -= tl.load(COMMON + row * DIM + half + channels)[None, :]
@@ -58,13 +52,13 @@ def transcode_keys_kernel(
     at = OUT + row * out_row + wide[:, None] * out_token + channels[None, :]
     tl.store(at, to_int8(low / scale[:, None]), mask=live[:, None])
     tl.store(at + half, to_int8(high / scale[:, None]), mask=live[:, None])
-    tl.store(OUT_SCALES + row * scale_row + wide, scale, mask=live)
+    tl.store(OUT_SCALES + row * out_scales_row + wide, scale, mask=live)
 
 
 @triton.jit
 def transcode_values_kernel(
-    V, V_SCALES, V_ZEROS, V_IDS, V_WORDS, CHANNEL_SCALES, OUT,
-    strides, clusters, out_row, out_outer, value_count,
+    V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, CHANNEL_SCALES, OUT,
+    v_strides, v_clusters, out_row, out_outer, value_count,
     BITS: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, ASYMMETRIC: tl.constexpr,
     EIGHT: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +67,7 @@ def transcode_values_kernel(
     tokens = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = tokens < value_count
     x = decode_channels(
-        V, V_SCALES, V_ZEROS, V_IDS, V_WORDS, row, tokens, live, strides, clusters,
+        V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, row, tokens, live, v_strides, v_clusters,
         0, DIM, DIM, BITS, GROUP, STAGES, ASYMMETRIC, BLOCK_N,
     )  # fmt: skip
     channels, wide = tl.arange(0, DIM), tokens.to(tl.int64)
@@ -87,7 +81,7 @@ def transcode_values_kernel(
         tl.store(at, half_float(x, False), mask=live[:, None])
 
 
-def transcode_keys(keys: Stored, common: Tensor, rotation: Turn | None, out: Keys8) -> None:
+def transcode_keys(keys: Stored, common: Tensor, rotation: CosSin | None, out: Keys8) -> None:
     """See `kernels.transcode.transcode_keys`."""
     batch, heads, tokens, channels = out.values.shape
     if not out.values.numel():
@@ -99,7 +93,7 @@ def transcode_keys(keys: Stored, common: Tensor, rotation: Turn | None, out: Key
         transcode_keys_kernel[(triton.cdiv(tokens, _TILE_TOKENS), batch * heads)](
             *k.pointers, common, cos, sin, out.values, out.scales,
             k.strides, k.clusters, row_stride(out.values), out.values.stride(2), row_stride(out.scales), tokens,
-            **k.options, TURN=rotation is not None, BLOCK_N=_TILE_TOKENS, DIM=channels, num_warps=4,
+            **k.options, ROTATE=rotation is not None, BLOCK_N=_TILE_TOKENS, DIM=channels, num_warps=4,
         )  # fmt: skip
 
 
@@ -127,24 +121,24 @@ def _require_flat(*outputs: Tensor) -> None:
 
 def compile_cases() -> list[CompileCase]:
     """For `tools/compile_gate.py`."""
-    strides, tile = ("i32",) * 9, {"BLOCK_N": _TILE_TOKENS, "DIM": 128}
+    tile = {"BLOCK_N": _TILE_TOKENS, "DIM": 128}
     cases = []
     for bits, group, stages, asymmetric in ((2, 64, 1, False), (2, 16, 4, False), (4, 64, 1, True), (16, 1, 0, False)):
         name, default = f"b{bits}_g{group}_n{stages}", (bits, group) == (2, 64)
         options = {"BITS": bits, "GROUP": group, "STAGES": stages, "ASYMMETRIC": asymmetric, **tile}
-        integers = dict.fromkeys(("clusters", "out_row", "out_token", "scale_row", "key_count"), "i32")
+        wide = ("k_strides", *strides(out="row token", out_scales="row"))
+        integers = dict.fromkeys((*wide, "k_clusters", "key_count"), "i32") | {"k_strides": STRIDE_TYPES}
         kept = {"K": "*bf16"} if bits == 16 else {}
-        others = {**dict.fromkeys(("COMMON", "COS", "SIN", "OUT_SCALES"), "*fp32"), "OUT": "*i8", "strides": strides, **integers}
+        others = {**dict.fromkeys(("COMMON", "COS", "SIN", "OUT_SCALES"), "*fp32"), "OUT": "*i8", **integers}
         types = {**operand_types("K"), **kept, **others}
-        multiples = ("strides", "out_row", "out_token", "scale_row")
         cases.append(
-            CompileCase(f"keys_{name}", transcode_keys_kernel, types, {**options, "TURN": True}, multiples, default=default)
+            CompileCase(f"keys_{name}", transcode_keys_kernel, types, {**options, "ROTATE": True}, wide, default=default)
         )
         for eight in (True, False):
-            integers = dict.fromkeys(("clusters", "out_row", "out_outer", "value_count"), "i32")
+            wide = ("v_strides", *strides(out="row outer"))
+            integers = dict.fromkeys((*wide, "v_clusters", "value_count"), "i32") | {"v_strides": STRIDE_TYPES}
             kept, out = {"V": "*bf16"} if bits == 16 else {}, "*u8" if eight else "*fp16"
-            types = {**operand_types("V"), **kept, "CHANNEL_SCALES": "*fp32", "OUT": out, "strides": strides, **integers}
-            constants, multiples = {**options, "EIGHT": eight}, ("strides", "out_row", "out_outer")
-            case_name = f"values{8 if eight else 16}_{name}"
-            cases.append(CompileCase(case_name, transcode_values_kernel, types, constants, multiples, default=default))
+            types = {**operand_types("V"), **kept, "CHANNEL_SCALES": "*fp32", "OUT": out, **integers}
+            constants, case_name = {**options, "EIGHT": eight}, f"values{8 if eight else 16}_{name}"
+            cases.append(CompileCase(case_name, transcode_values_kernel, types, constants, wide, default=default))
     return cases

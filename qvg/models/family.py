@@ -67,9 +67,12 @@ class FileFormat:
 
 @dataclass(frozen=True)
 class WorldRule:
-    """Which earlier frames a chunk of a world sees, and what the official code computes overlaps in."""
+    """A world: which earlier frames a chunk of it sees, the size of video (width, height) that it was trained at, whose VAE makes
+    its latents, and what the official code computes overlaps in."""
 
     frames: MemoryRule
+    size: tuple[int, int]
+    vae: str
     dtype: torch.dtype = torch.float32
 
 

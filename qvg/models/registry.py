@@ -59,15 +59,42 @@ def memories() -> dict[str, WorldRule]:
     return {name: family.memory for family in _FAMILIES if family.memory for name in family.networks}
 
 
+def worlds() -> list[tuple[Family, WorldRule]]:
+    """Families that are walked through, and how."""
+    return [(family, family.memory) for family in _FAMILIES if family.memory]
+
+
+def by_world(say: Callable[[WorldRule], str]) -> str:
+    """What differs from world to world, for people: "1280 x 704 (HY-WorldPlay 5B) or 832 x 480 (HY-WorldPlay 8B)"."""
+    return joined([f"{say(rule)} ({family.title})" for family, rule in worlds()], "or")
+
+
+def loaders(wanted: Callable[[Family], bool] = lambda family: True) -> list[str]:
+    """Display names of the nodes that load such families."""
+    return list(dict.fromkeys(family.load_with for family in _FAMILIES if family.load_with and wanted(family)))
+
+
+def titles(node: str) -> str:
+    """What this node loads, for people."""
+    return joined([family.title for family in loaded_with(node)])
+
+
+def trained_blocks(node: str) -> str:
+    """Latent frames that members of what this node loads make together: "3 for self-forcing and longlive, 1 for ..."."""
+    known = [variant for family in loaded_with(node) for variant in family.variants.values()]
+    counts = dict.fromkeys(variant.frames_per_block for variant in known)
+    return ", ".join(f"{count} for {joined([each.name for each in known if each.frames_per_block == count])}" for count in counts)
+
+
 def models_that_work() -> str:
     """Families that run in ComfyUI, and the node that loads each: the end of a refusal."""
-    nodes = dict.fromkeys(family.load_with for family in _FAMILIES if family.load_with)
-    listed = [f"{_joined([family.title for family in loaded_with(node)])} (node '{node}')" for node in nodes]
+    listed = [f"{titles(node)} (node '{node}')" for node in loaders()]
     return f"Models that work: {', '.join(listed[:-1])}, and {listed[-1]}."
 
 
-def _joined(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+def joined(names: list[str], word: str = "and") -> str:
+    """A list in a sentence."""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def format_of(file: WeightFile, node: str | None = None) -> FileFormat:

@@ -340,7 +340,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
             changed(with_image(good), "start", start="text"),
             "start is text, but image is connected and would be",
         ),
-        "vae": (small, "but WorldPlay 5B needs [1, 48, 1, 4, 8]; load Wan 2.2's VAE"),
+        "vae": (small, "but needed is [1, 48, 1, 4, 8] (HY-WorldPlay 5B) or [1, 32, 1, 4, 8]"),
         "memory": (changed(good, "sampler", memory_frames=12), "a context of 12 frames has no room for 12 recent frames"),
         "odd memory": (changed(good, "sampler", memory_frames=18), "memory_frames is 18, but a world remembers whole chunks"),
         "step cache": (between(good, "EasyCache", "", **easy), "EasyCache and LazyCache skip steps"),

@@ -112,17 +112,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("turn", [False, True], ids=["as stored", "turned"])
+@pytest.mark.parametrize("rotates", [False, True], ids=["as stored", "rotated"])
 @pytest.mark.parametrize("case", CASES)
-def test_triton_on_codes(triton_kernel: Load, case: str, turn: bool, poisoned_empty: None) -> None:
+def test_triton_on_codes(triton_kernel: Load, case: str, rotates: bool, poisoned_empty: None) -> None:
     """Scaled queries, weights and decoded tiles are rounded to float16, nothing else is."""
     keys, values = _codes(90, *CASES[case]), _codes(90, *CASES[case], seed=3)
-    q, rotation = _randn(1, 2, 5, 128, seed=5, dtype=torch.bfloat16), _angles(90, 128) if turn else None
+    q, rotation = _randn(1, 2, 5, 128, seed=5, dtype=torch.bfloat16), _angles(90, 128) if rotates else None
     expected = direct_reference.attend_codes(q, keys, values, rotation)
     got = triton_kernel("direct").attend_codes(q, keys, values, rotation)
     once = UNIT[torch.float16]
     k, v = (direct_reference.decoded(each, slice(None), slice(None)) for each in (keys, values))
-    k = direct_reference.turned(k, rotation)
+    k = direct_reference.rotated(k, rotation)
     # Weights that are almost equal are all rounded the same way.
     assert_close("out", expected[0], got[0], allowed(attend, (q, once), (k, once), (v, once * math.sqrt(2))) + once)
     assert_close("lse", expected[1], got[1], lse_error(q, k, once, once))
@@ -149,7 +149,7 @@ def test_eight_bits_are_near_and_bounded(case: str, eight: bool) -> None:
     common, rotation = exact.mean(2), _angles(90, 128)
     transcode_keys(stored, common, rotation, keys, "torch")
     transcode_values(stored, values, "torch")
-    expected = direct_reference.turned(exact, rotation)
+    expected = direct_reference.rotated(exact, rotation)
     got = keys.values.float() * keys.scales[..., None] + common[:, :, None]
     assert bool(((got - expected).abs() <= 0.5001 * keys.scales[..., None]).all())
     back = e4m3.decode(values.values).transpose(2, 3) * values.scales[:, :, None] if eight else values.values.float()

@@ -18,7 +18,7 @@ def _normal(tokens: int, channels: int = 128, heads: int = 1, seed: int = 0) -> 
 
 
 def _plain(tokens: int, channels: int = 128, heads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, words and basis that change nothing."""
+    """Ids, codewords and basis that change nothing."""
     eye = torch.eye(channels).expand(1, heads, channels, channels)
     return torch.zeros(1, heads, tokens, dtype=torch.uint8), torch.zeros(1, heads, 1, channels), eye
 
@@ -120,9 +120,9 @@ def test_zero_tokens_come_back_as_their_word(planes: tuple[int, ...], poisoned_e
     weights, (_, _, eye) = torch.ones(1, 1, 128), _plain(5)
     parts = quantize_coefficients(y, weights, planes)
     assert int(parts.gains[0, 0, 2]) == 0
-    words, ids = _normal(3, seed=1), torch.tensor([[[0, 1, 2, 1, 0]]], dtype=torch.uint8)
-    restored = reconstruct_coefficients(*parts, ids, words, eye, planes, torch.empty_like(y))
-    assert torch.equal(restored[0, 0, 2], words[0, 0, 2]) and restored.isfinite().all()
+    codewords, ids = _normal(3, seed=1), torch.tensor([[[0, 1, 2, 1, 0]]], dtype=torch.uint8)
+    restored = reconstruct_coefficients(*parts, ids, codewords, eye, planes, torch.empty_like(y))
+    assert torch.equal(restored[0, 0, 2], codewords[0, 0, 2]) and restored.isfinite().all()
 
 
 def test_a_token_with_energy_only_where_there_are_no_bits() -> None:
@@ -159,16 +159,16 @@ def test_views_strides_and_dtypes(tokens: int, poisoned_empty: None) -> None:
     """Tokens and heads cut out of a span, written into a slice of a larger bf16 tensor. Decoding goes 1,024 tokens at a time."""
     y = _normal(tokens + 4, heads=3, channels=64)
     planes = (64, 40, 8)
-    words, matrix = _normal(9, heads=3, channels=64, seed=1), _normal(64, heads=3, channels=64, seed=2) / 8
+    codewords, matrix = _normal(9, heads=3, channels=64, seed=1), _normal(64, heads=3, channels=64, seed=2) / 8
     ids = torch.randint(0, 9, (1, 3, tokens + 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     parts = quantize_coefficients(y, torch.ones(1, 3, 64), planes)
-    whole = reconstruct_coefficients(*parts, ids, words, matrix, planes, torch.empty_like(y))
+    whole = reconstruct_coefficients(*parts, ids, codewords, matrix, planes, torch.empty_like(y))
     levels = e4m3.decode(parts.gains)[..., None] * lloyd_max.table()[_table_rows(parts.codes, planes)]
-    expected = torch.gather(words, 2, ids.long()[..., None].expand_as(y)) + levels @ matrix
+    expected = torch.gather(codewords, 2, ids.long()[..., None].expand_as(y)) + levels @ matrix
     assert torch.allclose(whole, expected, atol=1e-4)
 
     cut, heads = slice(3, 3 + tokens), slice(1, 3)
-    views = parts.codes[:, heads, cut], parts.gains[:, heads, cut], ids[:, heads, cut], words[:, heads], matrix[:, heads]
+    views = parts.codes[:, heads, cut], parts.gains[:, heads, cut], ids[:, heads, cut], codewords[:, heads], matrix[:, heads]
     for dtype, accuracy in ((torch.float32, 1e-4), (torch.bfloat16, 0.04), (torch.float16, 0.01)):
         target = torch.full((1, 2, tokens + 6, 128), torch.nan, dtype=dtype)
         reconstruct_coefficients(*views, planes, target[:, :, 2 : 2 + tokens, 32:96])

@@ -11,18 +11,19 @@ import torch
 from comfyui_qvg.kernels import Rows8, quantize_coefficients, quantize_rows
 from comfyui_qvg.kernels.attention import merge_attention, nothing_seen
 from comfyui_qvg.kernels.bitplanes import packed_width
-from comfyui_qvg.kernels.direct.reference import turned
+from comfyui_qvg.kernels.direct.reference import rotated
 from comfyui_qvg.kernels.direct_coefficients import TransformCodes, attend_coefficients, reference
 from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.kernels.launch import GpuKind, coefficient_tiles
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.attention.history import transform_codes
+from comfyui_qvg.qvg.bench.synthetic import make_keys_values
 from comfyui_qvg.qvg.codec import KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
 from torch import Tensor
 
-from ..helpers import assert_close, make_kv
+from ..helpers import assert_close
 from ..rounding import UNIT, allowed, attend, lse, share
 from ..triton_interpreter import DEVICE
 
@@ -35,12 +36,12 @@ def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def _codebook(channels: int = 128, heads: int = 2, batch: int = 1, seed: int = 0, words: int = 7) -> tuple[Rows8, Rows8]:
+def _codebook(channels: int = 128, heads: int = 2, batch: int = 1, seed: int = 0, codewords: int = 7) -> tuple[Rows8, Rows8]:
     """Words, and a basis whose directions fall in length as those of a covariance do; its longest is not 1. Keys come out as
     large as normal ones, about: float16 costs a share of the logits, so what it costs of the output grows with them."""
     directions = torch.linalg.qr(_randn(batch, heads, channels, channels, seed=seed + 50).cpu())[0].to(DEVICE)
     lengths = 1.7 * torch.exp2(-4 * torch.arange(channels, device=DEVICE) / channels)
-    return quantize_rows(_randn(batch, heads, words, channels, seed=seed + 60)), quantize_rows(directions * lengths[:, None])
+    return quantize_rows(_randn(batch, heads, codewords, channels, seed=seed + 60)), quantize_rows(directions * lengths[:, None])
 
 
 def _kept(
@@ -53,7 +54,7 @@ def _kept(
     codebook: tuple[Rows8, Rows8] | None = None,
 ) -> TransformCodes:
     """Random tokens, with `planes` for every batch row."""
-    words, basis = codebook or _codebook(channels, heads, len(planes), seed)
+    codewords, basis = codebook or _codebook(channels, heads, len(planes), seed)
     y = _randn(len(planes), heads, tokens, channels, seed=seed + 1) * torch.exp2(
         _randn(len(planes), heads, tokens, 1, seed=seed + 2) / 2
     )
@@ -61,10 +62,10 @@ def _kept(
     parts = [quantize_coefficients(y[b : b + 1], weights[b : b + 1], row, "torch") for b, row in enumerate(planes)]
     codes, gains = (torch.cat(part) for part in zip(*parts, strict=True))
     generator = torch.Generator().manual_seed(seed + 3)
-    ids = torch.randint(0, words.values.shape[2], gains.shape, dtype=torch.uint8, generator=generator).to(DEVICE)
+    ids = torch.randint(0, codewords.values.shape[2], gains.shape, dtype=torch.uint8, generator=generator).to(DEVICE)
     powers = torch.exp2(torch.randint(-3, 2, (len(planes), heads, channels), generator=generator)).half().to(DEVICE)
     directions, scales = (None, powers) if hadamard else basis
-    return TransformCodes(codes, gains, ids, words, directions, scales, planes)
+    return TransformCodes(codes, gains, ids, codewords, directions, scales, planes)
 
 
 def _angles(tokens: int, channels: int = 128) -> tuple[Tensor, Tensor]:
@@ -91,47 +92,47 @@ def _same(load: Load, q: Tensor, keys: TransformCodes, values: TransformCodes, r
 def _bounds(
     q: Tensor, keys: list[TransformCodes], values: list[TransformCodes], rotation: tuple[Tensor, Tensor] | None
 ) -> tuple[float, float]:
-    """What Triton's kernel may cost output and lse: it rounds to float16 scaled queries, levels of keys, keys; weights, words of
-    values; levels times gains, their sums over tokens. All else is float32's."""
+    """What Triton's kernel may cost output and lse: it rounds to float16 scaled queries, levels of keys, keys; weights, codewords
+    of values; levels times gains, their sums over tokens. All else is float32's."""
     once, twice, thrice = (share(torch.float16, times) for times in (1, 2, 3))
-    (k_words, k_rest), (v_words, v_rest) = (
+    (k_codewords, k_rest), (v_codewords, v_rest) = (
         (torch.cat(parts, 2) for parts in zip(*map(_words_and_rest, side), strict=True)) for side in (keys, values)
     )
 
-    def turn(words: Tensor, rest: Tensor) -> Tensor:
-        return turned(words + rest, None if rotation is None else tuple(part.double() for part in rotation))
+    def rotate(codewords: Tensor, rest: Tensor) -> Tensor:
+        return rotated(codewords + rest, None if rotation is None else tuple(part.double() for part in rotation))
 
-    of_keys = ((q, once), (k_words, once), (k_rest, twice))
-    out = allowed(lambda q, a, b, c, d: attend(q, turn(a, b), c + d), *of_keys, (v_words, twice), (v_rest, thrice))
-    floor = share(torch.float32, 2 * q.shape[-1], k_words.shape[2])
+    of_keys = ((q, once), (k_codewords, once), (k_rest, twice))
+    out = allowed(lambda q, a, b, c, d: attend(q, rotate(a, b), c + d), *of_keys, (v_codewords, twice), (v_rest, thrice))
+    floor = share(torch.float32, 2 * q.shape[-1], k_codewords.shape[2])
     # Weights that are almost equal are all rounded the same way.
-    return out + UNIT[torch.float16] + floor, allowed(lambda q, a, b: lse(q, turn(a, b)), *of_keys) + floor
+    return out + UNIT[torch.float16] + floor, allowed(lambda q, a, b: lse(q, rotate(a, b)), *of_keys) + floor
 
 
 def _words_and_rest(kept: TransformCodes) -> tuple[Tensor, Tensor]:
     """Decoded tokens [B, H, S, D] in two parts."""
-    words = kept.words.dequantize()
-    chosen = torch.gather(words, 2, kept.ids.long()[..., None].expand(*kept.ids.shape, words.shape[-1]))
+    codewords = kept.codewords.dequantize()
+    chosen = torch.gather(codewords, 2, kept.ids.long()[..., None].expand(*kept.ids.shape, codewords.shape[-1]))
     return chosen, reference.decoded(kept, slice(None), slice(None)) - chosen
 
 
 @pytest.mark.parametrize("hadamard", [False, True], ids=["basis", "hadamard"])
 def test_reference_is_the_definition(hadamard: bool) -> None:
-    """Decoded by hand: words and levels through the synthesis matrix, one softmax; more than one tile of 1,024 tokens."""
+    """Decoded by hand: codewords and levels through the synthesis matrix, one softmax; more than one tile of 1,024 tokens."""
     keys, values = (_kept(1100, MIXED, seed=seed, hadamard=hadamard) for seed in (0, 10))
     k, v = (reference.decoded(kept, slice(None), slice(None)) for kept in (keys, values))
-    words = keys.words.dequantize()
-    word = torch.gather(words, 2, keys.ids.long()[..., None].expand(*keys.ids.shape, 128))
+    codewords = keys.codewords.dequantize()
+    word = torch.gather(codewords, 2, keys.ids.long()[..., None].expand(*keys.ids.shape, 128))
     assert 0.1 < float((k - word).square().mean() / word.square().mean()) < 100, "neither part hides the other"
     got = attend_coefficients(_randn(*Q), keys, values, _angles(1100), "torch")
-    for name, expected, part in zip(("out", "lse"), _definition(_randn(*Q), turned(k, _angles(1100)), v), got, strict=True):
+    for name, expected, part in zip(("out", "lse"), _definition(_randn(*Q), rotated(k, _angles(1100)), v), got, strict=True):
         assert_close(name, expected, part, 1e-5)
 
 
 @pytest.mark.parametrize("hadamard", [False, True], ids=["basis", "hadamard"])
 @pytest.mark.parametrize("quarters", range(2, 25), ids=lambda quarters: f"{quarters / 4}_bits")
 def test_every_bit_split(triton_kernel: Load, quarters: int, hadamard: bool, poisoned_empty: None) -> None:
-    """Half a bit to six in quarters, as the codec allocates them, every other one turned; values get half a bit more."""
+    """Half a bit to six in quarters, as the codec allocates them, every other one rotated; values get half a bit more."""
     variances = [2.0 ** (-channel / 16) for channel in range(128)]
     planes = [allocate_planes(variances, min(24, quarters + more) / 4, 128) for more in (0, 2)]
     assert [8 * packed_width(some) for some in planes] == [32 * quarters, 32 * min(24, quarters + 2)]
@@ -178,8 +179,8 @@ def test_batches_have_planes_of_their_own_and_views_are_fine(triton_kernel: Load
     def view(kept: TransformCodes) -> TransformCodes:
         assert kept.directions is not None
         codes, gains, ids = (part[:, heads, cut] for part in kept[:3])
-        words = Rows8(*(part[:, heads] for part in kept.words))
-        return TransformCodes(codes, gains, ids, words, kept.directions[:, heads], kept.scales[:, heads], planes)
+        codewords = Rows8(*(part[:, heads] for part in kept.codewords))
+        return TransformCodes(codes, gains, ids, codewords, kept.directions[:, heads], kept.scales[:, heads], planes)
 
     keys, values = map(view, whole)
     q = _randn(2, 5, 128, 2, seed=5).permute(0, 3, 1, 2)
@@ -190,13 +191,13 @@ def test_batches_have_planes_of_their_own_and_views_are_fine(triton_kernel: Load
 
 def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_empty: None) -> None:
     """Earlier spans read through the longer dictionary give what they gave; one span of one token among them."""
-    words, basis = _codebook(words=256)
+    codewords, basis = _codebook(codewords=256)
     total, joined = nothing_seen(_randn(*Q)), []
     lengths, counts = (90, 1, 40), (9, 70, 256)
     for i, (tokens, count) in enumerate(zip(lengths, counts, strict=True)):
-        codebook = (Rows8(words.values[:, :, :count], words.scales[:, :, :count]), basis)
+        codebook = (Rows8(codewords.values[:, :, :count], codewords.scales[:, :, :count]), basis)
         own = [_kept(tokens, (128, 128), seed=20 * i + 5 * which, codebook=codebook) for which in (0, 1)]
-        grown = [kept._replace(words=words) for kept in own]
+        grown = [kept._replace(codewords=codewords) for kept in own]
         _same(triton_kernel, _randn(*Q), *own, None)
         merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(_randn(*Q), *grown, None), total, "torch")
         joined.append(grown)
@@ -212,7 +213,7 @@ def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_emp
 def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) -> None:
     """Keys and values with the statistics of real ones, three spans of a growing dictionary, against the codec's own decoder."""
     config = QVGConfig("klt", bits, clusters="auto", iterations=2, transform=transform, spans_per_codebook=3, backend="torch")
-    codec, pair = KLTCodec(config), [x[:, :, :600].to(DEVICE) for x in make_kv(frames=1, heads=2)]
+    codec, pair = KLTCodec(config), [x[:, :, :600].to(DEVICE) for x in make_keys_values(frames=1, heads=2)]
     q = pair[0][:, :, ::40] - pair[0].mean(2, keepdim=True)
     rotation, total, spans = _angles(600), nothing_seen(q), []
     for x in pair:
@@ -220,29 +221,29 @@ def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) 
         for start in range(0, 600, 200):
             known = spans[-1][-1].codebook if start else None
             spans[-1].append(codec.encode(x[:, :, start : start + 200], EncodeHint(0, reuse=known)))
-        assert spans[-1][0].codebook.words.scales.shape[2] < spans[-1][-1].codebook.words.scales.shape[2]
+        assert spans[-1][0].codebook.codewords.scales.shape[2] < spans[-1][-1].codebook.codewords.scales.shape[2]
     decoded = [torch.cat([codec.decode(s, slice(None), slice(None), torch.empty_like(x[:, :, :200])) for s in each], 2)
                for each, x in zip(spans, pair, strict=True)]  # fmt: skip
     joined = []
     for i, (keys, values) in enumerate(zip(*spans, strict=True)):
-        turn = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
+        angles = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
         kept = [
-            transform_codes(span.with_codewords(every[-1].codebook.words), slice(None))
+            transform_codes(span.with_codewords(every[-1].codebook.codewords), slice(None))
             for span, every in zip((keys, values), spans, strict=True)
         ]
         joined.append(kept)
-        merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(q, *kept, turn), total, "torch")
-    expected = _definition(q, turned(decoded[0], rotation), decoded[1])
+        merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(q, *kept, angles), total, "torch")
+    expected = _definition(q, rotated(decoded[0], rotation), decoded[1])
     bounds = _bounds(q, *(list(side) for side in zip(*joined, strict=True)), rotation)
     assert_close("out", expected[0], total.out, bounds[0])
     assert_close("lse", expected[1], total.lse, bounds[1])
 
 
 def test_many_keys_are_split_and_a_lost_tail_would_show(triton_kernel: Load) -> None:
-    """More keys than one program takes alone: 1,100 tokens in four parts; the last words alone carry the answer."""
+    """More keys than one program takes alone: 1,100 tokens in four parts; the last codewords alone carry the answer."""
     keys, values = _kept(1100, MIXED, heads=1), _kept(1100, (128, 128), heads=1, seed=10)
     values.ids[..., -3:] = 6
-    values.words.values[:, :, 6] = 127
+    values.codewords.values[:, :, 6] = 127
     assert _same(triton_kernel, _randn(1, 1, 4, 128) / 50, keys, values, _angles(1100)) > 1
 
 
@@ -251,10 +252,10 @@ def test_amplitudes(triton_kernel: Load, size: float) -> None:
     """Tiny and huge values (E4M3's gains end at 2^-9 and 448), loud and silent tokens side by side: what is multiplied in
     float16 keeps its precision."""
     keys, values = _kept(90, (128, 128)), _kept(90, (128, 128), seed=10)
-    words = Rows8(values.words.values, (values.words.scales * size).half())
+    codewords = Rows8(values.codewords.values, (values.codewords.scales * size).half())
     gains = torch.full_like(values.gains, {2.0**-9: 1, 1.0: 0x38, 400.0: 0x7D}[size])
     gains[..., ::2] = 0
-    _same(triton_kernel, _randn(*Q), keys, values._replace(words=words, gains=gains), _angles(90))
+    _same(triton_kernel, _randn(*Q), keys, values._replace(codewords=codewords, gains=gains), _angles(90))
 
 
 def test_silent_tokens_are_their_words(triton_kernel: Load, poisoned_empty: None) -> None:

@@ -202,7 +202,7 @@ def test_a_memory_that_cannot_be_written_is_harmless(memory: Path, tmp_path: Pat
 
 
 def test_the_real_probe(fresh: None, memory: Path) -> None:
-    """With a GPU it works; without one it ends with torch's own words, and nothing else does."""
+    """With a GPU it works; without one it ends with torch's own codewords, and nothing else does."""
     if dispatch.triton_version() is None:
         pytest.skip("triton is not installed (pip install triton==3.7.1)")
     reason = probe.probe(0, "this machine")
@@ -222,9 +222,9 @@ def test_public_ops_reach_their_kernels(triton_kernel: Callable[[str], ModuleTyp
     for backend in ("triton", "torch"):
         ids = assign_clusters(x, x[:, :, :3], backend)
         parts = quantize_groups(x, ids[:, :, None], x[:, :, None, :3], 4, 32, False, backend)
-        turn = torch.zeros(20, 32, device=DEVICE), torch.ones(20, 32, device=DEVICE)
+        angles = torch.zeros(20, 32, device=DEVICE), torch.ones(20, 32, device=DEVICE)
         restored[backend] = reconstruct(
-            *parts, ids[:, :, None], x[:, :, None, :3], 4, 32, torch.empty_like(x), backend, rotation=turn
+            *parts, ids[:, :, None], x[:, :, None, :3], 4, 32, torch.empty_like(x), backend, rotation=angles
         )
     assert torch.allclose(restored["triton"], restored["torch"], atol=1e-5)
     # A quarter turn swaps the halves.

@@ -220,9 +220,9 @@ def test_reconstruction_is_the_references(
     whole = _empty(1, 3, tokens + 4, channels + 5, dtype=dtype)
     out = whole[:, 1:, 2 : 2 + tokens, 3 : 3 + channels]
     inputs = _inside(codes, 1, 2), _inside(scales, 1, 3), None if zeros is None else _inside(zeros, 1, 3)
-    turn = None if rotation is None else tuple(_inside(part, 0) for part in rotation)
+    angles = None if rotation is None else tuple(_inside(part, 0) for part in rotation)
     result = triton_kernel("reconstruct").reconstruct(
-        *inputs, _inside(ids, 1, 3), _inside(centroids, 1, 3), bits, group_size, out, turn
+        *inputs, _inside(ids, 1, 3), _inside(centroids, 1, 3), bits, group_size, out, angles
     )
     assert result is out
     if tokens:
@@ -287,18 +287,18 @@ def test_coefficients_are_the_references(triton_kernel: Load, planes: tuple[int,
 def test_coefficients_come_back(
     triton_kernel: Load, tokens: int, channels: int, planes: tuple[int, ...], dtype: torch.dtype, rotated: bool
 ) -> None:
-    y, words = _randn(1, 2, tokens, channels), _randn(1, 2, 9, channels, seed=1) * 4
+    y, codewords = _randn(1, 2, tokens, channels), _randn(1, 2, 9, channels, seed=1) * 4
     matrix, ids = _randn(1, 2, channels, channels, seed=2) * 0.2, _ids(1, 2, tokens, below=9)
     parts = coefficients_reference.quantize_coefficients(y, torch.ones(1, 2, channels), planes)
     rotation = _rotation(tokens, channels) if rotated else None
     exact = torch.full(y.shape, torch.nan)
-    coefficients_reference.reconstruct_coefficients(*parts, ids, words, matrix, planes, exact, rotation)
+    coefficients_reference.reconstruct_coefficients(*parts, ids, codewords, matrix, planes, exact, rotation)
     whole = _empty(1, 3, tokens + 4, channels + 5, dtype=dtype)
     out = whole[:, 1:, 2 : 2 + tokens, 3 : 3 + channels]
-    turn = None if rotation is None else tuple(_inside(part, 0) for part in rotation)
+    angles = None if rotation is None else tuple(_inside(part, 0) for part in rotation)
     triton_kernel("coefficients").reconstruct_coefficients(
-        _inside(parts[0], 1, 2), _inside(parts[1], 1, 2), _inside(ids, 1, 2), _inside(words, 1, 2), _inside(matrix, 1), planes,
-        out, turn,
+        _inside(parts[0], 1, 2), _inside(parts[1], 1, 2), _inside(ids, 1, 2), _inside(codewords, 1, 2), _inside(matrix, 1),
+        planes, out, angles,
     )  # fmt: skip
     if tokens:
         assert_close("coefficients", exact, out.cpu(), COEFFICIENT_ERROR + ROUNDING[dtype])
@@ -324,8 +324,8 @@ def test_smaller_tiles_of_rdna_cards(
     parts = coefficients_reference.quantize_coefficients(x.float(), torch.ones(1, 2, channels), planes)
     exact = torch.full(x.shape, torch.nan)
     coefficients_reference.reconstruct_coefficients(*parts, ids, centroids, matrix, planes, exact, rotation)
-    inputs, turn = [part.to(DEVICE) for part in (*parts, ids, centroids, matrix)], tuple(part.to(DEVICE) for part in rotation)
-    out = coefficients.reconstruct_coefficients(*inputs, planes, _empty(*x.shape, dtype=dtype), turn)
+    inputs, angles = [part.to(DEVICE) for part in (*parts, ids, centroids, matrix)], tuple(part.to(DEVICE) for part in rotation)
+    out = coefficients.reconstruct_coefficients(*inputs, planes, _empty(*x.shape, dtype=dtype), angles)
     assert_close("coefficients", exact, out.cpu(), COEFFICIENT_ERROR + ROUNDING[dtype])
 
 
@@ -334,14 +334,14 @@ def test_smaller_tiles_of_rdna_cards(
 
 def test_offsets_beyond_int32(triton_kernel: Load) -> None:
     """70 tokens, 2^25 places apart: every op reads or writes beyond 2^31 places, with strides that are 32-bit integers."""
-    x, words, ids = _randn(1, 1, 70, 64).half(), _randn(1, 1, 5, 64, seed=1).half(), _ids(1, 1, 70, below=5)
+    x, codewords, ids = _randn(1, 1, 70, 64).half(), _randn(1, 1, 5, 64, seed=1).half(), _ids(1, 1, 70, below=5)
     far = _far(x)
     assert far.stride(2) * 69 > 2**31
-    kmeans, near = triton_kernel("kmeans"), (ids.to(DEVICE), words.to(DEVICE))
+    kmeans, near = triton_kernel("kmeans"), (ids.to(DEVICE), codewords.to(DEVICE))
     assert torch.equal(kmeans.assign_clusters(far, near[1]), kmeans.assign_clusters(x.to(DEVICE), near[1]))
     assert torch.equal(kmeans.update_centroids(far, *near), kmeans.update_centroids(x.to(DEVICE), *near))
     assert torch.equal(kmeans.subtract_centroids(far, *near), kmeans.subtract_centroids(x.to(DEVICE), *near))
-    staged = ids[:, :, None].to(DEVICE), words[:, :, None].to(DEVICE)
+    staged = ids[:, :, None].to(DEVICE), codewords[:, :, None].to(DEVICE)
     groups = triton_kernel("residual").quantize_groups(far, *staged, 2, 32, True)
     assert torch.equal(groups[0].cpu(), residual_reference.quantize_groups(x, *(p.cpu() for p in staged), 2, 32, True)[0])
     there = _far(torch.zeros_like(x))
@@ -353,6 +353,6 @@ def test_offsets_beyond_int32(triton_kernel: Load) -> None:
     parts = kernels.quantize_coefficients(far, weights, planes)
     assert torch.equal(parts[0], kernels.quantize_coefficients(x.to(DEVICE), weights, planes)[0])
     matrix = torch.eye(64, device=DEVICE)[None, None]
-    rest = (parts[1], ids.to(DEVICE), words.to(DEVICE), matrix, planes)
+    rest = (parts[1], ids.to(DEVICE), codewords.to(DEVICE), matrix, planes)
     kernels.reconstruct_coefficients(_far(parts[0].cpu()), *rest, there, None)
     assert torch.equal(there, kernels.reconstruct_coefficients(parts[0], *rest, torch.empty_like(x, device=DEVICE), None))

@@ -131,7 +131,7 @@ def test_the_picture_shows_memory_beside_the_path(camera: Any) -> None:
         ({"start": "image"}, "nothing is connected to image; connect a first picture, or choose another start"),
         (
             {"start": "image", "image": 1},
-            "nothing is connected to vae; connect the VAE of Wan 2.2 (for the 8B, of HunyuanVideo 1.5)",
+            "nothing is connected to vae; connect the VAE of Wan 2.2 (HY-WorldPlay 5B) or HunyuanVideo 1.5 (HY-WorldPlay 8B)",
         ),
         ({"start": "extend"}, "nothing is connected to extend; connect a sampled world"),
         ({"start": "text", "extend": {}}, "extend is connected and would be left out; choose extend as start, or disconnect it"),

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, ConfigError, GridRope
 from ....qvg.models.common.variants import CausalVariant
+from ....qvg.models.registry import trained_blocks
+from ....qvg.models.wan.family import FAMILY
 from ....qvg.positions.rope import wan_rope
 from ....qvg.sampling import BlockPlace, NoiseLevels, place_blocks
 from ...prompts import PromptStart, prompt_starts
@@ -153,8 +155,8 @@ def _frames_per_block(sampler: Any, options: CausalOptions | None, variant: Caus
             )
     elif options.frames_per_block == 0 and variant is None:
         raise ConfigError(
-            "frames_per_block is 0, as the model was trained, but this MODEL does not say how; load it with 'Load Causal Wan', "
-            "or set 3 for Self-Forcing, chunk-wise Causal-Forcing, CausVid and LongLive, 1 for frame-wise Causal-Forcing"
+            "frames_per_block is 0, as the model was trained, but this MODEL does not say how; load it with "
+            f"'{FAMILY.load_with}', or set {trained_blocks(FAMILY.load_with)}"
         )
     else:
         chosen = options.frames_per_block or variant.frames_per_block  # type: ignore[union-attr]  # one of them is there

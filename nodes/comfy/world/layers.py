@@ -18,7 +18,7 @@ def require_parts(what: str, parts: Mapping[str, Any], block: Any, block_parts: 
     missing += [] if missing else [name for name in block_parts if not hasattr(block, name)]
     if missing:
         raise UnsupportedModelError(
-            f"this ComfyUI's {what} has no {', '.join(missing)}, which WorldPlay goes through; ComfyUI 0.21 to 0.33 have it: "
+            f"this ComfyUI's {what} has no {', '.join(missing)}, which a world goes through; ComfyUI 0.21 to 0.33 have it: "
             "update QVG, or go back to one of these"
         )
 

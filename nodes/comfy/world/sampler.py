@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ....qvg import CacheBytes, ConfigError
 from ....qvg.models.common.world_schedule import CHUNK_FRAMES
+from ....qvg.models.registry import joined, loaders
 from ....qvg.sampling import Block
 from ....qvg.sampling.world import World
 from ...records import RECORDS, RunRecord
@@ -52,7 +53,8 @@ def sample_world(
     plan: WorldPlan | None = extra_args["model_options"].get("transformer_options", {}).get(PLAN_KEY)
     if plan is None:
         raise ConfigError(
-            f"World Sampler walks through worlds, and {type(base_model).__name__} is none; connect the MODEL of 'Load WorldPlay'"
+            f"World Sampler walks through worlds, and {type(base_model).__name__} is none; connect the MODEL of "
+            f"{joined([repr(node) for node in loaders(lambda family: family.memory is not None)], 'or')}"
         )
     progress = Progress(x.device, base_model.latent_format, plan.passes, plan.chunks)
     network, world = world_of(base_model).walk(plan, guider, extra_args, progress)

@@ -12,11 +12,17 @@ from torch import Tensor
 from ....qvg import ConfigError
 from ....qvg.camera.cameras import Cameras
 from ....qvg.models.common.world_schedule import CHUNK_FRAMES, video_frames
+from ....qvg.models.family import Family
+from ....qvg.models.registry import by_world, joined, worlds
 from ..progress import say
 from .run import CAMERAS_KEY, check_frames
 
-CHANNELS = (48, 32)  # of Wan 2.2's VAE, for the 5B, and of HunyuanVideo 1.5's, for the 8B
 PIXELS = 16  # of a picture's side become one of the latent's
+
+
+def _channels(world: Family) -> int:
+    """Of its latent."""
+    return next(iter(world.networks.values())).channels
 
 
 def with_cameras(conditioning: Any, cameras: Cameras) -> list[Any]:
@@ -29,7 +35,8 @@ def start_latent(size: tuple[int, int], frames: int, vae: Any, image: Tensor | N
     `extend` a LATENT. Raises ConfigError for what does not fit."""
     check_frames(frames)
     width, height = size
-    shape = (1, CHANNELS[0], frames, height // PIXELS, width // PIXELS)
+    # Where nothing is given, that of the first world: begun by the prompt alone.
+    shape = (1, _channels(worlds()[0][0]), frames, height // PIXELS, width // PIXELS)
     given = _encoded(vae, image, size) if image is not None else None if extend is None else _checked(extend["samples"], shape)
     shape = shape if given is None else (1, given.shape[1], *shape[2:])
     say(f"{frames // CHUNK_FRAMES} chunks, {frames} latent frames, {video_frames(frames)} video frames")
@@ -47,18 +54,21 @@ def _encoded(vae: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
     picture = comfy.utils.common_upscale(image[:1, :, :, :3].movedim(-1, 1), *size, "lanczos", "center").movedim(1, -1)
     latent: Tensor = vae.encode(picture)
     rows, cols = size[1] // PIXELS, size[0] // PIXELS
-    if list(latent.shape) not in [[1, channels, 1, rows, cols] for channels in CHANNELS]:
+    needed = {world.title: [1, _channels(world), 1, rows, cols] for world, _ in worlds()}
+    if list(latent.shape) not in needed.values():
         raise ConfigError(
-            f"this VAE makes a latent of {list(latent.shape)} of the first picture, but WorldPlay 5B needs "
-            f"{[1, CHANNELS[0], 1, rows, cols]}; load Wan 2.2's VAE (for the 8B, HunyuanVideo 1.5's)"
+            f"this VAE makes a latent of {list(latent.shape)} of the first picture, but needed is "
+            f"{joined([f'{shape} ({title})' for title, shape in needed.items()], 'or')}; load the VAE of "
+            f"{by_world(lambda rule: rule.vae)}"
         )
     return latent
 
 
 def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A sampled world of whole chunks, shorter than the walk."""
-    if given.ndim != 5 or given.shape[1] not in CHANNELS or given.shape[3:] != shape[3:]:
-        channels = " or ".join(map(str, CHANNELS))
+    known = [_channels(world) for world, _ in worlds()]
+    if given.ndim != 5 or given.shape[1] not in known or given.shape[3:] != shape[3:]:
+        channels = joined(list(map(str, known)), "or")
         raise ConfigError(
             f"the world to extend is {list(given.shape)}, but [batch, channels, frames, height, width] must be [any, {channels}, "
             f"any, {shape[3]}, {shape[4]}]; set width and height to those of the world to extend"

@@ -59,7 +59,7 @@ FAMILY = Family(
     ),
     load_with="Load WorldPlay",
     converts="the same model by ComfyUI's names",
-    memory=WorldRule(HUNYUAN_MEMORY, torch.float64),
+    memory=WorldRule(HUNYUAN_MEMORY, (832, 480), "HunyuanVideo 1.5", torch.float64),
     network=load_worldplay_hunyuan,
     adapter="world.hunyuan_adapter",
 )

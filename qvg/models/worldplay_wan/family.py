@@ -51,7 +51,7 @@ FAMILY = Family(
     files=FileFormat(is_worldplay, _read, base_lacks, float32=("patch_embedding.",)),
     load_with="Load WorldPlay",
     converts="10.6 GB for Load WorldPlay of the 40 GB that are released",
-    memory=WorldRule(WAN_MEMORY),
+    memory=WorldRule(WAN_MEMORY, (1280, 704), "Wan 2.2"),
     network=load_worldplay,
     adapter="world.wan_adapter",
 )

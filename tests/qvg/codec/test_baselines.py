@@ -6,12 +6,13 @@ import pytest
 import torch
 from comfyui_qvg.kernels import e4m3
 from comfyui_qvg.qvg import QVGConfig
+from comfyui_qvg.qvg.bench.synthetic import make_keys_values
 from comfyui_qvg.qvg.codec import Codec, make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.span import GroupSpan
 from torch import Tensor
 
-from ...helpers import make_kv, relative_error
+from ...helpers import relative_error
 
 BITS = pytest.mark.parametrize("bits", [2, 3, 4], ids=lambda b: f"{b}_bits")
 
@@ -78,7 +79,7 @@ def test_quarot_beats_rtn_with_a_loud_channel(bits: int) -> None:
 @BITS
 def test_on_video_like_keys(bits: int) -> None:
     """Channel contrast and walls: rotation helps, quantizing per channel helps more. Values have neither, so KIVI's are RTN's."""
-    keys, values = make_kv(frames=2)
+    keys, values = make_keys_values(frames=2)
     errors = [relative_error(keys, _restored(_keys(codec, bits), keys)) for codec in ("kivi", "quarot", "rtn")]
     assert errors == sorted(errors), errors
     kivi, rtn = (make_codecs(QVGConfig(codec=codec, bits=bits, symmetric=False)).values for codec in ("kivi", "rtn"))
@@ -86,7 +87,7 @@ def test_on_video_like_keys(bits: int) -> None:
 
 
 def test_symmetric_rtn_has_no_zero_points_and_kivi_always_has() -> None:
-    x = make_kv(frames=1)[0][:, :, :64]
+    x = make_keys_values(frames=1)[0][:, :, :64]
     for codec, symmetric, there in (("rtn", True, False), ("rtn", False, True), ("quarot", True, False), ("kivi", True, True)):
         for part in make_codecs(QVGConfig(codec=codec, symmetric=symmetric)):
             span = part.encode(x, EncodeHint())
@@ -98,7 +99,7 @@ def test_symmetric_rtn_has_no_zero_points_and_kivi_always_has() -> None:
 def test_kivi_by_hand(tokens: int, group_size: int) -> None:
     """A channel of a run of tokens: zero point E4M3(min), scale E4M3((max - zero point) / 3), two bits. An unfinished run is
     filled with its last token, which changes no minimum and no maximum."""
-    x = make_kv(frames=1)[0][:, :, :tokens]
+    x = make_keys_values(frames=1)[0][:, :, :tokens]
     restored = _restored(_keys("kivi", 2, group_size), x)
     for start in range(0, tokens, group_size):
         run = x[:, :, start : start + group_size]
@@ -109,7 +110,7 @@ def test_kivi_by_hand(tokens: int, group_size: int) -> None:
 
 
 def test_kivi_slices_do_not_depend_on_where_runs_end() -> None:
-    x = make_kv(frames=1, heads=2)[0][:, :, :150]
+    x = make_keys_values(frames=1, heads=2)[0][:, :, :150]
     codec = _keys("kivi", 2, 32)
     span = codec.encode(x, EncodeHint())
     whole = codec.decode(span, slice(None), slice(None), torch.empty_like(x))
@@ -124,7 +125,7 @@ def test_quarot_is_rtn_of_the_rotated_tensor() -> None:
     from scipy.linalg import hadamard
 
     matrix = torch.from_numpy(hadamard(128)).float() / 128**0.5
-    x = make_kv(frames=1)[0][:, :, :200]
+    x = make_keys_values(frames=1)[0][:, :, :200]
     expected = _restored(_keys("rtn", 3), x @ matrix) @ matrix
     assert torch.allclose(_restored(_keys("quarot", 3), x), expected, atol=2e-2)
     assert float(((_restored(_keys("quarot", 3), x) - expected).abs() > 1e-4).float().mean()) < 0.05

@@ -6,12 +6,13 @@ import pytest
 import torch
 from comfyui_qvg.kernels import quantize_groups, reconstruct
 from comfyui_qvg.qvg import ConfigError, QVGConfig
+from comfyui_qvg.qvg.bench.synthetic import PAPER_NOISE, make_keys_values
 from comfyui_qvg.qvg.codec import Codec, ExactCodec, KIVICodec, KLTCodec, QuaRotCodec, QVGCodec, make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.span import KMeansCodebook, QuantizedSpan, Span, TransformCodebook, TransformSpan, move, storage_bytes
 from torch import Tensor
 
-from ...helpers import make_kv, relative_error
+from ...helpers import relative_error
 from ...rounding import share
 
 _KLT = QVGConfig(codec="klt", clusters=32, iterations=2)
@@ -39,7 +40,7 @@ ALL["kivi_values"] = make_codecs(CONFIGS["kivi_2_bits"]).values
 
 def _few(tokens: int, heads: int = 1) -> Tensor:
     """Keys of a very small picture."""
-    return make_kv(frames=7, rows=8, cols=10, heads=heads)[0][:, :, :tokens]
+    return make_keys_values(frames=7, rows=8, cols=10, heads=heads)[0][:, :, :tokens]
 
 
 def _decode(codec: Codec, span: Span, x: Tensor, tokens: slice = slice(None), heads: slice = slice(None)) -> Tensor:
@@ -57,27 +58,33 @@ def test_gain_over_plain_two_bits(seed: int) -> None:
     """Paper, figure 6 and table 5: keys 5.8x to 6.9x, values 2.2x to 2.6x less error than the same grid without k-means."""
     codec = QVGCodec(QVGConfig(clusters=256, iterations=6))
     gains = []
-    for x in make_kv(seed):
+    for x in make_keys_values(seed, noise=PAPER_NOISE):
         error = (_decode(codec, codec.encode(x, EncodeHint()), x) - x).square().mean()
         gains.append(float((_plain(x) - x).square().mean() / error))
-    assert 5.8 <= gains[0] <= 7.5, gains
-    assert 2.1 <= gains[1] <= 2.7, gains
+    assert 5.8 <= gains[0] <= 6.9, gains
+    assert 2.2 <= gains[1] <= 2.6, gains
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_residual_error_of_three_levels(seed: int) -> None:
-    """What is left of the residual's energy after the published 2-bit grid, group 64: 0.54 (docs/quality.md, "How qvg works")."""
+    """What is left of the residual's energy after the published 2-bit grid, group 64: as much as the grid leaves by definition,
+    with scales that are not rounded. 0.51 to 0.56 here, 0.515 of Gaussian numbers."""
     codec = QVGCodec(QVGConfig(clusters=256, iterations=6))
-    for x in make_kv(seed):
+    for x in make_keys_values(seed):
         span = codec.encode(x, EncodeHint())
         assert isinstance(span, QuantizedSpan)
         smooth = torch.gather(span.codebook.centroids[:, :, 0].float(), 2, span.ids[:, :, 0].long()[..., None].expand_as(x))
-        share = float((_decode(codec, span, x) - x).square().sum() / (x - smooth).square().sum())
-        assert share == pytest.approx(0.54, abs=0.02)
+        residual = x - smooth
+        groups = residual.double().unflatten(-1, (-1, 64))
+        scales = groups.abs().amax(-1, keepdim=True)
+        expected = float((groups - (groups / scales).round() * scales).square().sum() / groups.square().sum())
+        found = float((_decode(codec, span, x) - x).square().sum() / residual.square().sum())
+        assert found == pytest.approx(expected, abs=0.005), (found, expected)
+        assert 0.5 < found < 0.57
 
 
 def test_each_stage_helps_and_pro_is_better() -> None:
-    keys, values = make_kv()
+    keys, values = make_keys_values()
     for x in (keys, values):
         errors = []
         for changes in ({"num_stages": 1}, {"num_stages": 2}, {"num_stages": 4}, {"num_stages": 4, "group_size": 16}):
@@ -97,7 +104,7 @@ def test_each_stage_helps_and_pro_is_better() -> None:
     ids=["qvg", "klt", "klt_hadamard", "rtn", "kivi", "quarot"],
 )
 def test_more_bits_are_better(names: tuple[str, ...]) -> None:
-    for x in make_kv():
+    for x in make_keys_values():
         errors = [relative_error(x, _decode(ALL[name], ALL[name].encode(x, EncodeHint()), x)) for name in names]
         assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-5
 
@@ -219,14 +226,14 @@ def test_spans_move(name: str) -> None:
 
 
 def test_another_seed_starts_elsewhere() -> None:
-    x = make_kv()[0]
+    x = make_keys_values()[0]
     first, second = (ALL["qvg"].encode(x, EncodeHint(seed=seed)) for seed in (1, 2))
     assert not torch.equal(first.tensors()["ids"], second.tensors()["ids"])
 
 
 def test_reused_codebook_is_the_same_object_and_counted_once() -> None:
     codec = QVGCodec(QVGConfig(clusters=64))
-    x = make_kv()[0]
+    x = make_keys_values()[0]
     first = codec.encode(x[:, :, :6240], EncodeHint())
     assert isinstance(first, QuantizedSpan)
     second = codec.encode(x[:, :, 6240:], EncodeHint(reuse=first.codebook))
@@ -277,7 +284,7 @@ def test_a_codebook_of_another_codec() -> None:
 
 
 def test_warm_start_beats_a_cold_one_at_one_iteration() -> None:
-    x = make_kv(frames=4)[0]
+    x = make_keys_values(frames=4)[0]
     half = x.shape[2] // 2
     codec, one = QVGCodec(QVGConfig(clusters=128, iterations=12)), QVGCodec(QVGConfig(clusters=128, iterations=1))
     first = codec.encode(x[:, :, :half], EncodeHint())
@@ -307,7 +314,7 @@ def test_exact_keeps_what_it_is_told() -> None:
 
 def test_a_batch_row_is_encoded_as_if_it_were_alone() -> None:
     """Codes that tip over because a product of another size rounds otherwise are allowed: one in ten thousand."""
-    rows = [make_kv(seed=seed, frames=2, channels=64)[0] for seed in (1, 2)]
+    rows = [make_keys_values(seed=seed, frames=2, channels=64)[0] for seed in (1, 2)]
     codec = QVGCodec(QVGConfig(clusters=32, group_size=64))
     together = codec.encode(torch.cat(rows), EncodeHint(seed=3))
     for index, row in enumerate(rows):
@@ -319,9 +326,9 @@ def test_a_batch_row_is_encoded_as_if_it_were_alone() -> None:
 
 def test_moving_copies_a_shared_codebook_once(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = QVGCodec(QVGConfig(clusters=16, group_size=64))
-    first = codec.encode(make_kv(frames=1, channels=64)[0], EncodeHint(seed=3))
+    first = codec.encode(make_keys_values(frames=1, channels=64)[0], EncodeHint(seed=3))
     assert isinstance(first, QuantizedSpan)
-    second = codec.encode(make_kv(seed=1, frames=1, channels=64)[0], EncodeHint(seed=3, reuse=first.codebook))
+    second = codec.encode(make_keys_values(seed=1, frames=1, channels=64)[0], EncodeHint(seed=3, reuse=first.codebook))
     copies = []
     put = KMeansCodebook.put
     monkeypatch.setattr(KMeansCodebook, "put", lambda codebook, where: copies.append(codebook) or put(codebook, where))

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import av
-import numpy as np
 import pytest
 from comfyui_qvg.qvg.errors import ConfigError, MediaError
 from comfyui_qvg.qvg.media import video as media
 from comfyui_qvg.qvg.media.video_file import WholeVideo
 
+from .small_disk import noise, write_on_small_disks
+
 WORKFLOW = {"prompt": json.dumps({"1": {"class_type": "KSampler"}}), "workflow": json.dumps({"nodes": ["é漢字"] * 4000})}
-
-
-def noise(frames, height=48, width=64):
-    """Pictures that do not compress: about 3 kB each."""
-    still = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return (np.roll(still, shift, axis=0) for shift in range(frames))
 
 
 def write(path, frames=30, declared=None, **options):
@@ -46,6 +42,7 @@ def codec(request, monkeypatch):
     if request.param not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {request.param}")
     monkeypatch.setattr(av, "codecs_available", {request.param})
+    return request.param
 
 
 @pytest.mark.parametrize("frames", [1, 30, 1500])
@@ -96,16 +93,9 @@ def test_a_broken_run_leaves_everything_as_it_was(tmp_path, codec, there_before,
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"an older one"] * there_before
 
 
-@pytest.mark.parametrize("limit_bytes", [0, 1, 40, 800, 4096, 10_000, 25_000])
-def test_a_full_disk_leaves_nothing(tmp_path, codec, limit_bytes):
-    resource = pytest.importorskip("resource", reason="no limit on the size of files on Windows")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
-    try:
-        with pytest.raises(MediaError, match=r"the disk is full: the video .*walk\.mp4 was given up after \d+ of 60 pictures; "):
-            write(tmp_path / "walk.mp4", 60)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_full_disk_leaves_nothing(tmp_path, codec):
+    for refused in write_on_small_disks("WholeVideo", codec, tmp_path, 60, 0, 1, 40, 800, 4096, 10_000, 25_000).values():
+        assert re.match(r"the disk is full: the video .*\d\.mp4 was given up after \d+ of 60 pictures; ", refused.sentence)
     assert list(tmp_path.iterdir()) == []
 
 

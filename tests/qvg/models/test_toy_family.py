@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from comfyui_qvg.qvg import UnsupportedModelError
+from comfyui_qvg.qvg import ConfigError, UnsupportedModelError
 from comfyui_qvg.qvg.camera.selection import MemoryRule
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.models import registry
@@ -55,7 +56,7 @@ TOY = Family(
     files=FileFormat(lambda file: LAYER in file.content, _read, no_lora="is the toy, which takes no LoRA"),
     load_with="Load Toy",
     converts="a smaller toy",
-    memory=WorldRule(MemoryRule(16, 12, 16)),
+    memory=WorldRule(MemoryRule(16, 12, 16), (64, 32), "Toy"),
     network=load_toy,
 )
 
@@ -136,3 +137,25 @@ def test_families_have_names_of_their_own() -> None:
         ),
     ]
     assert all(len(set(names)) == len(names) for names in listed)
+
+
+def _texts(node: Any) -> str:
+    """All that a node says of itself."""
+    schema = node.define_schema()
+    return " ".join([schema.description, *(each.options["tooltip"] for each in schema.inputs)])
+
+
+def test_nodes_name_it(toy: None, nodes: Any) -> None:  # noqa: F811  (a fixture)
+    """No list of models in a node's texts is written by hand."""
+    world = importlib.import_module("comfyui_qvg.nodes.world")
+    start, sampler = _texts(world.QVGWorldStart), _texts(world.QVGWorldSampler)
+    assert start.count("64 x 32 (the toy)") == 2 and "the VAE of Wan 2.2 (HY-WorldPlay 5B)" in start and "Toy (the toy)" in start
+    assert "or 16 (the toy)" in sampler
+    with pytest.raises(ConfigError, match=r"connect the VAE of .* or Toy \(the toy\)"):
+        world.QVGWorldStart.execute(None, None, "image", 64, 32, image=1)
+    loaders = importlib.import_module("comfyui_qvg.nodes.causal_loaders")
+    assert "Load WorldPlay or Load Toy" in _texts(loaders.QVGTrainedSigmas)
+    with registry.registered(replace(TOY, title="causal toys", load_with="Load Causal Wan", memory=None)):
+        assert "Krea Realtime and causal toys from the files" in _texts(loaders.QVGLoadCausalWan)
+        causal = _texts(importlib.import_module("comfyui_qvg.nodes.causal").QVGCausalSampler)
+        assert "and causal toys on ComfyUI's" in causal and "4 for toy-2step" in causal
