@@ -50,6 +50,17 @@ METHODS = {
     "quarot, 2 bits": "QuaRot, asymmetric",
     "rtn, 2 bits": "plain rounding, asymmetric",
 }
+OPENINGS = {
+    "ordinary": "none, an ordinary walk",
+    "black": "black",
+    "fade": "a fade from black",
+    "gradient": "a still gradient",
+    "title": "a title card",
+    "noise": "noise",
+    "freeze": "a freeze frame",
+    "cut": "another place, then a cut",
+    "loud": "a loud channel afterwards",
+}
 Row = dict[str, str]
 
 
@@ -87,6 +98,29 @@ def codecs() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def openings() -> str:
+    """What openings leave of klt's lead: over QVG as published, and over QVG with all four levels; the mean of all worlds."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in measured("openings"):
+        found.setdefault(row["scenario"], {}).setdefault(row["method"], []).append(row)
+    presets = ("fewest-bytes", "balanced", "near-exact")
+    lines = [f"| opening | {' | '.join(f'`{name}`' for name in presets)} |", "|---|" + "---|" * len(presets)]
+    for scenario, rows in found.items():
+        all_levels = _mean(rows["qvg, asymmetric"], "gain_db")
+        cells = []
+        for preset in presets:
+            gains = [float(row["gain_db"]) for row in rows[preset]]
+            share = max(int(row["bytes"]) / int(row["reference_bytes"]) for row in rows[preset])
+            mean = _mean(rows[preset], "gain_db")
+            cells.append(f"{mean:+.1f} ({min(gains):+.1f} at least), {mean - all_levels:+.1f}, {share:.0%}")
+        lines.append(f"| {OPENINGS[scenario]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(rows: list[Row], key: str) -> float:
+    return sum(float(row[key]) for row in rows) / len(rows)
 
 
 def cache_bytes() -> str:
@@ -147,6 +181,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "models": models,
     "settings": settings,
     "codecs": codecs,
+    "openings": openings,
     "cache_bytes": cache_bytes,
     "cards": cards,
     "costs": costs,
