@@ -267,7 +267,7 @@ STRIDE_TYPES = CodeStrides(*("i32",) * len(CodeStrides._fields))
 def operand_types(prefix: str) -> dict[str, str]:
     """Pointers of one operand, for `tools/compile_gate.py`."""
     bytes_ = dict.fromkeys((prefix, f"{prefix}_SCALES", f"{prefix}_ZEROS", f"{prefix}_IDS"), "*u8")
-    return {**bytes_, f"{prefix}_WORDS": "*fp16"}
+    return {**bytes_, f"{prefix}_CENTROIDS": "*fp16"}
 
 
 def compile_cases() -> list[CompileCase]:

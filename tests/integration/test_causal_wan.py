@@ -23,9 +23,10 @@ QVG = {"cache": "preset", "cache.preset": "qvg", "span_frames": 6}
 BALANCED = {"cache": "preset", "cache.preset": "balanced", "span_frames": 6}
 # Classes of which nothing is to be left when a run is over.
 LEFT = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan", "StoredOnce", "WorldPlan")
-# Least PSNR against core in float32: measured 93.2, 47.4 and 64.5 dB less what noise of other seeds and shapes takes (ComfyUI
-# 0.33.0 and 0.21.0, CPU, torch 2.13.0, 2026-11-20).
-FLOOR_DB = {"16 bits": 88.0, "qvg": 42.0, "balanced": 55.0}
+# Least PSNR against core in float32: measured 93.2, 47.4 and 52.8 dB less what noise of other seeds and shapes takes (ComfyUI
+# 0.33.0, CPU, torch 2.13.0, 2026-11-30). Spans are too short here for a basis of their own, which made `balanced` 64.5 dB and took
+# more bytes than it saved.
+FLOOR_DB = {"16 bits": 88.0, "qvg": 42.0, "balanced": 47.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -136,7 +137,9 @@ def test_a_window_forgets(client: Client) -> None:
     said = record(client, native({**BALANCED, "window_frames": 15}))
     assert said["cache_bytes"] == predicted("klt", window=15) != predicted("klt")
     exact = record(client, native({"cache": "exact", "window_frames": 12}))
-    assert exact["cache_bytes"] == predicted("none", window=12) and max(exact["cache_bytes"]) == exact["cache_bytes"][8]
+    assert exact["cache_bytes"] == predicted("none", window=12)
+    # Nine frames besides the next block; behind the last, short one the oldest block is still there, part of it out of sight.
+    assert exact["cache_bytes"][8] == predicted("none")[8] < max(exact["cache_bytes"]) <= predicted("none")[11]
 
 
 def test_the_memory_manager_is_asked_for_the_cache_and_for_one_block(client: Client) -> None:
