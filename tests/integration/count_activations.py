@@ -45,7 +45,7 @@ def count(layers: int, heads: int, mlp: int, frames: int) -> dict[str, int]:
     import comfy.ldm.wan.ar_model as core
     import comfy.ldm.wan.model as core_parts
     import comfy.ops
-    import comfyui_qvg.qvg.cache.kv_cache as cache_module
+    import comfyui_qvg.qvg.cache.reading as reading
     from comfyui_qvg.nodes.comfy.causal.run import LayerSlot
     from comfyui_qvg.nodes.comfy.causal.wan import _attention
     from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache
@@ -53,7 +53,7 @@ def count(layers: int, heads: int, mlp: int, frames: int) -> dict[str, int]:
     from comfyui_qvg.tests.helpers import LiveBytes
 
     core.optimized_attention = core_parts.optimized_attention = flash_attention
-    cache_module.attend = lambda q, *others: torch.empty_like(q)
+    reading.attend = lambda q, *others: torch.empty_like(q)
     made = {"device": "meta", "dtype": torch.bfloat16}
     network = core.CausalWanModel(
         dim=128 * heads, ffn_dim=mlp, num_heads=heads, num_layers=layers, operations=comfy.ops.disable_weight_init, **made
