@@ -110,10 +110,10 @@ class KLTCodec:
         return {"centroids": batch * heads * codebook.codewords * row, "basis": batch * heads * basis}
 
     def most_codebooks(self, tokens: Sequence[int], channels: int, window: bool) -> list[CodebookSize]:
-        """More than spans of so many tokens can have of codebooks: each a basis of its own and a new group's codewords.
+        """More than spans of so many tokens can have of codebooks: each a whole basis of its own and a new group's codewords.
         `window`: spans that have left may have added to them."""
         codewords = [max(first_codewords(self.config, count), added_codewords(self.config, 0, count)) for count in tokens]
-        bases = [directions(self.config, count, channels) * learns_basis(self.config, count, channels) for count in tokens]
+        bases = [channels * learns_basis(self.config, count, channels) for count in tokens]
         return [CodebookSize(MAX_CLUSTERS if window else count, (basis,)) for count, basis in zip(codewords, bases, strict=True)]
 
     # ------------------------------------------------------------------------------------------------------ codebooks

@@ -437,3 +437,26 @@ def test_a_louder_scene_may_take_more() -> None:
     rows, whole = _rows_begun("near-exact", 2, louder=4.0)
     quiet, _ = _rows_begun("near-exact", 2)
     assert quiet <= whole < rows, (quiet, rows, whole)
+
+
+@pytest.mark.parametrize("preset", ["fewest-bytes", "balanced", "near-exact"])
+def test_never_more_bytes_than_the_bound(preset: str) -> None:
+    """Every span is another scene, louder than the one before, and needs all its directions."""
+    config = PRESETS[preset].with_changes(span_frames=8, sink_frames=1, recent_frames=1)
+    spec = CacheSpec(layers=2, heads=1, head_dim=64, tokens_per_frame=64, chunk_frames=1)
+    generator = torch.Generator().manual_seed(5)
+    with KVCache(spec, config) as cache:
+        for frame in range(42):
+            span = max(0, frame - 1) // 8
+            turn = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(span)))[0]
+            for layer in range(spec.layers):
+                k, v = (
+                    torch.randn(1, 1, 64, 64, generator=generator) * torch.linspace(0.01, 4, 64) * 3.0**span @ turn for _ in "kv"
+                )
+                cache.attend(layer, k[:, :, :1], k, v)
+            cache.commit()
+            counted = cache.nbytes().total
+            assert counted <= spec.predict(config, frame + 1, codebooks="most").total
+            assert counted == spec.predict(config, frame + 1, codebooks=cache.codebooks()).total
+        begun = sum(len(size.bases) for layer in cache.codebooks() or () for sizes in layer for size in sizes)
+        assert begun > 2 * spec.layers, "at least one more codebook was begun"
