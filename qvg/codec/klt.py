@@ -30,7 +30,7 @@ from ..config import QVGConfig
 from ..errors import ConfigError
 from ..positions.rope import Rotation
 from .base import CodebookSize, EncodeHint, Room, refuse_non_finite
-from .klt_basis import fixed_basis, learn_basis
+from .klt_basis import fixed_basis, in_float64, learn_basis
 from .klt_codewords import add_codewords, learn_codewords
 from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codewords, learns_basis
 from .span import Group, Span, TransformCodebook, TransformSpan
@@ -122,8 +122,8 @@ class KLTCodec:
         """A new group. An opening that its codewords describe completely has nothing to teach a basis."""
         codewords = learn_codewords(x, first_codewords(self.config, x.shape[2]), seed, self.config)
         residual = self._residual(x, codewords)
-        moment = x.double().square().mean((2, 3))
-        if bool((residual.double().square().mean((2, 3)) <= _NOTHING_LEFT * moment).all()):
+        moment = in_float64(x).square().mean((2, 3))
+        if bool((in_float64(residual).square().mean((2, 3)) <= _NOTHING_LEFT * moment).all()):
             return TransformCodebook(codewords, fixed_basis(residual, self.config.bits), Group())
         return self._with_basis(x, codewords, Group())
 
@@ -209,9 +209,10 @@ class KLTCodec:
     def is_new(self, x: Tensor, known: TransformCodebook) -> bool:
         """Whether tokens are not more of the same: they carry much more energy than their group, or its codewords were wasted on
         noise."""
-        left = known.basis.weights().double().mean((1, 2))
+        left = in_float64(known.basis.weights()).mean((1, 2))
         wasted = left > _HARDLY_DESCRIBED * (left + _energy(known.codewords.dequantize()).mean(1))
-        louder = _energy(x).mean(1) > _LOUDER * _energy_of(known).mean(1).to(x.device)
+        energy = _energy(x).mean(1)
+        louder = energy > _LOUDER * _energy_of(known).mean(1).to(energy.device)
         return bool(wasted.any()) or bool(louder.any())
 
     # ---------------------------------------------------------------------------------------------------------- tokens
@@ -220,7 +221,7 @@ class KLTCodec:
         """Encode and decode a sample of x."""
         sample = x[:, :, :: max(1, x.shape[2] // _SAMPLE_TOKENS)].float()
         got = self._reconstructed(self._quantized(sample, codebook), codebook, slice(None), torch.empty_like(sample))
-        errors, own = (part.double().square().mean(2) for part in (got - sample, sample))  # [B, H, D]
+        errors, own = (in_float64(part).square().mean(2) for part in (got - sample, sample))  # [B, H, D]
         least = _NO_MATTER * 4.0**-self.config.bits
         faint = own <= _LOUD * own.median(-1, keepdim=True).values
         shares = [_largest_share((errors * some).sum(-1), (own * some).sum(-1)) for some in (torch.ones_like(faint), faint)]
@@ -275,11 +276,11 @@ def _largest_share(errors: Tensor, signals: Tensor) -> float:
 
 def _energy(x: Tensor) -> Tensor:
     """Mean squared distance of tokens [B, H, S, D] from their mean, per value: float64 [B, H], never 0."""
-    x = x.double()
+    x = in_float64(x)
     return (x - x.mean(2, keepdim=True)).square().mean((2, 3)).clamp(min=1e-30)
 
 
 def _energy_of(codebook: TransformCodebook) -> Tensor:
     """The energy of the tokens that a codebook describes: what is between its codewords, and what its basis expects."""
-    residual = codebook.basis.weights().double().mean(-1)
+    residual = in_float64(codebook.basis.weights()).mean(-1)
     return (_energy(codebook.codewords.dequantize()) + residual).clamp(min=1e-30)
