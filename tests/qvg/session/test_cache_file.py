@@ -141,7 +141,7 @@ def test_a_file_from_before_there_were_other_codecs(saved: Path) -> None:
     def age(state: dict[str, Any]) -> None:
         for name in ("bits_v", "clusters_added", "transform", "keys"):
             del state["config"][name]
-        del state["planes"], state["directions"], state["group_starts"], state["layout"]["hidden"]
+        del state["planes"], state["directions"], state["group_starts"], state["spare_rows"], state["layout"]["hidden"]
 
     today = load_cache(saved)
     _rewritten(saved, age)
