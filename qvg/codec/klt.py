@@ -32,7 +32,7 @@ from ..positions.rope import Rotation
 from .base import CodebookSize, EncodeHint, Room, refuse_non_finite
 from .klt_basis import fixed_basis, in_float64, learn_basis
 from .klt_codewords import add_codewords, learn_codewords
-from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codewords, learns_basis
+from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codewords, learns_basis, most_directions
 from .span import Group, Span, TransformCodebook, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
@@ -113,7 +113,7 @@ class KLTCodec:
         """More than spans of so many tokens can have of codebooks: each a basis of its own and a new group's codewords.
         `window`: spans that have left may have added to them."""
         codewords = [max(first_codewords(self.config, count), added_codewords(self.config, 0, count)) for count in tokens]
-        bases = [directions(self.config, count, channels) * learns_basis(self.config, count, channels) for count in tokens]
+        bases = [most_directions(self.config, count, channels) * learns_basis(self.config, count, channels) for count in tokens]
         return [CodebookSize(MAX_CLUSTERS if window else count, (basis,)) for count, basis in zip(codewords, bases, strict=True)]
 
     # ------------------------------------------------------------------------------------------------------ codebooks

@@ -437,3 +437,18 @@ def test_a_louder_scene_may_take_more() -> None:
     rows, whole = _rows_begun("near-exact", 2, louder=4.0)
     quiet, _ = _rows_begun("near-exact", 2)
     assert quiet <= whole < rows, (quiet, rows, whole)
+
+
+@pytest.mark.parametrize("preset", ["fewest-bytes", "balanced", "near-exact"])
+def test_no_cache_is_beyond_the_bound_of_further_codebooks(preset: str) -> None:
+    """Noise: every direction gets bits, so bases keep more of them than usual."""
+    config = PRESETS[preset].with_changes(span_frames=4, sink_frames=0, recent_frames=0)
+    spec = CacheSpec(layers=2, heads=1, head_dim=64, tokens_per_frame=64, chunk_frames=1)
+    generator = torch.Generator().manual_seed(0)
+    with KVCache(spec, config) as cache:
+        for frame in range(1, 13):
+            for layer in range(spec.layers):
+                cache.attend(layer, *torch.randn(3, 1, 1, 64, 64, generator=generator))
+            cache.commit()
+            assert cache.nbytes().total <= spec.predict(config, frame, codebooks="most").total, frame
+        assert cache.nbytes().total > spec.predict(config, 12).total
