@@ -190,8 +190,8 @@ def test_every_codec_is_spared_poison_and_goes_on(name: str, poison: float, whic
 
 @pytest.mark.parametrize("window", [None, 14], ids=["all", "window"])
 @pytest.mark.parametrize("shared", [1, 3, 8])
-def test_a_growing_dictionary_is_in_memory_once(shared: int, window: int | None) -> None:
-    """All spans of a group hold the longest dictionary, and what earlier frames decode to never changes as it grows."""
+def test_a_growing_codebook_is_in_memory_once(shared: int, window: int | None) -> None:
+    """All spans of a group hold the longest codebook, and what earlier frames decode to never changes as it grows."""
     config = CONFIG.with_changes(codec="klt", clusters_added=3, spans_per_codebook=shared, window_frames=window)
     cache = KVCache(SPEC, config)
     seen: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Our codec: a dictionary that grows without disturbing anyone, bits where the energy is, and less error than the published codec
+"""Our codec: a codebook that grows without disturbing anyone, bits where the energy is, and less error than the published codec
 in fewer bytes, with outlier tokens too."""
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def test_tokens_that_are_alike_need_no_further_codebook() -> None:
     assert full["centroids"] == predicted["centroids"]
 
 
-def test_added_words_help_where_something_new_appears() -> None:
+def test_added_codewords_help_where_something_new_appears() -> None:
     old, new = (make_keys_values(seed, frames=2)[0] for seed in (0, 9))
     errors = []
     for added in (0, 64):
@@ -189,9 +189,9 @@ def test_added_words_help_where_something_new_appears() -> None:
         ({"clusters": 100}, [7, 33], [7, 8]),
         ({}, [1, 1], [1, 1]),
     ],
-    ids=["one_for_16_tokens", "full", "alone", "short_spans", "nothing_left", "by_hand", "fewer_tokens_than_words", "one_token"],
+    ids=["one_for_16_tokens", "full", "alone", "short_spans", "nothing_left", "by_hand", "few_tokens", "one_token"],
 )
-def test_never_more_words_than_ids_can_name(changes: dict[str, int], tokens: list[int], codewords: list[int]) -> None:
+def test_never_more_codewords_than_ids_can_name(changes: dict[str, int], tokens: list[int], codewords: list[int]) -> None:
     codec = KLTCodec(SHARING.with_changes(**changes, iterations=1))
     parts = [torch.randn(2, 3, count, 64, generator=torch.Generator().manual_seed(count)) for count in tokens]
     for number, count in enumerate(codewords, 1):
@@ -265,7 +265,7 @@ def test_heads_do_not_see_each_other() -> None:
 
 @TRANSFORMS
 def test_videos_of_a_batch_do_not_see_each_other(transform: str) -> None:
-    """Two videos of different energy, coded together and each alone: the same codes, also when their dictionaries grow."""
+    """Two videos of different energy, coded together and each alone: the same codes, also when their codebooks grow."""
     codec = KLTCodec(SHARING.with_changes(transform=transform, clusters=20, clusters_added=10))
     keys, values = (x[:, :, :800] * size for x, size in zip(make_keys_values(frames=1, heads=2), (1.0, 30.0), strict=True))
     codebooks: list[TransformCodebook | None] = [None, None, None]

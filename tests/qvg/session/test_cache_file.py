@@ -42,7 +42,7 @@ CONFIGS = {
     "klt_window": _KLT.with_changes(window_frames=14),
     "klt_alone": _KLT.with_changes(spans_per_codebook=1, clusters="auto"),
     "klt_hadamard": _KLT.with_changes(transform="hadamard"),
-    "klt_turned_keys": _KLT.with_changes(keys="after_rope"),
+    "klt_rotated_keys": _KLT.with_changes(keys="after_rope"),
     **{
         codec: QVGConfig(codec=codec, bits=3, bits_v=2, symmetric=False, span_frames=3, window_frames=14)
         for codec in ("rtn", "kivi", "quarot")
