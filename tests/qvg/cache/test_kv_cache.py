@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg.cache.codebooks import codebooks_text
 from comfyui_qvg.qvg.codec import KeyValueCodecs
 from comfyui_qvg.qvg.codec.klt_sizes import added_codewords, first_codewords
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
@@ -452,3 +454,16 @@ def test_no_cache_is_beyond_the_bound_of_further_codebooks(preset: str) -> None:
             cache.commit()
             assert cache.nbytes().total <= spec.predict(config, frame, codebooks="most").total, frame
         assert cache.nbytes().total > spec.predict(config, 12).total
+
+
+def test_the_report_counts_codebooks_of_a_window_as_they_are() -> None:
+    """Spans too short to begin a further codebook: as many as a video without cuts has, whatever the window leaves of a group."""
+    config = CONFIG.with_changes(codec="klt", clusters_added=3, spans_per_codebook=3, window_frames=14)
+    cache = KVCache(SPEC, config)
+    for frame in range(34):
+        _commit(cache, 1, start=frame)
+        text = codebooks_text(cache)
+        if text:
+            begun, usual = (int(number) for number in re.findall(r"(\d+) bases \(a video without cuts has (\d+)\)", text)[0])
+            groups = {id(pair.keys.codebook.group) for pair in cache.layers[0].state.spans}  # type: ignore[union-attr]
+            assert begun >= usual == 2 * SPEC.layers * len(groups), (frame, text)
