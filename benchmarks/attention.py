@@ -113,7 +113,7 @@ class Bench:
         return QuantizedSpan(codes, scales, None, ids, codebook, 2, 64)
 
     def _transform_span(self, tokens: int) -> TransformSpan:
-        """Two bits in every channel, gains around 0.3, directions and words of about the length that normal tokens give them."""
+        """Two bits in every channel, gains around 0.3, directions and codewords as long as those of normal tokens."""
         heads = self.shape.heads
         rows = quantize_rows(torch.linalg.qr(self._randn(CHANNELS))[0])
         basis = Basis(*rows, ((CHANNELS, CHANNELS),))

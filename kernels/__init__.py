@@ -8,7 +8,7 @@
 | `quantize_groups` | subtract centroids, scale, round, pack |
 | `reconstruct` | unpack, scale, add centroids |
 | `quantize_coefficients` | Lloyd-Max levels of unequal width, one unbiased gain per token, pack |
-| `reconstruct_coefficients` | unpack, look levels up, turn back, add centroids |
+| `reconstruct_coefficients` | unpack, look levels up, multiply by the basis, add codewords |
 
 Shapes: B batch, H heads, S tokens, D head_dim, C centroids, G groups (D / group size), N stages. The memory format these ops
 read and write is described in `packing.py`, `bitplanes.py`, `e4m3.py` and `rows8.py`; it is the same on every device and in

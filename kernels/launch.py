@@ -64,7 +64,7 @@ class GpuKind(NamedTuple):
 
 def coefficient_tiles(queries: int, channels: int, kind: GpuKind) -> tuple[Block, Launch]:
     """Queries of one program and its launch where transform coefficients are read directly. A key's product with the basis, four
-    sums and two dictionaries leave less room than codes do: these are the largest tiles that compile with no or few spills."""
+    sums and two codebooks leave less room than codes do: these are the largest tiles that compile with no or few spills."""
     rows = min(query_block(queries, channels).rows, 64 if channels <= 128 else 32)
     keys = 64 if channels <= 128 else 32
     if kind.rdna:

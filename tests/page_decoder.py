@@ -142,9 +142,9 @@ class SavedCache:
         return runs.swapaxes(3, 4).reshape(*x.shape[:2], -1, channels)[:, :, :tokens]
 
     def _klt(self, parts: dict[str, Array], book: list[str] | str) -> Array:
-        words, basis = (book, book) if isinstance(book, str) else book
+        codewords, basis = (book, book) if isinstance(book, str) else book
         tensors, out = self.tensors, []
-        x = _named(rows8(tensors[f"{words}.centroids"], tensors[f"{words}.centroid_scales"]), parts["ids"])
+        x = _named(rows8(tensors[f"{codewords}.centroids"], tensors[f"{codewords}.centroid_scales"]), parts["ids"])
         scales = tensors[f"{basis}.basis_scales"]
         if f"{basis}.basis" in tensors:
             directions = rows8(tensors[f"{basis}.basis"], scales)
@@ -166,8 +166,8 @@ class SavedCache:
             parts[oldest] = parts[oldest][:, :, layout.get("hidden", 0) * per_frame :]
         return np.concatenate(parts, 2)
 
-    def turned(self, x: Array, origins: list[list[float]]) -> Array:
-        """Tokens [B, H, S, D] of frames at these origins, turned to their positions."""
+    def rotated(self, x: Array, origins: list[list[float]]) -> Array:
+        """Tokens [B, H, S, D] of frames at these origins, rotated to their positions."""
         rope = self.state["rope"]
         rows, cols = np.mgrid[: rope["grid_rows"], : rope["grid_cols"]]
         grid = np.stack([0 * rows, rows, cols]).reshape(3, -1)  # [axes, tokens of a frame]
@@ -180,9 +180,9 @@ class SavedCache:
         """Attention of a block at these origins over everything and itself."""
         keys = self.history(layer, "keys")
         if self.state["rope"] is not None:
-            q, k = self.turned(q, origins), self.turned(k, origins)
+            q, k = self.rotated(q, origins), self.rotated(k, origins)
             if self.state["config"]["keys"] == "before_rope":
-                keys = self.turned(keys, self.state["origins"])
+                keys = self.rotated(keys, self.state["origins"])
         scores = q @ np.concatenate([keys, k], 2).swapaxes(2, 3) / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         values = np.concatenate([self.history(layer, "values"), v], 2)

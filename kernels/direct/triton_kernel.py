@@ -78,8 +78,8 @@ def decode_channels(
         values += tl.reshape(tl.broadcast_to(zero[:, :, None], (BLOCK_N, groups, shared)), (BLOCK_N, WIDTH))
     for stage in tl.static_range(STAGES):
         name = tl.load(IDS + row * strides.ids_row + stage * strides.ids_stage + wide, mask=live, other=0).to(tl.int32)
-        word = CENTROIDS + row * strides.centroids_row + (stage * clusters + name[:, None]) * DIM + channels[None, :]
-        values += tl.load(word, mask=mask, other=0.0).to(tl.float32)
+        centroid = CENTROIDS + row * strides.centroids_row + (stage * clusters + name[:, None]) * DIM + channels[None, :]
+        values += tl.load(centroid, mask=mask, other=0.0).to(tl.float32)
     return values
 
 

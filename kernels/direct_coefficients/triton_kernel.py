@@ -116,7 +116,7 @@ def turn_back_keys(
 
 
 @triton.jit
-def add_key_words(low, high, GAINS, IDS, CODEWORDS, CODEWORD_SCALES, longest, row, wide, live, strides, DIM: tl.constexpr):
+def add_key_codewords(low, high, GAINS, IDS, CODEWORDS, CODEWORD_SCALES, longest, row, wide, live, strides, DIM: tl.constexpr):
     """Both halves of a tile of keys times their gains, plus their codewords."""
     half: tl.constexpr = DIM // 2
     gains = decode_e4m3(tl.load(GAINS + row * strides.gains_row + wide, mask=live, other=0)) * longest
@@ -129,7 +129,7 @@ def add_key_words(low, high, GAINS, IDS, CODEWORDS, CODEWORD_SCALES, longest, ro
 
 
 @triton.jit
-def add_value_words(
+def add_value_codewords(
     low, high, weights, rescale, IDS, CODEWORDS, CODEWORD_SCALES, row, wide, live, strides, FENCE: tl.constexpr, DIM: tl.constexpr
 ):
     """Weighted sums of codewords, both halves of their channels, after one more tile of values: float32 [BLOCK_M, DIM / 2]."""
@@ -208,7 +208,7 @@ def attend_coefficients_kernel(
             K_CODES, K_SIZES, LEVELS, K_BASIS, K_SCALES, k_longest, count, rows, live,
             K_PLANES, K_HADAMARD, FENCE, BLOCK_N, BLOCK_D, DIM,
         )  # fmt: skip
-        low, high = add_key_words(
+        low, high = add_key_codewords(
             low, high, K_GAINS, K_IDS, K_CODEWORDS, K_CODEWORD_SCALES, k_longest, row, wide, live, k_strides, DIM
         )
         if ROTATE:
@@ -217,7 +217,7 @@ def attend_coefficients_kernel(
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         weights = weights.to(tl.float16)
         gains = decode_e4m3(tl.load(V_GAINS + row * v_strides.gains_row + wide, mask=live, other=0))
-        codewords_low, codewords_high = add_value_words(
+        codewords_low, codewords_high = add_value_codewords(
             codewords_low,
             codewords_high,
             weights,

@@ -113,10 +113,10 @@ def _subtract(
     ids = tl.load(IDS + batch * ids_batch + head * ids_head + token * ids_token, mask=live, other=0).to(tl.int64)
     x = X + batch * x_batch + head * x_head + token[:, None] * x_token + channel[None, :] * x_channel
     x = tl.load(x, mask=live[:, None], other=0.0)
-    word = batch * centroids_batch + head * centroids_head + ids[:, None] * centroids_cluster
-    word = tl.load(CENTROIDS + (word + channel[None, :] * centroids_channel), mask=live[:, None], other=0.0)
+    centroid = batch * centroids_batch + head * centroids_head + ids[:, None] * centroids_cluster
+    centroid = tl.load(CENTROIDS + (centroid + channel[None, :] * centroids_channel), mask=live[:, None], other=0.0)
     out = (row * tokens + token[:, None]) * CHANNELS + channel[None, :]
-    tl.store(OUT + out, x.to(tl.float32) - word.to(tl.float32), mask=live[:, None])
+    tl.store(OUT + out, x.to(tl.float32) - centroid.to(tl.float32), mask=live[:, None])
 
 
 def assign_clusters(x: Tensor, centroids: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ def codebooks_text(cache: KVCache) -> str:
         return ""
     spec, config = cache.spec, cache.config
     begun = sum(len(size.bases) for layer in layers for codebooks in layer for size in codebooks)
-    usual = 2 * spec.layers * -(-spans // config.spans_per_codebook)
+    first, last = cache.spans_due - spans, cache.spans_due - 1  # a window may have cut a group of spans
+    usual = 2 * spec.layers * (last // config.spans_per_codebook - first // config.spans_per_codebook + 1)
     held = cache.nbytes()
     without = held.total - held.centroids - held.basis
     most = spec.predict(config, cache.frames_committed, codebooks="most")

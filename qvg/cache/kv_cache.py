@@ -170,7 +170,7 @@ class KVCache:
         frames = tokens.pop() // self.spec.tokens_per_frame
         self.positions.check_placed(frames)
         check_finite(self.layers, self.frames_committed, under_way=False)
-        self._commit = _Commit(self.policy.commit(self.layout, frames), frames)
+        self._commit = self._begun(frames)
         for layer in range(self.spec.layers):
             self._commit_one(layer)
 
@@ -190,7 +190,7 @@ class KVCache:
         self.positions.check_placed(frames)
         check_finite(self.layers[layer : layer + 1], self.frames_committed, self._commit is not None)
         if self._commit is None:
-            self._commit = _Commit(self.policy.commit(self.layout, frames), frames)
+            self._commit = self._begun(frames)
         elif frames != self._commit.frames:
             raise CacheError(f"layer {layer} holds {frames} frames, but layers before it committed {self._commit.frames}")
         self._commit_one(layer)
@@ -198,6 +198,10 @@ class KVCache:
     def release(self, layer: int) -> None:
         """The layer's block will be attended again before it is committed: forget it meanwhile."""
         self.layers[layer].state.current = None
+
+    def _begun(self, frames: int) -> _Commit:
+        rows = sum(sum(layer.state.spare_rows) for layer in self.layers)
+        return _Commit(self.policy.commit(self.layout, frames), frames, earlier=Earlier(all_rows=rows))
 
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None

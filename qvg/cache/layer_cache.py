@@ -24,10 +24,15 @@ Observer = Callable[[Span, Tensor], None]
 
 
 class Earlier(NamedTuple):
-    """What layers that have committed tell the next one: rows that their codebooks have left (`Room`), and whether what they saw
-    begins a new scene."""
+    """What layers that have committed tell the next one.
+
+    spare_rows  rows that their codebooks have left, see `Room`
+    all_rows    what those of all layers have left; less than `spare_rows` where later layers took from earlier ones before
+    new_scene   what they saw is not more of the same
+    """
 
     spare_rows: int = 0
+    all_rows: int = 0
     new_scene: bool = False
 
 
@@ -135,7 +140,7 @@ class LayerCache:
         self.state.encode_calls += 1
         own, codec = sum(self.state.spare_rows), self.codecs[which]
         x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
-        hint = self._hint(which, Room(own, own + earlier.spare_rows))
+        hint = self._hint(which, Room(*(min(rows, earlier.all_rows) for rows in (own, own + earlier.spare_rows))))
         if isinstance(codec, KLTCodec) and isinstance(hint.reuse, TransformCodebook):
             earlier = earlier._replace(new_scene=earlier.new_scene or codec.is_new(x, hint.reuse))
             hint = replace(hint, new_scene=earlier.new_scene)
@@ -145,9 +150,10 @@ class LayerCache:
         elif isinstance(span, TransformSpan):
             self._hand_on(span.codebook, which)
         if isinstance(codec, KLTCodec) and isinstance(span, TransformSpan):
-            before = self.state.spare_rows[which]
-            # What was worth more than all the room that there was is not made good by later spans.
-            self.state.spare_rows[which] = max(codec.spare_rows(span, hint, before), before - own - earlier.spare_rows)
+            before, left = self.state.spare_rows[which], codec.spare_rows(span, hint, self.state.spare_rows[which])
+            # What was worth more than the room that there was takes all of it; later spans do not pay for the rest.
+            self.state.spare_rows[which] = max(left, before - max(0, own + earlier.spare_rows))
+            earlier = earlier._replace(all_rows=earlier.all_rows + self.state.spare_rows[which] - before)
         return span, earlier
 
     def _told(self, span: Span, x: Tensor) -> Span:

@@ -27,8 +27,8 @@ Codebooks = Sequence[tuple[Sequence[CodebookSize], Sequence[CodebookSize]]]
 
 
 class Room(NamedTuple):
-    """Rows (directions and codewords) that codebooks of a layer, and of this and all layers before it, could have and have not:
-    what a layer may use without taking it from those behind it."""
+    """Rows (directions and codewords) that codebooks have left of what they may take: those of this layer, and those of this layer
+    and all before it."""
 
     layer: int
     so_far: int

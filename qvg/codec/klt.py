@@ -30,15 +30,15 @@ from ..config import QVGConfig
 from ..errors import ConfigError
 from ..positions.rope import Rotation
 from .base import CodebookSize, EncodeHint, Room, refuse_non_finite
-from .klt_basis import fixed_basis, learn_basis
+from .klt_basis import fixed_basis, in_float64, learn_basis
 from .klt_codewords import add_codewords, learn_codewords
-from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codewords, learns_basis
+from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codewords, learns_basis, most_directions
 from .span import Group, Span, TransformCodebook, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
 # those of earlier layers have (3 dB), and where nothing has (5 dB in a new scene, 10 dB otherwise).
 _WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_A_SCENE, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**0.5, 10**1.0
-# Differences below this share of the group's energy, times 4^-bits, are no matter.
+# Errors below this share of the group's energy, times 4^-bits, count as equal.
 _NO_MATTER = 0.02
 # Codewords that leave less than this share of a span's squares describe it completely; those that leave more than the second
 # share of its energy hardly do (noise: 0.6 to 0.76, pictures: 0.3 at most).
@@ -113,7 +113,7 @@ class KLTCodec:
         """More than spans of so many tokens can have of codebooks: each a whole basis of its own and a new group's codewords.
         `window`: spans that have left may have added to them."""
         codewords = [max(first_codewords(self.config, count), added_codewords(self.config, 0, count)) for count in tokens]
-        bases = [channels * learns_basis(self.config, count, channels) for count in tokens]
+        bases = [most_directions(self.config, count, channels) * learns_basis(self.config, count, channels) for count in tokens]
         return [CodebookSize(MAX_CLUSTERS if window else count, (basis,)) for count, basis in zip(codewords, bases, strict=True)]
 
     # ------------------------------------------------------------------------------------------------------ codebooks
@@ -122,8 +122,8 @@ class KLTCodec:
         """A new group. An opening that its codewords describe completely has nothing to teach a basis."""
         codewords = learn_codewords(x, first_codewords(self.config, x.shape[2]), seed, self.config)
         residual = self._residual(x, codewords)
-        moment = x.double().square().mean((2, 3))
-        if bool((residual.double().square().mean((2, 3)) <= _NOTHING_LEFT * moment).all()):
+        moment = in_float64(x).square().mean((2, 3))
+        if bool((in_float64(residual).square().mean((2, 3)) <= _NOTHING_LEFT * moment).all()):
             return TransformCodebook(codewords, fixed_basis(residual, self.config.bits), Group())
         return self._with_basis(x, codewords, Group())
 
@@ -162,7 +162,7 @@ class KLTCodec:
         rows = own.codebook.basis.directions
         worth = _WORTH_ITS_ROOM if rows <= room.layer + added else _WORTH_OTHERS_ROOM
         if own.worst <= _FAILS and rows <= room.so_far + added and self._gain(best, own) > worth:
-            # What is left after it must still do for a basis of the layer's keys, or values.
+            # The layer's keys (or values) need room for a basis, too.
             if hint.new_scene or 2 * rows + more <= room.layer + 2 * added:
                 renewed = self._judged(x, self._renewed(x, known, hint.seed), energy)
                 return renewed if self._gain(own, renewed) > _WORTH_ITS_ROOM else own
@@ -209,9 +209,10 @@ class KLTCodec:
     def is_new(self, x: Tensor, known: TransformCodebook) -> bool:
         """Whether tokens are not more of the same: they carry much more energy than their group, or its codewords were wasted on
         noise."""
-        left = known.basis.weights().double().mean((1, 2))
+        left = in_float64(known.basis.weights()).mean((1, 2))
         wasted = left > _HARDLY_DESCRIBED * (left + _energy(known.codewords.dequantize()).mean(1))
-        louder = _energy(x).mean(1) > _LOUDER * _energy_of(known).mean(1).to(x.device)
+        energy = _energy(x).mean(1)
+        louder = energy > _LOUDER * _energy_of(known).mean(1).to(energy.device)
         return bool(wasted.any()) or bool(louder.any())
 
     # ---------------------------------------------------------------------------------------------------------- tokens
@@ -220,9 +221,10 @@ class KLTCodec:
         """Encode and decode a sample of x."""
         sample = x[:, :, :: max(1, x.shape[2] // _SAMPLE_TOKENS)].float()
         got = self._reconstructed(self._quantized(sample, codebook), codebook, slice(None), torch.empty_like(sample))
-        errors, own = (part.double().square().mean(2) for part in (got - sample, sample))  # [B, H, D]
+        errors, own = (in_float64(part).square().mean(2) for part in (got - sample, sample))  # [B, H, D]
         least = _NO_MATTER * 4.0**-self.config.bits
-        faint = own <= _LOUD * own.median(-1, keepdim=True).values
+        usual = torch.where(own > 0, own, torch.nan).nanmedian(-1, keepdim=True).values  # of the channels that are in use
+        faint = own <= _LOUD * usual.nan_to_num(0.0)
         shares = [_largest_share((errors * some).sum(-1), (own * some).sum(-1)) for some in (torch.ones_like(faint), faint)]
         return Judged(codebook, (errors.mean(-1) / energy).mean(1) + least, max(shares))
 
@@ -275,11 +277,11 @@ def _largest_share(errors: Tensor, signals: Tensor) -> float:
 
 def _energy(x: Tensor) -> Tensor:
     """Mean squared distance of tokens [B, H, S, D] from their mean, per value: float64 [B, H], never 0."""
-    x = x.double()
+    x = in_float64(x)
     return (x - x.mean(2, keepdim=True)).square().mean((2, 3)).clamp(min=1e-30)
 
 
 def _energy_of(codebook: TransformCodebook) -> Tensor:
     """The energy of the tokens that a codebook describes: what is between its codewords, and what its basis expects."""
-    residual = codebook.basis.weights().double().mean(-1)
+    residual = in_float64(codebook.basis.weights()).mean(-1)
     return (_energy(codebook.codewords.dequantize()) + residual).clamp(min=1e-30)

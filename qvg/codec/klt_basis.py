@@ -47,8 +47,8 @@ def learn_basis(residual: Tensor, directions: int, bits: float) -> Basis:
 
 
 def _shares(variances: Tensor) -> list[list[float]]:
-    """Of every batch row, each direction's share of the variance: heads of a layer share their planes, videos of a batch do not,
-    so that none depends on what is made beside it."""
+    """Of every batch row, each direction's share of the variance: heads of a layer share their planes, videos of a batch do
+    not."""
     shares: list[list[float]] = (variances / variances.sum(-1, keepdim=True)).mean(1).tolist()
     return shares
 
@@ -101,10 +101,15 @@ def expected_error(variances: Sequence[float], planes: Sequence[int]) -> float:
     return sum(variance * DISTORTION[width] for variance, width in zip(variances, widths, strict=True))
 
 
+def in_float64(x: Tensor) -> Tensor:
+    """The same numbers in float64; from an Apple GPU, which has none, in CPU memory."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def second_moments(x: Tensor) -> Tensor:
     """Mean outer product of tokens [B, H, S, D] -> [B, H, D, D] float64, rounded to float32's precision: two orders of summing
     give the same bits."""
-    x = (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPUs have no float64
+    x = in_float64(x)
     return (torch.matmul(x.transpose(2, 3), x) / x.shape[2]).float().double()
 
 

@@ -41,6 +41,11 @@ def directions(config: QVGConfig, tokens: int, channels: int) -> int:
     return min(channels, max(STEP_CHANNELS, round(share * channels / STEP_CHANNELS) * STEP_CHANNELS))
 
 
+def most_directions(config: QVGConfig, tokens: int, channels: int) -> int:
+    """What a learned basis has at most: all directions that can get bits, where the usual ones leave too much of the signal."""
+    return min(channels, max(directions(config, tokens, channels), round(config.bits * channels)))
+
+
 def basis_row_bytes(channels: int) -> int:
     """Bytes of one direction, and of one codeword."""
     return channels + 2

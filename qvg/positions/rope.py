@@ -50,7 +50,7 @@ class GridRope:
             positions = origins[:, axis, None].float() + steps[axis].to(origins.device)
             angles.append((positions[..., None] * torch.tensor(frequencies, device=origins.device)).reshape(shapes[axis]))
         # Sines are taken per axis (rows + cols of them, not rows * cols) and only then spread over the grid.
-        cos, sin = (self._spread([turn(angle) for angle in angles], frames) for turn in (torch.cos, torch.sin))
+        cos, sin = (self._spread([function(angle) for angle in angles], frames) for function in (torch.cos, torch.sin))
         return Rotation(cos, sin)
 
     def _spread(self, axes: list[Tensor], frames: int) -> Tensor:
@@ -69,15 +69,15 @@ def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:
 
 
 # Temporaries of `rotate_` for tensors that are not float32.
-_TURN_TOKENS = 4096
+_ROTATED_TOKENS = 4096
 
 
 def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
     """`rotate` in place, in float32 arithmetic; takes half of x's memory for a moment (of a part of x in 16 bits)."""
     if x.dtype != torch.float32:
-        for start in range(0, x.shape[2], _TURN_TOKENS):
-            part = x[:, :, start : start + _TURN_TOKENS]
-            part.copy_(rotate(part.float(), rotation.tokens(start, start + _TURN_TOKENS)))
+        for start in range(0, x.shape[2], _ROTATED_TOKENS):
+            part = x[:, :, start : start + _ROTATED_TOKENS]
+            part.copy_(rotate(part.float(), rotation.tokens(start, start + _ROTATED_TOKENS)))
         return x
     low, high = x.chunk(2, -1)
     before = low.clone()

@@ -37,7 +37,7 @@ def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def _codebook(channels: int = 128, heads: int = 2, batch: int = 1, seed: int = 0, codewords: int = 7) -> tuple[Rows8, Rows8]:
-    """Words, and a basis whose directions fall in length as those of a covariance do; its longest is not 1. Keys come out as
+    """Codewords, and a basis whose directions fall in length as those of a covariance do; its longest is not 1. Keys come out as
     large as normal ones, about: float16 costs a share of the logits, so what it costs of the output grows with them."""
     directions = torch.linalg.qr(_randn(batch, heads, channels, channels, seed=seed + 50).cpu())[0].to(DEVICE)
     lengths = 1.7 * torch.exp2(-4 * torch.arange(channels, device=DEVICE) / channels)
@@ -96,7 +96,7 @@ def _bounds(
     of values; levels times gains, their sums over tokens. All else is float32's."""
     once, twice, thrice = (share(torch.float16, times) for times in (1, 2, 3))
     (k_codewords, k_rest), (v_codewords, v_rest) = (
-        (torch.cat(parts, 2) for parts in zip(*map(_words_and_rest, side), strict=True)) for side in (keys, values)
+        (torch.cat(parts, 2) for parts in zip(*map(_codewords_and_rest, side), strict=True)) for side in (keys, values)
     )
 
     def rotate(codewords: Tensor, rest: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _bounds(
     return out + UNIT[torch.float16] + floor, allowed(lambda q, a, b: lse(q, rotate(a, b)), *of_keys) + floor
 
 
-def _words_and_rest(kept: TransformCodes) -> tuple[Tensor, Tensor]:
+def _codewords_and_rest(kept: TransformCodes) -> tuple[Tensor, Tensor]:
     """Decoded tokens [B, H, S, D] in two parts."""
     codewords = kept.codewords.dequantize()
     chosen = torch.gather(codewords, 2, kept.ids.long()[..., None].expand(*kept.ids.shape, codewords.shape[-1]))
@@ -122,8 +122,8 @@ def test_reference_is_the_definition(hadamard: bool) -> None:
     keys, values = (_kept(1100, MIXED, seed=seed, hadamard=hadamard) for seed in (0, 10))
     k, v = (reference.decoded(kept, slice(None), slice(None)) for kept in (keys, values))
     codewords = keys.codewords.dequantize()
-    word = torch.gather(codewords, 2, keys.ids.long()[..., None].expand(*keys.ids.shape, 128))
-    assert 0.1 < float((k - word).square().mean() / word.square().mean()) < 100, "neither part hides the other"
+    codeword = torch.gather(codewords, 2, keys.ids.long()[..., None].expand(*keys.ids.shape, 128))
+    assert 0.1 < float((k - codeword).square().mean() / codeword.square().mean()) < 100, "neither part hides the other"
     got = attend_coefficients(_randn(*Q), keys, values, _angles(1100), "torch")
     for name, expected, part in zip(("out", "lse"), _definition(_randn(*Q), rotated(k, _angles(1100)), v), got, strict=True):
         assert_close(name, expected, part, 1e-5)
@@ -189,8 +189,8 @@ def test_batches_have_planes_of_their_own_and_views_are_fine(triton_kernel: Load
     assert torch.equal(decoded, reference.decoded(keys, slice(None), slice(None)))
 
 
-def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_empty: None) -> None:
-    """Earlier spans read through the longer dictionary give what they gave; one span of one token among them."""
+def test_spans_that_share_a_growing_codebook(triton_kernel: Load, poisoned_empty: None) -> None:
+    """Earlier spans read through the longer codebook give what they gave; one span of one token among them."""
     codewords, basis = _codebook(codewords=256)
     total, joined = nothing_seen(_randn(*Q)), []
     lengths, counts = (90, 1, 40), (9, 70, 256)
@@ -211,7 +211,7 @@ def test_spans_that_share_a_growing_dictionary(triton_kernel: Load, poisoned_emp
 @pytest.mark.parametrize("transform", ["klt", "hadamard"])
 @pytest.mark.parametrize("bits", [0.75, 2, 3.5])
 def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) -> None:
-    """Keys and values with the statistics of real ones, three spans of a growing dictionary, against the codec's own decoder."""
+    """Keys and values with the statistics of real ones, three spans of a growing codebook, against the codec's own decoder."""
     config = QVGConfig("klt", bits, clusters="auto", iterations=2, transform=transform, spans_per_codebook=3, backend="torch")
     codec, pair = KLTCodec(config), [x[:, :, :600].to(DEVICE) for x in make_keys_values(frames=1, heads=2)]
     q = pair[0][:, :, ::40] - pair[0].mean(2, keepdim=True)
@@ -258,7 +258,7 @@ def test_amplitudes(triton_kernel: Load, size: float) -> None:
     _same(triton_kernel, _randn(*Q), keys, values._replace(codewords=codewords, gains=gains), _angles(90))
 
 
-def test_silent_tokens_are_their_words(triton_kernel: Load, poisoned_empty: None) -> None:
+def test_silent_tokens_are_their_codewords(triton_kernel: Load, poisoned_empty: None) -> None:
     """Gains of zero everywhere: the sum of coefficients vanishes, and nothing is divided by it."""
     keys, values = _kept(40, MIXED), _kept(40, MIXED, seed=10)
     values.gains.zero_()

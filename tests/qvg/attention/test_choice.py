@@ -103,7 +103,7 @@ def test_no_workspace_at_all(name: str) -> None:
         peaks.append(live.peak)
         assert cache.workspace.nbytes == 0
         _assert_one_softmax("direct", _seen(cache, q, k, v, (frames, 0.0, 0.0)), 12, out)
-    # The angles of one stretch of the history, and those it turns at once; a decoded history would be 19 MiB.
+    # The angles of one stretch of the history, and those it rotates at once; a decoded history would be 19 MiB.
     assert max(peaks) < 6 << 20, peaks
     assert cache.explain()[0].startswith("direct (workspace_mb is 0)")
 
@@ -266,7 +266,7 @@ def test_a_gpu_takes_heads_or_stretches_whichever_fills_it(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_turning_in_place(dtype: torch.dtype) -> None:
+def test_rotating_in_place(dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 24, 128).to(dtype)
-    turn = ROPE.rotation(torch.tensor([[3.0, 0.5, 1.0], [4.0, 0.0, 2.0]]))
-    assert_close("turned", rotate(x.float(), turn).to(dtype), rotate_(x.clone(), turn), 1e-7)
+    rotation = ROPE.rotation(torch.tensor([[3.0, 0.5, 1.0], [4.0, 0.0, 2.0]]))
+    assert_close("rotated", rotate(x.float(), rotation).to(dtype), rotate_(x.clone(), rotation), 1e-7)

@@ -34,7 +34,7 @@ def _filled(config: QVGConfig, frames: int = 3) -> KVCache:
 
 
 @pytest.mark.parametrize("read", ["exact", "fast", "direct"])
-def test_beside_joins_the_softmax(read: str) -> None:
+def test_joint_keys_join_the_softmax(read: str) -> None:
     """Neither turned nor kept. 'fast' reads in eight bits."""
     config = QVGConfig(codec="none", read=read)
     q, k, v = _draw(TOKENS, 9)
@@ -54,7 +54,7 @@ def test_beside_joins_the_softmax(read: str) -> None:
     assert_close(read, whole, out, 1e-5 if read != "fast" else 0.05)
 
 
-def test_beside_is_not_projected() -> None:
+def test_joint_keys_are_not_projected() -> None:
     generator = torch.Generator().manual_seed(1)
     matrices = torch.eye(4) + 0.1 * torch.randn(4, 4, 4, generator=generator)
     projector = Projector(matrices[3:], matrices, TOKENS, apart=True)
@@ -83,7 +83,7 @@ def test_one_text_serves_a_batch() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 128), (1, 2, 5, 64), (3, 2, 5, 128), (2, 5, 128)])
-def test_beside_of_another_shape(shape: tuple[int, ...]) -> None:
+def test_joint_keys_of_another_shape(shape: tuple[int, ...]) -> None:
     with _filled(QVGConfig(codec="none")) as cache, pytest.raises(CacheError, match=r"give \[1 or 1, 2, n, 128\]"):
         cache.attend(0, *_draw(TOKENS, 9), joint=(torch.zeros(shape), torch.zeros(shape)))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, BackendError, CacheError, CacheSpec, KVCache, NonFiniteError, QuantizedSpan, QVGConfig
+from comfyui_qvg.qvg.cache.codebooks import codebooks_text
 from comfyui_qvg.qvg.codec import KeyValueCodecs
 from comfyui_qvg.qvg.codec.klt_sizes import added_codewords, first_codewords
 from comfyui_qvg.qvg.codec.qvg import QVGCodec
@@ -190,8 +192,8 @@ def test_every_codec_is_spared_poison_and_goes_on(name: str, poison: float, whic
 
 @pytest.mark.parametrize("window", [None, 14], ids=["all", "window"])
 @pytest.mark.parametrize("shared", [1, 3, 8])
-def test_a_growing_dictionary_is_in_memory_once(shared: int, window: int | None) -> None:
-    """All spans of a group hold the longest dictionary, and what earlier frames decode to never changes as it grows."""
+def test_a_growing_codebook_is_in_memory_once(shared: int, window: int | None) -> None:
+    """All spans of a group hold the longest codebook, and what earlier frames decode to never changes as it grows."""
     config = CONFIG.with_changes(codec="klt", clusters_added=3, spans_per_codebook=shared, window_frames=window)
     cache = KVCache(SPEC, config)
     seen: dict[int, Tensor] = {}
@@ -460,3 +462,31 @@ def test_never_more_bytes_than_the_bound(preset: str) -> None:
             assert counted == spec.predict(config, frame + 1, codebooks=cache.codebooks()).total
         begun = sum(len(size.bases) for layer in cache.codebooks() or () for sizes in layer for size in sizes)
         assert begun > 2 * spec.layers, "at least one more codebook was begun"
+
+
+@pytest.mark.parametrize("preset", ["fewest-bytes", "balanced", "near-exact"])
+def test_no_cache_is_beyond_the_bound_of_further_codebooks(preset: str) -> None:
+    """Noise: every direction gets bits, so bases keep more of them than usual."""
+    config = PRESETS[preset].with_changes(span_frames=4, sink_frames=0, recent_frames=0)
+    spec = CacheSpec(layers=2, heads=1, head_dim=64, tokens_per_frame=64, chunk_frames=1)
+    generator = torch.Generator().manual_seed(0)
+    with KVCache(spec, config) as cache:
+        for frame in range(1, 13):
+            for layer in range(spec.layers):
+                cache.attend(layer, *torch.randn(3, 1, 1, 64, 64, generator=generator))
+            cache.commit()
+            assert cache.nbytes().total <= spec.predict(config, frame, codebooks="most").total, frame
+        assert cache.nbytes().total > spec.predict(config, 12).total
+
+
+def test_the_report_counts_codebooks_of_a_window_as_they_are() -> None:
+    """Spans too short to begin a further codebook: as many as a video without cuts has, whatever the window leaves of a group."""
+    config = CONFIG.with_changes(codec="klt", clusters_added=3, spans_per_codebook=3, window_frames=14)
+    cache = KVCache(SPEC, config)
+    for frame in range(34):
+        _commit(cache, 1, start=frame)
+        text = codebooks_text(cache)
+        if text:
+            begun, usual = (int(number) for number in re.findall(r"(\d+) bases \(a video without cuts has (\d+)\)", text)[0])
+            groups = {id(pair.keys.codebook.group) for pair in cache.layers[0].state.spans}  # type: ignore[union-attr]
+            assert begun >= usual == 2 * SPEC.layers * len(groups), (frame, text)

@@ -67,7 +67,7 @@ CONFIGS = {
     # A window with room for one span: it leaves before the next one is encoded, which therefore cannot share its codebook.
     "klt_tight": QVGConfig(codec="klt", clusters="auto", span_frames=2, spans_per_codebook=8, window_frames=7),
     "qvg_tight": QVGConfig(clusters=8, span_frames=2, spans_per_codebook=8, window_frames=7),
-    "klt_words_by_hand": QVGConfig(codec="klt", clusters=10, clusters_added=7, span_frames=2, spans_per_codebook=4),
+    "klt_codewords_by_hand": QVGConfig(codec="klt", clusters=10, clusters_added=7, span_frames=2, spans_per_codebook=4),
     **{
         f"{codec}{'_symmetric' if symmetric else ''}{'_window' if window else ''}": QVGConfig(
             codec=codec, bits=3, bits_v=2, symmetric=symmetric, span_frames=3, spans_per_codebook=3, window_frames=window

@@ -1,4 +1,4 @@
-"""Our codec: a dictionary that grows without disturbing anyone, bits where the energy is, and less error than the published codec
+"""Our codec: a codebook that grows without disturbing anyone, bits where the energy is, and less error than the published codec
 in fewer bytes, with outlier tokens too."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values
 from comfyui_qvg.qvg.codec import Codec, KLTCodec, make_codecs
-from comfyui_qvg.qvg.codec.base import CodebookSize, EncodeHint
+from comfyui_qvg.qvg.codec.base import CodebookSize, EncodeHint, Room
 from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
 from comfyui_qvg.qvg.codec.span import Span, TransformCodebook, TransformSpan, storage_bytes
 from hypothesis import given
@@ -119,12 +119,12 @@ def test_outlier_tokens_do_not_harm_the_rest(seed: int, which: int, share: float
     assert ours < 0.5 * theirs, (ours, theirs)
 
 
-def _group(codec: KLTCodec, parts: Sequence[Tensor]) -> list[TransformSpan]:
+def _group(codec: KLTCodec, parts: Sequence[Tensor], room: Room | None = None) -> list[TransformSpan]:
     """Spans encoded one after the other, each knowing the bases of those before it, as a cache does it."""
     spans: list[TransformSpan] = []
     for number, x in enumerate(parts):
         bases = tuple({id(span.codebook.basis): span.codebook.basis for span in spans}.values())
-        hint = EncodeHint(number, reuse=spans[-1].codebook if spans else None, bases=bases)
+        hint = EncodeHint(number, reuse=spans[-1].codebook if spans else None, bases=bases, room=room)
         span = codec.encode(x, hint)
         assert isinstance(span, TransformSpan)
         spans.append(span)
@@ -165,7 +165,7 @@ def test_tokens_that_are_alike_need_no_further_codebook() -> None:
     assert full["centroids"] == predicted["centroids"]
 
 
-def test_added_words_help_where_something_new_appears() -> None:
+def test_added_codewords_help_where_something_new_appears() -> None:
     old, new = (make_keys_values(seed, frames=2)[0] for seed in (0, 9))
     errors = []
     for added in (0, 64):
@@ -189,9 +189,9 @@ def test_added_words_help_where_something_new_appears() -> None:
         ({"clusters": 100}, [7, 33], [7, 8]),
         ({}, [1, 1], [1, 1]),
     ],
-    ids=["one_for_16_tokens", "full", "alone", "short_spans", "nothing_left", "by_hand", "fewer_tokens_than_words", "one_token"],
+    ids=["one_for_16_tokens", "full", "alone", "short_spans", "nothing_left", "by_hand", "few_tokens", "one_token"],
 )
-def test_never_more_words_than_ids_can_name(changes: dict[str, int], tokens: list[int], codewords: list[int]) -> None:
+def test_never_more_codewords_than_ids_can_name(changes: dict[str, int], tokens: list[int], codewords: list[int]) -> None:
     codec = KLTCodec(SHARING.with_changes(**changes, iterations=1))
     parts = [torch.randn(2, 3, count, 64, generator=torch.Generator().manual_seed(count)) for count in tokens]
     for number, count in enumerate(codewords, 1):
@@ -265,7 +265,7 @@ def test_heads_do_not_see_each_other() -> None:
 
 @TRANSFORMS
 def test_videos_of_a_batch_do_not_see_each_other(transform: str) -> None:
-    """Two videos of different energy, coded together and each alone: the same codes, also when their dictionaries grow."""
+    """Two videos of different energy, coded together and each alone: the same codes, also when their codebooks grow."""
     codec = KLTCodec(SHARING.with_changes(transform=transform, clusters=20, clusters_added=10))
     keys, values = (x[:, :, :800] * size for x, size in zip(make_keys_values(frames=1, heads=2), (1.0, 30.0), strict=True))
     codebooks: list[TransformCodebook | None] = [None, None, None]
@@ -381,10 +381,10 @@ def test_an_opening_costs_no_quality(opening: str) -> None:
 
 
 def test_a_scene_seen_before_takes_its_basis_again() -> None:
-    """There and back between two kinds of tokens: two bases for four spans."""
+    """There and back between two kinds of tokens, with room for a basis each time: two bases for four spans."""
     turn = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(7)))[0]
     parts = [_tokens(1), _tokens(2) @ turn, _tokens(3), _tokens(4) @ turn]
-    bases = [span.codebook.basis for span in _group(KLTCodec(QVGConfig.preset("balanced")), parts)]
+    bases = [span.codebook.basis for span in _group(KLTCodec(QVGConfig.preset("balanced")), parts, Room(D, D))]
     assert bases[0] is bases[2] is not bases[1] and bases[1] is bases[3]
 
 

@@ -42,7 +42,7 @@ CONFIGS = {
     "klt_window": _KLT.with_changes(window_frames=14),
     "klt_alone": _KLT.with_changes(spans_per_codebook=1, clusters="auto"),
     "klt_hadamard": _KLT.with_changes(transform="hadamard"),
-    "klt_turned_keys": _KLT.with_changes(keys="after_rope"),
+    "klt_rotated_keys": _KLT.with_changes(keys="after_rope"),
     **{
         codec: QVGConfig(codec=codec, bits=3, bits_v=2, symmetric=False, span_frames=3, window_frames=14)
         for codec in ("rtn", "kivi", "quarot")
@@ -141,7 +141,7 @@ def test_a_file_from_before_there_were_other_codecs(saved: Path) -> None:
     def age(state: dict[str, Any]) -> None:
         for name in ("bits_v", "clusters_added", "transform", "keys"):
             del state["config"][name]
-        del state["planes"], state["directions"], state["group_starts"], state["layout"]["hidden"]
+        del state["planes"], state["directions"], state["group_starts"], state["spare_rows"], state["layout"]["hidden"]
 
     today = load_cache(saved)
     _rewritten(saved, age)
