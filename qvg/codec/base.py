@@ -27,7 +27,7 @@ Codebooks = Sequence[tuple[Sequence[CodebookSize], Sequence[CodebookSize]]]
 
 
 class Room(NamedTuple):
-    """Rows (directions and codewords) that codebooks have left of what they may take: those of this layer, and those of this layer
+    """Rows (directions and codewords) that codebooks have left of what they may take: those of this layer, and those of this one
     and all before it."""
 
     layer: int

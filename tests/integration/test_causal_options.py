@@ -58,14 +58,14 @@ def test_the_report_says_where_the_bytes_are(client: Client) -> None:
     said = record(client, away(BALANCED))
     config = QVGConfig.preset("balanced").with_changes(span_frames=6, offload="cpu")
     spec = CacheSpec(LAYERS, tiny_wan.HEADS, tiny_wan.HEAD_DIM, TOKENS, BLOCK)
-    sizes, places = spec.predict(config, FRAMES), said["places"]
+    sizes, places = spec.predict(config, FRAMES), said["placement"]
     assert said["cache_bytes"][-1] == sizes.total and places["device"] == sizes.exact
-    assert places["home"] == sizes.total - sizes.exact == places["visiting"], "two layers, and the network has two"
+    assert places["home"] == sizes.total - sizes.exact == places["copied"], "two layers, and the network has two"
     line = f"offload cpu: {places['home'] / 1e6:.2f} MB in CPU memory; {places['device'] / 1e6:.2f} MB on the device, and copies"
     assert line in said["text"]
     assert not any(said["left"].values()), "memory outlives the run"
     at_home = record(client, native({**BALANCED, "offload": "cpu"}))
-    assert at_home["places"] == {"device": sizes.total, "home": 0, "visiting": 0}
+    assert at_home["placement"] == {"device": sizes.total, "home": 0, "copied": 0}
     assert "offload cpu: nothing to move, the model runs on cpu" in at_home["text"]
     assert "offload" not in record(client, native({**EXACT, "offload": "cpu"}))["text"]
 
