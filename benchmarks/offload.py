@@ -121,7 +121,7 @@ def whereabouts(cache: KVCache, shape: Shape, device: torch.device) -> dict[str,
     found: dict[str, object] = {
         "device_bytes": placement.device,
         "home_bytes": placement.home,
-        "copied_bytes": placement.copied,
+        "visiting_bytes": placement.copied,
     }
     if not placement.home:
         return found
