@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import bootstrap_package  # noqa: F401
 from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
-from comfyui_qvg.qvg.bench.live_bytes import LiveBytes
+from comfyui_qvg.qvg.bench.cache_watch import CacheWatch
 from comfyui_qvg.qvg.cache.growth import even_chunks
 from comfyui_qvg.qvg.files import written_whole
 from rows import RESULTS
@@ -51,7 +51,7 @@ def counted(config: QVGConfig, spec: CacheSpec, heads: int, frames: int) -> Iter
     spectrum = torch.logspace(0, -1, spec.head_dim)
     most = before = 0
     with KVCache(one, config) as cache:
-        held = LiveBytes(cache)
+        held = CacheWatch(cache)
         for chunk in even_chunks(frames, spec.chunk_frames):
             shape = (1, heads, chunk * spec.tokens_per_frame, spec.head_dim)
             cache.layers[0].append(*((torch.randn(shape, generator=generator) * spectrum).bfloat16() for _ in range(2)))

@@ -125,9 +125,10 @@ class MeteredCache(KVCache):
         self._wait()
         self.encode_seconds += time.perf_counter() - began
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+    @staticmethod
+    def _wait() -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
 
 
 @dataclass

@@ -36,8 +36,8 @@ from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codew
 from .span import Group, Span, TransformCodebook, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
-# those of earlier layers have (3 dB), and where nothing has (5 dB in a new scene, 10 dB otherwise).
-_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_A_SCENE, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**0.5, 10**1.0
+# those of earlier layers have (3 dB), and where nothing has (5 dB in a new scene, 15 dB otherwise).
+_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_A_SCENE, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**0.5, 10**1.5
 # Errors below this share of the group's energy, times 4^-bits, count as equal.
 _NO_MATTER = 0.02
 # Codewords that leave less than this share of a span's squares describe it completely; those that leave more than the second
@@ -159,18 +159,18 @@ class KLTCodec:
         more, added = self._more_codewords(tokens), added_codewords(self.config, known.codewords.values.shape[2], tokens)
         room = hint.room or Room(*[channels - sum(basis.directions for basis in hint.bases or (known.basis,))] * 2)
         own = self._judged(x, self._with_basis(x, known.codewords, known.group), energy)
-        rows = own.codebook.basis.directions
+        rows, new_scene = own.codebook.basis.directions, hint.new_scene and len(hint.bases) < 2  # once in a group
         worth = _WORTH_ITS_ROOM if rows <= room.layer + added else _WORTH_OTHERS_ROOM
         if own.worst <= _FAILS and rows <= room.so_far + added and self._gain(best, own) > worth:
             # The layer's keys (or values) need room for a basis, too.
-            if hint.new_scene or 2 * rows + more <= room.layer + 2 * added:
+            if new_scene or 2 * rows + more <= room.layer + 2 * added:
                 renewed = self._judged(x, self._renewed(x, known, hint.seed), energy)
                 return renewed if self._gain(own, renewed) > _WORTH_ITS_ROOM else own
             return own
         if best.worst <= _FAILS and self._gain(best, own) <= _WORTH_OTHERS_ROOM:
             return best
         renewed = self._judged(x, self._renewed(x, known, hint.seed), energy)
-        worth = _WORTH_A_SCENE if hint.new_scene else _WORTH_MORE_ROOM
+        worth = _WORTH_A_SCENE if new_scene else _WORTH_MORE_ROOM
         return renewed if self._gain(best, renewed) > worth or _rescues(renewed, best) else best
 
     def _renewed(self, x: Tensor, known: TransformCodebook, seed: int) -> TransformCodebook:
