@@ -36,8 +36,8 @@ from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codew
 from .span import Group, Span, TransformCodebook, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
-# those of earlier layers have (3 dB), and where nothing has (5 dB in a new scene, 15 dB otherwise).
-_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_A_SCENE, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**0.5, 10**1.5
+# those of earlier layers have (3 dB), and where nothing has (5 dB in a new scene, 12 dB otherwise).
+_WORTH_ITS_ROOM, _WORTH_OTHERS_ROOM, _WORTH_A_SCENE, _WORTH_MORE_ROOM = 10**0.15, 10**0.3, 10**0.5, 10**1.2
 # Errors below this share of the group's energy, times 4^-bits, count as equal.
 _NO_MATTER = 0.02
 # Codewords that leave less than this share of a span's squares describe it completely; those that leave more than the second
@@ -159,7 +159,9 @@ class KLTCodec:
         more, added = self._more_codewords(tokens), added_codewords(self.config, known.codewords.values.shape[2], tokens)
         room = hint.room or Room(*[channels - sum(basis.directions for basis in hint.bases or (known.basis,))] * 2)
         own = self._judged(x, self._with_basis(x, known.codewords, known.group), energy)
-        rows, new_scene = own.codebook.basis.directions, hint.new_scene and len(hint.bases) < 2  # once in a group
+        rows = own.codebook.basis.directions
+        # Once in a group, and again where these tokens themselves are louder.
+        new_scene = hint.new_scene and (len(hint.bases) < 2 or _is_louder(x, known))
         worth = _WORTH_ITS_ROOM if rows <= room.layer + added else _WORTH_OTHERS_ROOM
         if own.worst <= _FAILS and rows <= room.so_far + added and self._gain(best, own) > worth:
             # The layer's keys (or values) need room for a basis, too.
@@ -211,9 +213,7 @@ class KLTCodec:
         noise."""
         left = in_float64(known.basis.weights()).mean((1, 2))
         wasted = left > _HARDLY_DESCRIBED * (left + _energy(known.codewords.dequantize()).mean(1))
-        energy = _energy(x).mean(1)
-        louder = energy > _LOUDER * _energy_of(known).mean(1).to(energy.device)
-        return bool(wasted.any()) or bool(louder.any())
+        return bool(wasted.any()) or _is_louder(x, known)
 
     # ---------------------------------------------------------------------------------------------------------- tokens
 
@@ -264,6 +264,12 @@ class KLTCodec:
                 codes[one], gains[one], ids[one], codewords[one], matrix[one], planes, out[one], self.config.backend, rotation
             )
         return out
+
+
+def _is_louder(x: Tensor, known: TransformCodebook) -> bool:
+    """Whether a video's tokens carry much more energy than their group."""
+    energy = _energy(x).mean(1)
+    return bool((energy > _LOUDER * _energy_of(known).mean(1).to(energy.device)).any())
 
 
 def _rescues(one: Judged, other: Judged) -> bool:
