@@ -339,8 +339,12 @@ def test_a_link_that_leads_nowhere_is_not_overwritten(source: Path, tmp_path: Pa
     assert out.is_symlink() and left(tmp_path) == ["out.safetensors"]
 
 
+# Under nohup a program, and those that it starts, are to ignore that the terminal is gone.
+HANGUP = [] if os.name == "nt" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a program without telling it")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, *HANGUP])
 def test_broken_off_it_leaves_nothing(source: Path, tmp_path: Path, how: signal.Signals) -> None:
     with held_conversions(source, tmp_path / "out.safetensors", "bf16") as (process,):
         assert len(left(tmp_path)) == 1
