@@ -24,8 +24,8 @@ BALANCED = {"cache": "preset", "cache.preset": "balanced", "span_frames": 6}
 # Classes of which nothing is to be left when a run is over.
 LEFT = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan", "StoredOnce", "WorldPlan")
 # Least PSNR against core in float32: measured 93.2, 47.4 and 52.8 dB less what noise of other seeds and shapes takes (ComfyUI
-# 0.33.0, CPU, torch 2.13.0, 2026-11-30). Spans of 144 tokens are too short here for a basis of their own: with one `balanced` was at
-# 64.5 dB, and the basis took over three times the bytes of the codes.
+# 0.33.0, CPU, torch 2.13.0, 2026-11-30). Spans of 144 tokens are too short here for a basis of their own: with one `balanced` was
+# at 64.5 dB, and the basis took over three times the bytes of the codes.
 FLOOR_DB = {"16 bits": 88.0, "qvg": 42.0, "balanced": 47.0}
 
 
