@@ -43,7 +43,7 @@ METHODS = {
     "near-exact": "**`near-exact`**: klt, keys 3, values 3.5 bits",
     "klt, 2 bits": "klt",
     "klt, 2 bits, Hadamard": "klt with a Hadamard transform instead of the learned one",
-    "klt, 2 bits, frozen words": "klt with the first span's centroids for all",
+    "klt, 2 bits, frozen codewords": "klt with the first span's centroids for all",
     "klt, 2 bits, keys after RoPE": "klt, keys kept after RoPE",
     "qvg, 32 centroids, keys after RoPE": "QVG, 32 centroids, keys kept after RoPE",
     "kivi, 2 bits": "KIVI",

@@ -46,7 +46,7 @@ METHODS: tuple[Method, ...] = (
     Method("qvg, 4 bits", _qvg(bits=4)),
     Method("klt, keys 2, values 1.5 bits", _klt(bits=2, bits_v=1.5)),
     Method("klt, 2 bits, Hadamard", _klt(transform="hadamard")),
-    Method("klt, 2 bits, frozen words", _klt(clusters_added=0)),
+    Method("klt, 2 bits, frozen codewords", _klt(clusters_added=0)),
     Method("klt, 2 bits, mean only", _klt(clusters=1, clusters_added=0)),
     Method("klt, 2 bits, codebook per span", _klt(spans_per_codebook=1, clusters=32)),
     *(

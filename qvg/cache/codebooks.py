@@ -1,4 +1,4 @@
-"""What a cache's codebooks take, in a sentence: of codec "klt" more of them are begun where frames do not fit those before."""
+"""What a cache's codebooks take, in a sentence or two: codec "klt" begins more where frames do not fit those before."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from .kv_cache import KVCache
 
 
 def codebooks_text(cache: KVCache) -> str:
-    """How many bases were begun and how many a video without cuts has, their bytes, the price of one more, and the bound.
-    Empty for other codecs, and before anything is encoded."""
+    """How many bases were begun and how many a video without cuts has, their bytes, the price of one more, and the bound; and
+    what short spans get instead. Empty for other codecs, and before anything is encoded."""
     layers, spans = cache.codebooks(), len(cache.layout.spans)
     if not layers or not spans:
         return ""
@@ -18,8 +18,9 @@ def codebooks_text(cache: KVCache) -> str:
     held = cache.nbytes()
     without = held.total - held.centroids - held.basis
     most = spec.predict(config, cache.frames_committed, codebooks="most")
-    return (
+    text = (
         f"codebooks: {begun} bases (a video without cuts has {usual}) in {(held.centroids + held.basis) / 1e6:.2f} MB; one more "
         f"in every layer takes {spec.codebook_bytes(config) / 1e6:.2f} MB, and one at every span would make the whole cache "
         f"{max(held.total, without + most.centroids + most.basis) / 1e6:.2f} MB at most"
     )
+    return "\n".join(filter(None, (text, spec.short_spans_text(config))))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attention.history import Pair
-from ..codec import ExactCodec, KLTCodec, make_codecs
+from ..codec import ExactCodec, KLTCodec
 from ..codec.base import CodebookSize, EncodeHint, Room
 from ..codec.span import Codebook, ExactSpan, Span, TransformCodebook, TransformSpan
 from ..config import QVGConfig
@@ -68,7 +68,7 @@ class LayerCache:
 
     def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int, offloader: Offloader | None = None):
         self.spec, self.config, self.layer, self.offloader = spec, config, layer, offloader
-        self.codecs, self.exact = make_codecs(config, spec.dtype), ExactCodec(spec.dtype)
+        self.codecs, self.exact = spec.codecs(config), ExactCodec(spec.dtype)
         self.state = LayerState()
 
     def append(self, k: Tensor, v: Tensor) -> None:

@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-from ..codec import Codec, ExactCodec, make_codecs
+from ..codec import Codec, ExactCodec
 from ..config import QVGConfig
 from .growth import Book, Commit, Growth
 from .spec_like import SpecLike
@@ -76,7 +76,7 @@ class _Layer:
 
     def __init__(self, spec: SpecLike, config: QVGConfig):
         self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
-        self._codecs: tuple[Codec, ...] = (*make_codecs(config, spec.dtype), ExactCodec(spec.dtype))
+        self._codecs: tuple[Codec, ...] = (*spec.codecs(config), ExactCodec(spec.dtype))
         self._span, self._codebook = cache(self._count_span), cache(self._count_codebook)
         self._newest: Book = ()
 

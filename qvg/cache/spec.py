@@ -10,13 +10,14 @@ from typing import Literal
 
 import torch
 
-from ..codec import ExactCodec, KLTCodec, make_codecs
+from ..codec import ExactCodec, KeyValueCodecs, KLTCodec, make_codecs
 from ..codec.base import Codebooks
 from ..config import GROUP_SIZES, QVGConfig
 from ..errors import ConfigError
 from .growth import Growth
 from .peak import peak_bytes
 from .policy import CachePolicy, Layout
+from .short_spans import encoding, short_spans_text
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,18 @@ class CacheSpec:
             )
         return policy
 
+    def span_tokens(self, config: QVGConfig) -> int:
+        """Tokens of a whole span."""
+        return self.check(config).span_chunks * self.chunk_frames * self.tokens_per_frame
+
+    def codecs(self, config: QVGConfig) -> KeyValueCodecs:
+        """What keys and values are encoded with."""
+        return make_codecs(encoding(config, self.span_tokens(config), self.head_dim), self.dtype)
+
+    def short_spans_text(self, config: QVGConfig) -> str:
+        """A sentence where a window makes spans too short to learn a basis from; otherwise empty."""
+        return short_spans_text(config, self.span_tokens(config), self.head_dim)
+
     def _check_channels(self, config: QVGConfig) -> None:
         channels = self.head_dim
         if channels % 8 and config.codec != "none":
@@ -116,7 +129,7 @@ class CacheSpec:
         for chunk in self._cut(frames, chunks):
             growth.commit(chunk)
         sizes = self._span_bytes(config, growth.layout)
-        for which, codec in enumerate(make_codecs(config, self.dtype)):
+        for which, codec in enumerate(self.codecs(config)):
             if codebooks is None or not isinstance(codec, KLTCodec):
                 for codebook in growth.codebooks:
                     tokens = [count * self.tokens_per_frame for count in codebook]
@@ -133,9 +146,9 @@ class CacheSpec:
 
     def codebook_bytes(self, config: QVGConfig) -> int:
         """Bytes of one codebook more in every layer, for keys and values: the price of a scene that does not fit those before."""
-        tokens = self.check(config).span_chunks * self.chunk_frames * self.tokens_per_frame
-        codecs = make_codecs(config, self.dtype)
-        return self.layers * sum(sum(codec.predicted_codebook_bytes(self._rows, [tokens]).values()) for codec in codecs)
+        tokens = [self.span_tokens(config)]
+        sizes = (codec.predicted_codebook_bytes(self._rows, tokens) for codec in self.codecs(config))
+        return self.layers * sum(sum(size.values()) for size in sizes)
 
     def predict_peak(
         self,
@@ -176,7 +189,7 @@ class CacheSpec:
         exact, sizes = ExactCodec(self.dtype), Counter[str]()
         for frames in (*layout.sink, *layout.tail):
             sizes.update(_times(2 * self.layers, exact.predicted_bytes(self._shape(frames))))
-        for codec in make_codecs(config, self.dtype):
+        for codec in self.codecs(config):
             for frames in layout.spans:
                 sizes.update(_times(self.layers, codec.predicted_bytes(self._shape(frames))))
         return sizes

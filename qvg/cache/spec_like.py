@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from ..codec import KeyValueCodecs
 from ..config import QVGConfig
 from .policy import CachePolicy
 
@@ -39,3 +40,6 @@ class SpecLike(Protocol):
 
     def check(self, config: QVGConfig) -> CachePolicy:
         """Raise ConfigError where a config does not fit; otherwise the policy it asks for."""
+
+    def codecs(self, config: QVGConfig) -> KeyValueCodecs:
+        """What keys and values are encoded with."""

@@ -65,7 +65,8 @@ class Plan:
     known. `fits` is None where the device's memory is not known, `longest_frames` (pictures; of whole blocks, or the video asked
     for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead;
     below 0 where the codebooks that an encoder gets copies of are more than that. Of codec "klt", whose cache grows where scenes
-    change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span.
+    change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span; `short_spans`
+    says so where a window makes spans too short to learn from.
     """
 
     latent_frames: int
@@ -82,6 +83,7 @@ class Plan:
     away_bytes: int = 0
     codebook_bytes: int = 0
     most_cache_bytes: int = 0
+    short_spans: str = ""
 
     @property
     def sampling_bytes(self) -> int:
@@ -132,6 +134,7 @@ def plan(
         away_bytes=end.peak_bytes - end.device_bytes,
         codebook_bytes=run.spec.codebook_bytes(config) if config.codec == "klt" else 0,
         most_cache_bytes=end.now_bytes + run.further_bytes(frames),
+        short_spans=run.spec.short_spans_text(run.config),
     )
 
 

@@ -75,6 +75,8 @@ def report(
     table = [f"{name:<{width}}  {size}" if size else name for name, size in lines]
     if not network.is_counted:
         table.append("Activations follow from this network's layers; they were not counted on the network itself.")
+    if found.short_spans:
+        table.append(found.short_spans)
     return "\n".join([verdict(found, device_bytes, setting), *table])
 
 

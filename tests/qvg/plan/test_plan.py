@@ -44,7 +44,7 @@ KEYS = [
     "fits",
     "longest_frames",
 ]
-LATER_KEYS = ["away_bytes", "codebook_bytes", "most_cache_bytes"]
+LATER_KEYS = ["away_bytes", "codebook_bytes", "most_cache_bytes", "short_spans"]
 
 
 def _plan(frames: int = 81, preset: str = "balanced", gigabytes: float | None = 24, **changes: Any) -> Plan:
