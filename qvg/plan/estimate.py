@@ -65,8 +65,8 @@ class Plan:
     known. `fits` is None where the device's memory is not known, `longest_frames` (pictures; of whole blocks, or the video asked
     for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead;
     below 0 where the codebooks that an encoder gets copies of are more than that. Of codec "klt", whose cache grows where scenes
-    change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span; `short_spans`
-    says so where a window makes spans too short to learn from.
+    change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span;
+    `short_spans` says so where a window makes spans too short to learn from.
     """
 
     latent_frames: int
