@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
+from ..common.shipped_weights import REMEDY, check_shipped, read_shipped
 from ..wan.network import CausalWan, WanConfig
 from .directions import TEXT_CHANNELS, TEXT_TOKENS
 from .pictures import PictureCodec
@@ -26,7 +26,7 @@ VERSION = "1"  # of the film's rules: scenes, directions, text rows. A file of a
 MODEL = "qvg-demo-film"
 CODEC_PREFIX = "picture_codec."
 CONFIG = WanConfig(layers=4, heads=2, mlp=768, text_channels=TEXT_CHANNELS, text_tokens=TEXT_TOKENS)
-_REMEDY = "restore it from the repository's assets/, or install this pack again"
+_TITLE = "demo film"
 
 
 @dataclass(frozen=True)
@@ -39,45 +39,16 @@ class DemoFilmWeights:
 
 def read_demo_film(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DemoFilmWeights:
     """Weights of the shipped model. UnsupportedModelError: the file is missing, damaged or not this model's."""
-    if not path.is_file():
-        raise UnsupportedModelError(f"{path} is not there, but holds the film model's weights; {_REMEDY}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UnsupportedModelError(f"{path} cannot be read ({error}); {_REMEDY}") from error
-    if metadata.get("model") != MODEL:
-        raise UnsupportedModelError(
-            f"{path} is not a demo film (its metadata says {metadata.get('model')!r}); use assets/{WEIGHTS.name}"
-        )
+    metadata, state = read_shipped(path, _TITLE, MODEL, dtype)
     if metadata.get("version") != VERSION:
         raise UnsupportedModelError(
             f"{path} is a demo film of version {metadata.get('version')!r}, but this pack's films and prompts are of version "
-            f"{VERSION!r}; {_REMEDY}"
+            f"{VERSION!r}; {REMEDY}"
         )
     codec = {name.removeprefix(CODEC_PREFIX): state.pop(name) for name in list(state) if name.startswith(CODEC_PREFIX)}
-    _check(path, CausalWan(CONFIG, device="meta"), state, "")
-    _check(path, PictureCodec(device="meta"), codec, CODEC_PREFIX)
+    check_shipped(path, _TITLE, CausalWan(CONFIG, device="meta"), state)
+    check_shipped(path, _TITLE, PictureCodec(device="meta"), codec, CODEC_PREFIX)
     return DemoFilmWeights(state, codec)
-
-
-def _check(path: Path, module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
-    """Raise UnsupportedModelError for the first weight that is missing, unknown, of another shape, or no number."""
-    expected = {name: list(weight.shape) for name, weight in module.state_dict().items()}
-    for name in sorted(expected.keys() | state.keys()):
-        found, label = list(state[name].shape) if name in state else None, prefix + name
-        if found is None:
-            complaint = f"lacks the weight {label!r}"
-        elif name not in expected:
-            complaint = f"holds {label!r}, which is no weight of the demo film"
-        elif found != expected[name]:
-            complaint = f"holds {label!r} in shape {found} instead of {expected[name]}"
-        elif not state[name].isfinite().all():
-            complaint = f"holds values in {label!r} that are not numbers"
-        else:
-            continue
-        raise UnsupportedModelError(f"{path} {complaint}; {_REMEDY}")
 
 
 def load_demo_film(

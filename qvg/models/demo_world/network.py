@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,9 +24,10 @@ from ...cache import KVCache
 from ...cache.spec import CacheSpec
 from ...errors import UnsupportedModelError
 from ...positions.rope import GridRope, geometric_frequencies
+from ..common.shipped_weights import REMEDY, check_shipped, read_shipped
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "assets" / "demo_world.safetensors"
-_REMEDY = "restore it from the repository's assets/, or install this pack again"
+_TITLE = "demo world"
 
 # Pixels the camera moves in one latent frame: half a token, so that walks look smooth and tokens do not always line up.
 STEP_PIXELS = 4
@@ -174,40 +174,13 @@ class DemoWorldDenoiser:
 
 def read_demo_world(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> tuple[DemoWorldConfig, dict[str, Tensor]]:
     """Shape and weights of the shipped model. UnsupportedModelError: the file is missing, damaged, or of something else."""
-    if not path.is_file():
-        raise UnsupportedModelError(f"{path} is not there, but holds the demo model's weights; {_REMEDY}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UnsupportedModelError(f"{path} cannot be read ({error}); {_REMEDY}") from error
-    if metadata.get("model") != "qvg-demo-world":
-        raise UnsupportedModelError(
-            f"{path} is not a demo world (its metadata says {metadata.get('model')!r}); use assets/{WEIGHTS.name}"
-        )
+    metadata, state = read_shipped(path, _TITLE, "qvg-demo-world", dtype)
     try:
         config = DemoWorldConfig(**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(f"{path} does not say what shape its model has ({error}); {_REMEDY}") from error
-    _check_weights(path, config, state)
+        raise UnsupportedModelError(f"{path} does not say what shape its model has ({error}); {REMEDY}") from error
+    check_shipped(path, _TITLE, DemoWorld(config, device="meta"), state)
     return config, state
-
-
-def _check_weights(path: Path, config: DemoWorldConfig, state: dict[str, Tensor]) -> None:
-    """Raise UnsupportedModelError for the first weight that is missing, unknown, or of another shape."""
-    expected = {name: list(weight.shape) for name, weight in DemoWorld(config, device="meta").state_dict().items()}
-    for name in sorted(expected.keys() | state.keys()):
-        found = list(state[name].shape) if name in state else None
-        if found == expected.get(name):
-            continue
-        if found is None:
-            complaint = f"lacks the weight {name!r}"
-        elif name not in expected:
-            complaint = f"holds {name!r}, which is no weight of the demo world"
-        else:
-            complaint = f"holds {name!r} in shape {found} instead of {expected[name]}"
-        raise UnsupportedModelError(f"{path} {complaint}; {_REMEDY}")
 
 
 def load_demo_world(
