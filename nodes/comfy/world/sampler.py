@@ -150,7 +150,7 @@ class _Walk:
         return f"mode {options.mode}: the last chunk sees {last} earlier frames, {how}; keys and values stored {stored}"
 
 
-_LAYOUTS = {"once": "once, before they are turned", "vendor": "twice, as they were turned"}
+_LAYOUTS = {"once": "once, before they are rotated", "vendor": "twice, as they were rotated"}
 
 
 def _per_frame(given: int, values: list[Any]) -> tuple[Any, ...]:

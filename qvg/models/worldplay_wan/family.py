@@ -42,7 +42,7 @@ FAMILY = Family(
             token_pixels=32,
             chunk_frames=4,
             channels=48,
-            in_attention=16,  # two branches, one turned by RoPE and one by the camera
+            in_attention=16,  # two branches, one rotated by RoPE, one transformed by the camera
             context_frames=16,
             most_frames=240,
         )

@@ -369,7 +369,7 @@ def _placed(cache: KVCache, frames: range, at: int = 0) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_replaced_positions_are_those_that_frames_might_have_had(name: str) -> None:
-    """A cache whose frames were placed elsewhere from the beginning attends alike: keys are kept before they are turned."""
+    """A cache whose frames were placed elsewhere from the beginning attends alike: keys are kept before they are rotated."""
     config = CODECS[name].with_changes(window_frames=11)
     moved, born = KVCache(SPEC, config, ROPE), KVCache(SPEC, config, ROPE)
     _placed(moved, range(13), at=300)
