@@ -220,8 +220,8 @@ class QVGWorldSampler(io.ComfyNode):
                     "storage",
                     options=list(LAYOUTS),
                     default=LAYOUTS[0],
-                    tooltip="once: keys and values as they are, rotated when read. vendor: rotated and kept twice, as the official "
-                    "code and Quant-VideoGen keep them; twice the memory, to compare with.",
+                    tooltip="once: keys and values as they are, rotated when read. vendor: rotated and kept twice, as the "
+                    "official code and Quant-VideoGen keep them; twice the memory, to compare with.",
                     advanced=True,
                     optional=True,
                 ),
