@@ -45,13 +45,14 @@ def _free_port() -> int:
 
 @contextmanager
 def started(base: Path) -> Iterator[Client]:
-    """A server whose folders are in `base`, with the packs in base/custom_nodes. Ended with the `with`."""
+    """A server whose folders are in `base`, with the packs in base/custom_nodes and the tests' own. Ended with the `with`."""
     home, python = comfyui()
     port = _free_port()
     for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir(exist_ok=True)
     # A folder of one's own begins without the picture that every ComfyUI has.
     shutil.copy(home / "input" / "example.png", base / "input")
+    (base / "custom_nodes" / "testing").symlink_to(Path(__file__).with_name("testing_pack"), target_is_directory=True)
     command = [str(python), "-u", str(home / "main.py"), "--cpu", "--disable-api-nodes", "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfyui.db"]
     command += ["--cache-classic", "--disable-auto-launch"]
@@ -79,7 +80,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "ComfyUI-QVG").symlink_to(ROOT, target_is_directory=True)
-    (base / "custom_nodes" / "testing").symlink_to(Path(__file__).with_name("testing_pack"), target_is_directory=True)
     with started(base) as client:
         yield client
 
