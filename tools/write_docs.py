@@ -123,6 +123,20 @@ def _mean(rows: list[Row], key: str) -> float:
     return sum(float(row[key]) for row in rows) / len(rows)
 
 
+def windows() -> str:
+    """What a window leaves: the most bytes that the demo world's cache holds, and the next picture against the exact window's."""
+    rows = {(int(row["window"]), row["preset"]): row for row in measured("windows")}
+    names = list(dict.fromkeys(preset for _, preset in rows))
+    lines = [f"| window, frames | {' | '.join(f'`{name}`' for name in names)} |", "|---|" + "---|" * len(names)]
+    for window in dict.fromkeys(window for window, _ in rows):
+        cells = []
+        for row in (rows[window, name] for name in names):
+            decibels = f", {float(row['next_picture_db']):.1f} dB" if row["next_picture_db"] else ""
+            cells.append(f"{int(row['most_bytes']) / 1e6:.2f} MB{decibels}")
+        lines.append(f"| {window} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cache_bytes() -> str:
     """Self-Forcing's cache at the end and at its worst moment, counted."""
     rows = measured("cache_bytes")
@@ -182,6 +196,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "codecs": codecs,
     "openings": openings,
+    "windows": windows,
     "cache_bytes": cache_bytes,
     "cards": cards,
     "costs": costs,
