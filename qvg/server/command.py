@@ -156,13 +156,7 @@ def _report(outcome: Outcome, out: Path, as_json: bool) -> None:
         print(json.dumps(asdict(outcome), indent=2))
         return
     for file in outcome.files:
-        print(_printable(file["path"]))
+        print(file["path"])
     if outcome.status == "done":
         outputs = "1 output" if len(outcome.files) == 1 else f"{len(outcome.files)} outputs"
         print(f"done in {outcome.seconds:.1f} s, {outputs} in {out}", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    """What stdout can take: where it is piped on Windows, its letters are those of one part of the world."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
