@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from ..errors import ConfigError, RunError, ServerError
@@ -15,7 +16,7 @@ from .address import server_url
 from .connection import Server
 from .display import Display
 from .outputs import Outputs
-from .prompt import check_input, load_prompt, override
+from .prompt import check_input, load_prompt, named_files, override, use_listed_names
 from .run import RefusedError, Run, answered_from_cache, failure
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -84,7 +85,9 @@ def _prepared(outcome: Outcome, workflow: Path, server: str, settings: Sequence[
     version = connection.identify()
     for node, name in changed:
         if name not in fresh[node]:
-            check_input(prompt, node, name, connection.get(f"/object_info/{quote(prompt[node]['class_type'], safe='')}"))
+            check_input(prompt, node, name, _about(connection, prompt[node]["class_type"]))
+    for kind in named_files(prompt):
+        use_listed_names(prompt, kind, _about(connection, kind))
     outputs = Outputs(connection, prompt, out)
     outputs.prepare()
     outcome.files, outcome.texts = outputs.files, outputs.texts
@@ -92,6 +95,11 @@ def _prepared(outcome: Outcome, workflow: Path, server: str, settings: Sequence[
     run = Run(connection, prompt, outputs, display)
     outcome.prompt_id = run.id
     return run
+
+
+def _about(connection: Server, kind: str) -> Any:
+    """What the server says of a class of nodes; nothing where it has none of that name. ServerError."""
+    return connection.get(f"/object_info/{quote(kind, safe='')}")
 
 
 def _perform(outcome: Outcome, run: Run) -> None:

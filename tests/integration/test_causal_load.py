@@ -102,6 +102,17 @@ def test_every_file_runs_as_core_runs_the_same_weights(client: Client, name: str
         assert torch.equal(client.latent(prompt), client.latent(core(block=block)))
 
 
+def test_files_in_folders_are_found_in_the_way_of_any_system(client: Client, files: Path) -> None:
+    loras = client.base / "models" / "loras"
+    (loras / "long").mkdir(exist_ok=True)
+    shutil.copy(loras / "longlive_lora.pt", loras / "long")
+    for file, lora in (("autoregressive_checkpoint\\model.pt", "none"), ("longlive_base.pt", "long\\longlive_lora.pt")):
+        said = text(client, ours(file, lora=lora))
+        assert said == text(client, ours(file.replace("\\", "/"), lora=lora.replace("\\", "/"))).replace("long/", "long\\")
+    code, answer = client.post("/prompt", {"prompt": ours("autoregressive_checkpoint\\other.pt")})
+    assert code == 400 and [error["type"] for error in answer["node_errors"]["loader"]["errors"]] == ["value_not_in_list"]
+
+
 def test_the_folders_list_what_people_download(client: Client) -> None:
     inputs = client.get("/object_info/QVGLoadCausalWan")["QVGLoadCausalWan"]["input"]
     assert set(FILES) <= set(inputs["required"]["file"][1]["options"])
