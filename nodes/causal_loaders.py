@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..qvg.errors import ConfigError
-from ..qvg.models.common.checkpoint import WEIGHTS
 from ..qvg.models.common.found import AUTO
+from ..qvg.models.common.weight_sets import WEIGHTS
 from ..qvg.models.registry import joined, loaded_with, loaders, titles
 from .api import CATEGORY, io, ui
 

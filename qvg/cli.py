@@ -197,8 +197,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .models.common.checkpoint import WEIGHTS
     from .models.common.found import AUTO
+    from .models.common.weight_sets import WEIGHTS
     from .models.convert import DTYPE_NAMES
     from .models.registry import families, variants
 

@@ -118,7 +118,7 @@ def _stored(name: str, to: torch.dtype | None, known: FileFormat) -> torch.dtype
 
 def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | None) -> LateTensor:
     if tensor.dtype not in DTYPES:
-        raise UnsupportedModelError(f"{name} is in {tensor.dtype}, which safetensors files do not have; take another copy")
+        raise UnsupportedModelError(f"{name} is in {tensor.dtype}, which is no type for weights in safetensors files")
     if to is None or not tensor.is_floating_point():
         return LateTensor(tensor.shape, tensor.dtype, lambda: tensor)
     return LateTensor(tensor.shape, to, partial(_made, name, tensor, to, lora if name.endswith(".weight") else None))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ..common.tensor_names import count_blocks, some
 
 _WRAPPING = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
 _LINEARS = {"1": "0", "2": "2"}
@@ -28,6 +29,10 @@ _IN_BLOCK = (
     (re.compile(r"^attn1\.to_out_prope\.0\."), "self_attn.o_prope."),
     (re.compile(r"^attn1\.(?:to_)?"), "self_attn."),
     (re.compile(r"^attn2\.(?:to_)?"), "cross_attn."),
+)
+_KNOWN = re.compile(
+    r"^(blocks\.\d+\.((self|cross)_attn\.(q|k|v|o|o_prope|norm_[qk])|ffn\.[02]|norm3|modulation$)|patch_embedding|text_embedding\.[02]"
+    r"|time_embedding\.[02]|action_embedding\.[02]|time_projection\.1|head\.(head|modulation$))"
 )
 _OUT = re.compile(r"_attn\.out\.0\.")
 
@@ -52,24 +57,32 @@ def wan_names(state: Mapping[str, Any]) -> dict[str, Tensor]:
         raise UnsupportedModelError(
             "the checkpoint names some weights twice, wrapped and plain; use the file as it was published"
         )
-    blocks = {match[1] for match in map(_BLOCK.match, renamed) if match}
-    lacks = next((name for name in _worldplay_layers(blocks) if name not in renamed), None)
-    if not blocks or lacks:
+    blocks = count_blocks(renamed, "blocks.")
+    own = _worldplay_layers(blocks)
+    lacks = [name for name in own if name not in renamed]
+    if not blocks or len(lacks) == len(own):
         known = any(name.endswith(".self_attn.q.weight") for name in renamed)
-        what = f"a Wan without HY-WorldPlay's layers (it lacks {lacks!r})" if known else "no Wan at all"
+        what = f"a Wan without HY-WorldPlay's layers (it lacks {lacks[0]!r})" if known and lacks else "no Wan at all"
         raise UnsupportedModelError(f"the checkpoint is {what}; {GET_5B}")
-    expected = PER_BLOCK * len(blocks) + AROUND
-    if len(renamed) != expected:
+    if lacks:
         raise UnsupportedModelError(
-            f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {len(blocks)} blocks has {expected}; {GET_5B}"
+            f"the checkpoint is HY-WorldPlay's, but incomplete (it lacks {some(map(repr, lacks))}): if it is one of several "
+            f"files, put all of them into one folder; if not, {GET_5B}"
+        )
+    expected = PER_BLOCK * blocks + AROUND
+    if len(renamed) != expected:
+        odd = some(name for name in renamed if not _KNOWN.search(name))
+        raise UnsupportedModelError(
+            f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {blocks} blocks has {expected}"
+            f"{f' (it has {odd})' if odd else ''}; {GET_5B}"
         )
     return renamed
 
 
-def _worldplay_layers(blocks: set[str]) -> list[str]:
+def _worldplay_layers(blocks: int) -> list[str]:
     kinds = ("weight", "bias")
     action = [f"action_embedding.{index}.{kind}" for index in (0, 2) for kind in kinds]
-    return action + [f"{block}.self_attn.o_prope.{kind}" for block in sorted(blocks) for kind in kinds]
+    return action + [f"blocks.{block}.self_attn.o_prope.{kind}" for block in range(blocks) for kind in kinds]
 
 
 def _renamed(name: str) -> str:
