@@ -108,7 +108,7 @@ def format_of(file: WeightFile, node: str | None = None) -> FileFormat:
     if other is not None:
         sharing = [family for family in _FAMILIES if family.files is other]
         whose = joined([family.title for family in sharing], "or")
-        raise UnsupportedModelError(f"{file.path.name} is a file of {whose}; load it with '{sharing[0].load_with}'")
+        raise UnsupportedModelError(f"{file.path.name} has the network of {whose}; load it with '{sharing[0].load_with}'")
     lacks = next((what for each in formats if (what := each.lacks(file))), None)
     if lacks is not None:
         raise UnsupportedModelError(f"{file.path.name} is {lacks}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import ConfigError, UnsupportedModelError
 from .found import AUTO
+from .strangers import LORA
 from .tensor_names import plain_name, shown, some, without_wrappers
 from .weight_files import MOST_WRAPPINGS, WeightFile, named_tensors
 
@@ -21,6 +22,7 @@ WEIGHTS = (GENERATOR, AVERAGED)
 PLAIN = ""
 _MOST_DICTIONARIES = 1000
 _MOST_PREFIXES = 50
+_MOST_AVERAGES = 4
 # Words that say only that a model follows.
 _NEUTRAL = {
     *("state_dict", "model_state_dict", "model", "module", "diffusion_model", "net", "network", "transformer", "dit", "unet"),
@@ -31,7 +33,6 @@ _OF_TRAINING = re.compile(
     r"|text_encoders?|vae|first_stage_model|cond_stage_model|schedulers?|accum)(?![a-z])"
 )
 _EMA = re.compile(r"(?<![a-z])(ema|averaged?|avg|swa|shadow|polyak)(?![a-z])")
-_OF_LORA = re.compile(r"lora_(A|B|up|down)\b")
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,22 @@ def weight_sets(file: WeightFile, anchors: Sequence[str]) -> WeightSets:
     for path, tensors in _dictionaries(file):
         clean = _clean(tensors, file.path.name)
         parts = _parts(clean, anchors)
-        words = ".".join(path)
+        beside = [name for name in clean if LORA.search(name) and not any(name.startswith(prefix) for prefix in parts)]
+        loras += [".".join(path) or beside[0]] if beside else []
         for prefix, part in parts.items():
             if _OF_TRAINING.search(prefix.lower()):
                 of_training.append(prefix)
             else:
                 found.append(((*path, *_words(prefix)), WeightSet("", part, prefix)))
+        found += [((*path, prefix), WeightSet("", part, prefix)) for prefix, part in _without_dots(clean, parts)]
         if not parts:
             others.append({plain_name(name): tensor for name, tensor in clean.items()})
-            loras += [words] if any(map(_OF_LORA.search, clean)) else []
     if not found:
         if not others:
             raise _no_weights(file, of_training)
         return WeightSets((WeightSet(PLAIN, others[0]),))
-    said = f"a LoRA in it ({some(filter(None, loras))}) was left out; give it as LoRA, if it belongs to the model"
-    return WeightSets(_labelled(found), (said,) if any(loras) else ())
+    said = f"a LoRA in it ({some(loras)}) was left out; give it as LoRA, if it belongs to the model"
+    return WeightSets(_labelled(found), (said,) if loras else ())
 
 
 def choose_set(file_name: str, found: WeightSets, wanted: str, released: str, whose: str) -> tuple[WeightSet, list[str]]:
@@ -208,6 +210,21 @@ def _parts(tensors: Mapping[str, Tensor], anchors: Sequence[str]) -> dict[str, d
         if name[:at] in parts:
             parts[name[:at]][name[at:]] = tensor
     return parts
+
+
+def _without_dots(
+    tensors: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, Tensor]]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Averages as CompVis' LitEma keeps them: `model_ema.` and a name of which it has taken the dots."""
+    first = (name.partition(".")[0] for name in tensors if name.count(".") == 1)
+    for before in list(dict.fromkeys(word for word in first if _EMA.search(word.lower())))[:_MOST_AVERAGES]:
+        for prefix, part in parts.items():
+            words = _words(prefix)
+            for inner in ("".join(words[at:]) for at in range(len(words) + 1)):
+                plain = {f"{before}.{inner}{name.replace('.', '')}": name for name in part}
+                whole = {plain[name]: tensor for name, tensor in tensors.items() if name in plain}
+                if len(whole) == len(part):
+                    yield before, whole
 
 
 def _words(prefix: str) -> list[str]:

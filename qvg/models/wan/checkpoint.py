@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from ..common.found import AUTO, DOUBT_KEY, Found, Members
 from ..common.packing import LAYERS_KEY, is_scalar_fp8, packed_layers, require_readable
 from ..common.tensor_names import SCALED, is_quantized, plain_name, some, without_buffers
 from ..common.weight_files import WeightFile, causal_metadata, open_weights
-from ..common.weight_sets import AVERAGED, WeightSet, choose_set, weight_sets
+from ..common.weight_sets import AVERAGED, WeightSet, WeightSets, choose_set, weight_sets
+from .diffusers_names import by_wans_names, wan_name
 from .names import ANCHORS, is_text_to_video, require_text_to_video, require_whole
 from .variants import MEMBERS
 from .which_variant import find_variant
@@ -24,7 +26,7 @@ from .which_variant import find_variant
 def is_wan(file: WeightFile) -> bool:
     """Whether these are weights of Wan 2.1's text-to-video network, by Wan's own names; causal or not."""
     try:
-        return any(is_text_to_video(each.tensors) for each in weight_sets(file, ANCHORS).sets)
+        return any(is_text_to_video(each.tensors) for each in _sets(file).sets)
     except UnsupportedModelError:
         return False
 
@@ -42,7 +44,7 @@ def read_causal_wan(
     ConfigError: a choice that is not there. UnsupportedModelError: truncated, foreign, or another model than a causal Wan.
     """
     file = file or open_weights(path)
-    sets = weight_sets(file, ANCHORS)
+    sets = _sets(file)
     first = next((each for each in sets.sets if is_text_to_video(each.tensors)), sets.first)
     require_text_to_video(first.tensors, path.name)
     width = first.tensors["patch_embedding.weight"].shape[0]
@@ -58,15 +60,21 @@ def read_causal_wan(
     remarks += [f"of no use to the network and left out: {some(unused, 5)}"] if unused else []
     remarks += _remarks(found, has_lora or LORA_KEY in file.metadata)
     tensors, metadata = _marked(tensors, causal_metadata(metadata), path.name)
+    metadata.pop(DOUBT_KEY, None)
     metadata |= {DOUBT_KEY: found.doubt} if found.doubt else {}
     return CausalCheckpoint(path, tensors, metadata, found, chosen.label, tuple(remarks))
+
+
+def _sets(file: WeightFile) -> WeightSets:
+    found = weight_sets(file, ANCHORS)
+    return replace(found, sets=tuple(replace(each, tensors=by_wans_names(each.tensors)) for each in found.sets))
 
 
 def _plain_record(metadata: Mapping[str, str], chosen: WeightSet, file_name: str) -> dict[str, str]:
     """With layers of quantized weights by their plain names."""
     if LAYERS_KEY not in metadata:
         return dict(metadata)
-    layers = packed_layers({}, metadata, file_name, lambda name: plain_name(name.removeprefix(chosen.prefix)))
+    layers = packed_layers({}, metadata, file_name, lambda name: wan_name(plain_name(name.removeprefix(chosen.prefix))))
     return {**metadata, LAYERS_KEY: json.dumps({**json.loads(metadata[LAYERS_KEY]), "layers": layers})}
 
 

@@ -7,7 +7,7 @@ FSDP and torch.compile put wrappers in between, repackaged ones `model.diffusion
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mode
 
 import torch
@@ -16,13 +16,17 @@ from torch import Tensor
 from ...errors import UnsupportedModelError
 from ..common.modulation import SINES
 from ..common.packing import foreign_packing, needs_loader
+from ..common.strangers import LORA, UNMERGED, what_else
 from ..common.tensor_names import is_quantized, some
 
 LATENT_CHANNELS = 16
 TEXT_CHANNELS = 4096
 HEAD_DIM = 128
 # By these the network is known, whatever stands in front of its names; without those it is of another kind, or cut into parts.
-ANCHORS = ("head.modulation", "blocks.0.self_attn.q.weight", "blocks.0.self_attn.norm_q.weight")
+ANCHORS = (
+    *("head.modulation", "blocks.0.self_attn.q.weight", "blocks.0.self_attn.norm_q.weight"),
+    *("condition_embedder.time_proj.weight", "blocks.0.attn1.norm_q.weight"),
+)
 _TELLING = ("patch_embedding.weight", "blocks.0.self_attn.q.weight", "head.modulation")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _WANS_BLOCK = re.compile(r"blocks\.(\d+)\.(self_attn\.(q|k|norm_q)|ffn\.0)\.weight$")
@@ -44,25 +48,12 @@ _WIDER = ("time_projection.1.bias", "head.head.bias")
 # A name, as a pattern, that only files of another kind have, and what to do with such a file.
 _OTHERS = (
     (
-        r"\.base_layer\.",
-        "is a model with PEFT's LoRA layers in it, not merged; save it once more after merge_and_unload()",
-    ),
-    (
-        r"lora_(A|B|up|down)\b",
-        "holds a LoRA and no model; give the model's file (for LongLive longlive_base.pt), and this as its LoRA",
-    ),
-    (
         r"^condition_embedder\.action_embedder\.|^action_embedding\.|to_out_prope|\.o_prope\.",
         "is HY-WorldPlay, which walks through worlds; load it with 'Load WorldPlay'",
     ),
-    (r"^condition_embedder\.", "has Diffusers' names; take the original .pt of this model, or a file repackaged for ComfyUI"),
     (
-        r"^(decoder\.(conv1|conv_in|middle|mid)|encoder\.(conv1|conv_in|down))",
-        "is a VAE; put it into models/vae and load it with 'Load VAE'",
-    ),
-    (
-        r"^(shared|token_embedding|encoder\.embed_tokens)\.|^text_model\.|^encoder\.block\.0\.",
-        "is a text encoder; put it into models/text_encoders and load it with 'Load CLIP'",
+        r"^condition_embedder\.(?!image)",
+        "has Diffusers' names; take the original .pt of this model, or a file repackaged for ComfyUI",
     ),
     (
         r"^patch_embedding_wancamctrl\.|^c2ws_hidden_states",
@@ -75,7 +66,7 @@ _OTHERS = (
     ),
     (r"^vace_", "is Wan VACE, which denoises all frames at once and has no KV cache; load it with 'Load Diffusion Model'"),
     (
-        r"^img_emb\.|\.cross_attn\.k_img\.",
+        r"^img_emb\.|\.cross_attn\.k_img\.|^condition_embedder\.image_embedder\.",
         "is an image-to-video Wan, which denoises all frames at once and has no KV cache; causal members of the family are "
         "text-to-video networks, which take a first image through 'ARVideoI2V'",
     ),
@@ -97,9 +88,11 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> None
     packer = foreign_packing(tensors)
     if packer:
         raise UnsupportedModelError(f"{file_name} {needs_loader(packer)}")
-    for pattern, what in _OTHERS:
-        if any(re.search(pattern, name) for name in tensors):
-            raise UnsupportedModelError(f"{file_name} {what}")
+    if is_text_to_video(tensors) and any(map(LORA.search, tensors)):
+        raise UnsupportedModelError(f"{file_name} {UNMERGED}")
+    found = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), what_else(tensors))
+    if found:
+        raise UnsupportedModelError(f"{file_name} {found}")
     lacks = [name for name in _TELLING if name not in tensors]
     blocks = {match[1] for match in map(_WANS_BLOCK.match, tensors) if match}
     if lacks and blocks:
@@ -161,8 +154,10 @@ def _check_channels(tensors: Mapping[str, Tensor], file_name: str) -> None:
 
 def _check_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file_name: str) -> None:
     """Layers that all have the network's width, or the MLP's: what most of them have."""
-    width = mode(expected[name].shape[-1] for name in expected if name.endswith((".bias", "modulation")) and name not in _WIDER)
-    mlp = mode(tensor.shape[-1] for name, tensor in expected.items() if name.endswith(".ffn.0.bias"))
+    wide = (name for name in expected if name.endswith((".bias", "modulation")) and name not in _WIDER)
+    width = _most(expected[name].shape[-1:] for name in wide if ".ffn.0." not in name)
+    up = (tensor.shape[:1] for name, tensor in expected.items() if ".ffn.0." in name)
+    mlp = _most([*up, *(tensor.shape[-1:] for name, tensor in expected.items() if name.endswith(".ffn.2.weight"))])
     for name, tensor in expected.items():
         shape = _shape(name, width, mlp)
         if tuple(tensor.shape) != shape and not _is_packed(name, tensor, shape, tensors):
@@ -170,6 +165,11 @@ def _check_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
                 f"{file_name} has {name} in {list(tensor.shape)}, which is {list(shape)} in a Wan {width} channels wide; it is "
                 "damaged, or was changed"
             )
+
+
+def _most(sides: Iterable[Sequence[int]]) -> int:
+    """What most of them are."""
+    return mode([side[0] for side in sides if side] or [0])
 
 
 def _shape(name: str, width: int, mlp: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from ...errors import ConfigError, UnsupportedModelError
 from ..common.checkpoint import CausalCheckpoint
 from ..common.found import AUTO, METADATA_KEY, Found
 from ..common.packing import require_readable
+from ..common.strangers import what_else
 from ..common.tensor_names import some, without_buffers
 from ..common.weight_files import WeightFile, open_weights
 from ..common.weight_sets import GENERATOR, choose_set, weight_sets
@@ -27,7 +28,6 @@ _ANCHORS = (
     "blocks.0.attn1.norm_q.weight",
 )
 _OWN_LAYERS = re.compile(r"^(condition_embedder\.action_embedder|action_embedding)\.|\.o_prope\.|\.to_out_prope\.")
-_OF_HUNYUAN = ("double_blocks.", "img_in.proj.")
 
 
 def is_worldplay(file: WeightFile) -> bool:
@@ -39,7 +39,9 @@ def is_worldplay(file: WeightFile) -> bool:
 
 def base_lacks(file: WeightFile) -> str | None:
     """What a Wan 2.2 5B is that has no layers of WorldPlay's; None for other files."""
-    return f"Wan 2.2 5B without HY-WorldPlay's layers; {GET_5B}" if any(_wans(file)) else None
+    if not any(_wans(file)):
+        return None
+    return f"Wan 2.2 5B without HY-WorldPlay's layers; {GET_5B}. Others that are made of it, as LongLive 2, QVG does not load"
 
 
 def _wans(file: WeightFile) -> Iterator[dict[str, Tensor]]:
@@ -64,6 +66,9 @@ def read_worldplay(path: Path, weights: str = AUTO, file: WeightFile | None = No
     plain, buffers = without_buffers(chosen.tensors)
     remarks += [f"of no use to the network and left out: {some(buffers, 5)}"] if buffers else []
     _refuse_hunyuan(plain, path.name)
+    other = what_else(plain)
+    if other:
+        raise UnsupportedModelError(f"{path.name} {other}")
     require_readable(plain, file.metadata, path.name, packed=False)
     try:
         tensors = wan_names(plain)
@@ -82,9 +87,9 @@ def require_variant(wanted: str) -> None:
 
 
 def _refuse_hunyuan(names: Mapping[str, Tensor], file_name: str) -> None:
-    if not any(name.startswith(_OF_HUNYUAN) for name in names):
-        return
     walks = any("img_attn_prope_proj" in name or name.startswith("action_in.") for name in names)
+    if not walks and not any(name.startswith("img_in.proj.") for name in names):
+        return
     what = "HY-WorldPlay on HunyuanVideo 1.5 (8B)" if walks else "a HunyuanVideo without HY-WorldPlay's layers"
     raise UnsupportedModelError(f"{file_name} is {what}, and this is the place of HY-WorldPlay on Wan 2.2 (5B): {GET_5B}")
 

@@ -13,28 +13,14 @@ from torch import Tensor
 
 from ...errors import UnsupportedModelError
 from ..common.tensor_names import count_blocks, some
+from ..wan.diffusers_names import wan_name
 
 _WRAPPING = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
-_LINEARS = {"1": "0", "2": "2"}
-_WHOLE = {"scale_shift_table": "head.modulation"}
-_STARTS = {"proj_out": "head.head", "condition_embedder.time_proj": "time_projection.1"}
-_EMBEDDER = re.compile(r"^condition_embedder\.(time|text|action)_embedder\.linear_([12])\.")
-_BLOCK = re.compile(r"^(blocks\.\d+)\.(.+)$")
-# What comes after `blocks.N.`; the affine norm is the second of diffusers' and the third of Wan's.
-_IN_BLOCK = (
-    (re.compile(r"^scale_shift_table$"), "modulation"),
-    (re.compile(r"^norm2\."), "norm3."),
-    (re.compile(r"^ffn\.net\.0\.proj\."), "ffn.0."),
-    (re.compile(r"^ffn\.net\.2\."), "ffn.2."),
-    (re.compile(r"^attn1\.to_out_prope\.0\."), "self_attn.o_prope."),
-    (re.compile(r"^attn1\.(?:to_)?"), "self_attn."),
-    (re.compile(r"^attn2\.(?:to_)?"), "cross_attn."),
-)
+_PROJECTION = re.compile(r"\.attn1\.to_out_prope\.0\.")
 _KNOWN = re.compile(
     r"^(blocks\.\d+\.((self|cross)_attn\.(q|k|v|o|o_prope|norm_[qk])|ffn\.[02]|norm3|modulation$)|patch_embedding|text_embedding\.[02]"
     r"|time_embedding\.[02]|action_embedding\.[02]|time_projection\.1|head\.(head|modulation$))"
 )
-_OUT = re.compile(r"_attn\.out\.0\.")
 
 # Of the checkpoint that the world was trained into: 27 + 2 per block, 15 + 4 around them.
 PER_BLOCK, AROUND = 29, 19
@@ -87,17 +73,4 @@ def _worldplay_layers(blocks: int) -> list[str]:
 
 def _renamed(name: str) -> str:
     name = _WRAPPING.sub("", _WRAPPING.sub("", name))
-    if name in _WHOLE:
-        return _WHOLE[name]
-    block = _BLOCK.match(name)
-    if block:
-        rest = block[2]
-        for pattern, replacement in _IN_BLOCK:
-            rest, count = pattern.subn(replacement, rest)
-            if count:
-                break
-        return f"{block[1]}.{_OUT.sub('_attn.o.', rest)}"
-    for start, replacement in _STARTS.items():
-        if name.startswith(f"{start}."):
-            return replacement + name[len(start) :]
-    return _EMBEDDER.sub(lambda match: f"{match[1]}_embedding.{_LINEARS[match[2]]}.", name)
+    return wan_name(_PROJECTION.sub(".self_attn.o_prope.", name))
