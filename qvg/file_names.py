@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 # Bytes of a name: 255 on Linux and macOS; Windows counts 255 letters, which are never more.
 MOST_BYTES = 255
@@ -47,3 +50,17 @@ def stem_and_ending(name: str) -> tuple[str, str]:
     """`walk`, `.mp4`. What is very long behind a dot is no ending."""
     stem, dot, ending = name.rpartition(".")
     return (stem, dot + ending) if stem and len(ending.encode()) <= _LONGEST_ENDING else (name, "")
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[str]:
+    """A name of the file at `path` for readers that know UTF-8 alone, as torch's and safetensors' do. A name on a disk may be of
+    any bytes, and in a plain C locale all letters but ASCII's are such bytes: then a name of the open file."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield name

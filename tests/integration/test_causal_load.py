@@ -188,6 +188,68 @@ def test_a_base_and_its_lora(client: Client, files: Path, record_property: Any) 
     assert psnr_db(base, both) < 40 < 80 < psnr_db(both, written)
 
 
+def every_kind(prefix: str = "diffusion_model.") -> dict[str, torch.Tensor]:
+    """Layers changed in all the ways that are sums: kohya's, PEFT's, LoHa, LoKr, differences of a bias and of a norm."""
+    generator = torch.Generator().manual_seed(5)
+    at = [f"{prefix}blocks.{block}.{layer}" for block in (0, 1) for layer in ("self_attn.q", "cross_attn.v", "self_attn.v")]
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    tensors = {
+        f"{at[0]}.lora_down.weight": made(4, 256),
+        f"{at[0]}.lora_up.weight": made(256, 4),
+        f"{at[0]}.alpha": torch.tensor(8.0),
+    }
+    tensors |= {f"{at[1]}.lora_A.weight": made(4, 256), f"{at[1]}.lora_B.weight": made(256, 4)}
+    tensors |= {f"{at[2]}.hada_w{number}_a": made(256, 4) for number in (1, 2)}
+    tensors |= {f"{at[2]}.hada_w{number}_b": made(4, 256) for number in (1, 2)}
+    tensors |= {f"{at[3]}.lokr_w1": made(4, 8), f"{at[3]}.lokr_w2_a": made(64, 2), f"{at[3]}.lokr_w2_b": made(2, 32)}
+    tensors |= {f"{at[3]}.alpha": torch.tensor(1.0), f"{at[4]}.diff": made(256, 256) * 0.2, f"{at[4]}.diff_b": made(256)}
+    return tensors | {f"{prefix}blocks.1.self_attn.norm_k.diff": made(256)}
+
+
+def test_what_loras_add_is_what_core_and_convert_make_of_it(client: Client, files: Path, record_property: Any) -> None:
+    lora = client.base / "models" / "loras" / "kinds.safetensors"
+    save_file(every_kind(), lora)
+    base = ours("causal.safetensors", dtype="fp32", variant="self-forcing")
+    one = changed(base, "loader", lora=lora.name)
+    stock = changed(base, "loader")
+    add(stock, "lora", "LoraLoaderModelOnly", model=["loader", 0], lora_name=lora.name, strength_model=1.0)
+    for step in stock.values():
+        for name, value in step["inputs"].items():
+            if value == ["loader", 0] and step is not stock["lora"]:
+                step["inputs"][name] = ["lora", 0]
+    plain, with_lora, by_core = (client.latent(prompt) for prompt in (base, one, stock))
+    merged = files / "kinds_merged.safetensors"
+    merged.unlink(missing_ok=True)
+    arguments = ["convert", str(files / "causal.safetensors"), str(merged), "--lora", str(lora), "--dtype", "fp32"]
+    assert main([*arguments, "--variant", "self-forcing"]) == 0
+    written = client.latent(ours(merged.name, dtype="fp32"))
+    save_file(every_kind("transformer."), lora)  # names that core does not know
+    renamed = client.latent(changed(one, "loader", lora=lora.name, weights="auto"))
+    record_property("psnr_db", [psnr_db(plain, with_lora), psnr_db(with_lora, by_core), psnr_db(with_lora, written)])
+    assert psnr_db(plain, with_lora) < 40 < 80 < min(psnr_db(with_lora, by_core), psnr_db(with_lora, written))
+    assert torch.equal(renamed, with_lora)
+
+
+def test_alpha_out_of_the_metadata_counts_and_a_contradiction_is_said(client: Client) -> None:
+    lora = client.base / "models" / "loras" / "alpha.safetensors"
+    tensors = {name.replace("base_model.model.", "transformer."): tensor for name, tensor in tiny_wan.lora(rank=4).items()}
+    four = {name: tensor * 4 if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    prompt = ours("longlive_base.pt", dtype="fp32", lora=lora.name)
+    save_file(four, lora)
+    wanted = client.latent(prompt)
+    client.forget()
+    save_file(tensors, lora, {"transformer.lora_alpha": "16", "transformer.r": "4"})
+    assert psnr_db(wanted, client.latent(prompt)) > 80
+    client.forget()
+    assert "with alpha.safetensors at scale 4, computed in" in text(client, prompt)
+    client.forget()
+    save_file(tensors, lora, {"lora_alpha": "16", "r": "8"})
+    assert "note: alpha.safetensors says rank 8 in its metadata, and the matrices of transformer.blocks" in text(client, prompt)
+
+
 @pytest.mark.parametrize("file", ["longlive_base.pt", "causal_forcing-framewise.safetensors"])
 def test_comfyui_has_it_loaded_again(client: Client, file: str) -> None:
     prompt = ours(file, EXACT, lora="longlive_lora.pt")

@@ -31,13 +31,13 @@ from .weight_files import MOST_WRAPPINGS, WeightFile, named_tensors, open_weight
 _GROUPS = ("generator_lora", "lora", "lora_state_dict", "generator", "state_dict", "model", "module")
 _HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _LOKR = tuple(f"lokr_w{factor}{half}" for factor in "12" for half in ("", "_a", "_b"))
-_DIFFERENCES = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
+_DIFFERENCES = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias", "diff_m": "modulation"}
 
 
 @dataclass(frozen=True)
 class Lora:
-    """`layers` by the names that the file has for them: what is added to a layer's "weight" and "bias". `remarks` are sentences
-    for the user. `scale`: of all layers, None where they differ."""
+    """`layers` by the names that the file has for them: what is added to a layer's "weight", "bias" and "modulation". `remarks`
+    are sentences for the user. `scale`: of all layers, None where they differ."""
 
     file_name: str
     layers: dict[str, dict[str, Change]]
@@ -115,7 +115,7 @@ def _no_lora(file_name: str, tensors: Mapping[str, Tensor], left_out: list[str])
 
 
 def _changes(layer: str, parts: Mapping[str, Tensor], scale: float, file_name: str) -> dict[str, Change]:
-    """What a layer's tensors add to its "weight" and "bias". UnsupportedModelError: half of something, or two things."""
+    """What a layer's tensors add, and to what of it. UnsupportedModelError: half of something, or two things."""
     left = {what for what in parts if what != ALPHA}
     found: list[tuple[str, Change]] = []
     if {DOWN, UP} <= left:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from .lora import Lora
 from .lora_changes import Change, fits
 from .lora_names import LayerNames, without_words
 from .tensor_names import shown, some
+
+_FOR_PICTURES = re.compile(r"(^|[._])((k|v|norm_k)_img|img_emb)([._]|$)|add_[kv]_proj|norm_added_k|image_embedder")
 
 
 @dataclass(frozen=True)
@@ -30,33 +33,57 @@ def fitted(lora: Lora, tensors: Mapping[str, Tensor], others: Callable[[str], It
 
     UnsupportedModelError: a layer is not the model's, or of another shape, or stands in the file twice.
     """
-    names = LayerNames(dict.fromkeys(_layer_of(name) for name in tensors), others)
+    names = LayerNames(dict.fromkeys(layer for name in tensors for layer in _layers_of(name)), others)
     found = {layer: names.find(layer) for layer in lora.layers}
     prefix = names.strange_prefix(lora.layers) if not any(found.values()) else ""
     if prefix:
         found = {layer: names.find(layer.removeprefix(prefix)) for layer in lora.layers}
-    absent = [layer for layer, own in found.items() if own is None]
-    if absent:
+    known = {layer: own for layer, own in found.items() if own is not None}
+    absent = [layer for layer in found if layer not in known]
+    if absent and not (known and all(map(_is_for_pictures, absent))):
         raise _foreign(lora.file_name, absent, len(found))
     changes: dict[str, Change] = {}
-    for layer, own in found.items():
-        assert own is not None
+    for layer, own in known.items():
         for what, change in lora.layers[layer].items():
-            name = next((name for name in (f"{own}.{what}", own) if name in tensors), None)
-            if name is None or (name == own and what == "bias"):
+            name = _target(own, what, tensors)
+            if name is None:
                 raise _foreign(lora.file_name, [f"{layer}.{what}"], len(found))
             if name in changes:
                 raise UnsupportedModelError(f"{lora.file_name} changes {name} twice; use the file as it was published")
             _require_fit(lora.file_name, change, name, tensors[name])
             changes[name] = change
-    remarks = list(lora.remarks)
+    scale = "" if lora.scale in (None, 1.0) else f" at scale {lora.scale:.4g}"
+    return FittedLora(lora.file_name, changes, (*lora.remarks, *_said(lora, prefix, absent)), lora.file_name + scale)
+
+
+def _said(lora: Lora, prefix: str, left_out: list[str]) -> Iterator[str]:
     if prefix:
-        remarks.append(
+        yield (
             f"{lora.file_name} has {shown(prefix)!r} in front of its names, which no trainer that QVG knows puts there; what "
             "follows fits"
         )
-    scale = "" if lora.scale in (None, 1.0) else f" at scale {lora.scale:.4g}"
-    return FittedLora(lora.file_name, changes, tuple(remarks), lora.file_name + scale)
+    if left_out:
+        yield (
+            f"{lora.file_name} was made for an image-to-video Wan; {len(left_out)} of its layers are for a picture "
+            f"({some(map(without_words, left_out))}), have no place in this model and were left out"
+        )
+
+
+def _is_for_pictures(layer: str) -> bool:
+    """Whether a layer is one of those that only image-to-video Wans have."""
+    return _FOR_PICTURES.search(layer) is not None
+
+
+def _target(own: str, what: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """The tensor that is `what` of a layer; a parameter that is a layer of its own is its weight."""
+    name = f"{own}.{what}"
+    return name if name in tensors else own if own in tensors and what == "weight" else None
+
+
+def _layers_of(name: str) -> tuple[str, ...]:
+    """What LoRAs call the layer that a tensor belongs to."""
+    layer = _layer_of(name)
+    return (layer, layer.removesuffix(".modulation")) if layer.endswith(".modulation") else (layer,)
 
 
 def _layer_of(name: str) -> str:
@@ -76,7 +103,7 @@ def _foreign(file_name: str, layers: list[str], count: int) -> UnsupportedModelE
     """It changes what the model does not have."""
     plain = [without_words(layer) for layer in layers]
     which = shown(plain[0]) if len(plain) == 1 else f"{len(plain)} of its {count} layers ({some(plain)})"
-    if any(".k_img" in layer or ".v_img" in layer or layer.startswith("img_emb") for layer in plain):
+    if all(map(_is_for_pictures, layers)):
         why = "it was made for an image-to-video Wan, whose further layers text-to-video networks lack"
     else:
         why = "it is another model's LoRA, or has another tool's names, which that tool may convert to ComfyUI's"

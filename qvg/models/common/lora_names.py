@@ -20,7 +20,7 @@ _LORA = (
     re.compile(r"^(?P<layer>.+)\.lora_linear_layer\.(?P<way>down|up)\.(?P<what>weight)$"),
 )
 _OTHERS = re.compile(
-    rf"^(?P<layer>.+)\.(?P<what>alpha|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|diff|diff_b|w_norm|b_norm){_ADAPTER}$"
+    rf"^(?P<layer>.+)\.(?P<what>alpha|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|diff|diff_[bm]|w_norm|b_norm){_ADAPTER}$"
 )
 # What is more than a sum, and what it is called.
 _NO_SUMS = (

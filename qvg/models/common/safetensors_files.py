@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ...file_names import in_utf8
 from .tensor_names import MOST_TENSORS, require_bounded, shown
 from .torch_files import AGAIN
 
@@ -22,7 +23,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, mapped, and metadata. Raises UnsupportedModelError, in a sentence."""
     _require_small_header(path)
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             names = list(file.keys())
             require_bounded(names, path.name)
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ...file_names import in_utf8
 from .packing import other_loader, pieces_of_training
 from .pickles import MOST_OPERATIONS, DamagedPickleError, ForeignPickleError, LargePickleError, Name, Thing, read_pickle
 from .tensor_names import MOST_TENSORS, shown, some
@@ -199,7 +200,8 @@ def _read_old(path: Path) -> Any:
 
 
 def _mapped(path: Path) -> torch.UntypedStorage:
-    whole = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    with in_utf8(path) as name:
+        whole = torch.UntypedStorage.from_file(name, False, path.stat().st_size)
     assert isinstance(whole, torch.UntypedStorage)
     return whole
 

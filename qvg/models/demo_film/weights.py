@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
+from ...file_names import in_utf8
 from ...files import written_whole
 from ...safetensors_writer import in_memory, write_safetensors
 from ..wan.network import CausalWan, WanConfig
@@ -43,7 +44,7 @@ def read_demo_film(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> 
     if not path.is_file():
         raise UnsupportedModelError(f"{path} is not there, but holds the film model's weights; {_REMEDY}")
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ...cache import KVCache
 from ...cache.spec import CacheSpec
 from ...errors import UnsupportedModelError
+from ...file_names import in_utf8
 from ...positions.rope import GridRope, geometric_frequencies
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "assets" / "demo_world.safetensors"
@@ -177,7 +178,7 @@ def read_demo_world(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) ->
     if not path.is_file():
         raise UnsupportedModelError(f"{path} is not there, but holds the demo model's weights; {_REMEDY}")
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:

@@ -159,11 +159,11 @@ def bad_lora(kind: str) -> dict[str, Tensor]:
 
 
 LORAS = {
-    "another layer": "changes 10 of its 20 layers (blocks.7.self_attn.q, blocks.7.self_attn.k, blocks.7.self_attn.v, ...), which this "
-    "model does not have; it is another model's LoRA, or has another tool's names",
+    "another layer": "changes 10 of its 20 layers (blocks.7.self_attn.q, blocks.7.self_attn.k, blocks.7.self_attn.v, ...), which "
+    "this model does not have; it is another model's LoRA, or has another tool's names",
     "another shape": "makes [512, 256] of blocks.0.self_attn.q, which is [256, 256] here; it is another model's LoRA",
     "half": "has half of what is added to base_model.model.blocks.0.self_attn.q (up); take another copy of this file",
-    "dora": "is a DoRA, which scales weights anew (base_model.model.blocks.0.self_attn.q.dora_scale), and merging that is not done",
+    "dora": "is a DoRA, which scales weights anew (base_model.model.blocks.0.self_attn.q.dora_scale), and merging that is not",
     "vectors": "has [4] and [4] for base_model.model.blocks.0.self_attn.q, which make no product",
     "convolution": "has [4, 256, 1, 1] and [1, 1, 256, 4] for base_model.model.blocks.0.self_attn.q, which make no product",
     "nothing": "has [0, 256] and [256, 0] for base_model.model.blocks.0.self_attn.q, which make no product",

@@ -15,8 +15,8 @@ from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.models.common.lora import Lora, read_lora
 from comfyui_qvg.qvg.models.common.lora_changes import added
 from comfyui_qvg.qvg.models.common.lora_fit import FittedLora, fitted
-from comfyui_qvg.qvg.models.wan.lora_names import other_names
-from comfyui_qvg.qvg.models.worldplay_wan.names import wan_names
+from comfyui_qvg.qvg.models.wan.diffusers_names import diffusers_names
+from comfyui_qvg.qvg.models.worldplay_wan.names import _renamed as worldplay_name
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -57,7 +57,7 @@ def written(tmp_path: Path, tensors: Any, metadata: dict[str, str] | None = None
 
 
 def on_network(path: Path) -> FittedLora:
-    return fitted(read_lora(path), NETWORK, other_names)
+    return fitted(read_lora(path), NETWORK, diffusers_names)
 
 
 def named(layer: Callable[[str], str], down: str, up: str) -> Tensors:
@@ -140,26 +140,13 @@ def test_a_prefix_of_nobody_s_is_named(tmp_path: Path) -> None:
 
 def test_diffusers_names_are_those_that_worldplay_s_file_has() -> None:
     """Its reader knows them the other way round."""
-    state = {f"{other}.{part}": torch.zeros(1) for other in LAYERS.values() for part in ("weight", "bias")}
-    state |= {
-        f"condition_embedder.action_embedder.linear_{one}.{part}": torch.zeros(1) for one in "12" for part in ("weight", "bias")
-    }
-    for block in "01":
-        state |= {f"blocks.{block}.attn1.to_out_prope.0.{part}": torch.zeros(1) for part in ("weight", "bias")}
-    state |= {
-        "blocks.0.scale_shift_table": torch.zeros(1),
-        "scale_shift_table": torch.zeros(1),
-        "blocks.0.norm2.weight": torch.zeros(1),
-    }
-    state |= {f"blocks.0.attn2.norm_{name}.weight": torch.zeros(1) for name in "qk"}
-    with pytest.raises(UnsupportedModelError, match="holds"):
-        wan_names(state)  # far from whole, but all of these are known
-    from comfyui_qvg.qvg.models.worldplay_wan import names
-
-    for name in state:
-        own = names._renamed(name)
-        layer = own.removesuffix(".weight").removesuffix(".bias")
-        assert name.removesuffix(".weight").removesuffix(".bias") in other_names(layer), name
+    others = [*LAYERS.values(), *(f"condition_embedder.action_embedder.linear_{one}" for one in "12"), "scale_shift_table"]
+    others += [
+        f"blocks.1.{layer}" for layer in ("attn1.to_out_prope.0", "scale_shift_table", "norm2", "attn2.norm_q", "attn1.norm_k")
+    ]
+    for other in others:
+        own = worldplay_name(f"{other}.weight" if other[-5:] != "table" else other).removesuffix(".weight")
+        assert own != other and other in diffusers_names(own)
 
 
 def test_a_trainer_s_pickle(tmp_path: Path) -> None:
@@ -231,6 +218,10 @@ def kinds() -> dict[str, tuple[Tensors, dict[str, Tensor]]]:
             {"diffusion_model.blocks.0.modulation.diff": random(1, 6, WIDTH, seed=13)},
             {"blocks.0.modulation": random(1, 6, WIDTH, seed=13)},
         ),
+        "lightx2v's": (
+            {"diffusion_model.blocks.1.diff_m": random(1, 6, WIDTH, seed=14), "diffusion_model.head.diff_m": random(1, 2, WIDTH)},
+            {"blocks.1.modulation": random(1, 6, WIDTH, seed=14), "head.modulation": random(1, 2, WIDTH)},
+        ),
         "LoRA and a difference of the bias": ({**lora, f"{at}.diff_b": row}, {weight: four[0] @ four[1], bias: row}),
     }
 
@@ -265,8 +256,8 @@ OTHERS: dict[str, tuple[Tensors, str]] = {
     "DoRA": ({**BOTH, f"{AT}.dora_scale": torch.ones(WIDTH, 1)}, "is a DoRA, which scales weights anew"),
     "DoRA of PEFT": (
         {**BOTH, f"{AT}.lora_magnitude_vector.default.weight": torch.ones(WIDTH)},
-        "is a DoRA, which scales weights anew (diffusion_model.blocks.0.self_attn.q.lora_magnitude_vector.default.weight), and merging "
-        "that is not done here; leave it out here, and put ComfyUI's 'LoraLoaderModelOnly' with this file behind the model",
+        f"is a DoRA, which scales weights anew ({AT}.lora_magnitude_vector.default.weight), and merging that is not done here; "
+        "leave it out here, and put ComfyUI's 'LoraLoaderModelOnly' with this file behind the model",
     ),
     "Tucker": ({**BOTH, f"{AT}.lora_mid.weight": torch.ones(4, 4, 1, 1)}, "is a LoRA in Tucker's form"),
     "OFT": ({f"{AT}.oft_blocks": torch.ones(8, 32, 32)}, "is an OFT, which turns weights"),
@@ -321,6 +312,19 @@ def test_what_is_not_added_gets_a_sentence(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UnsupportedModelError) as refused:
         on_network(written(tmp_path, tensors))
     assert str(refused.value).startswith("lora.safetensors ") and sentence in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_layers_for_a_picture_are_left_out(tmp_path: Path) -> None:
+    """As ComfyUI leaves them out: LoRAs of image-to-video Wans are used on text-to-video ones."""
+    more = {name.replace("self_attn.q", "cross_attn.k_img"): tensor for name, tensor in BOTH.items()}
+    more |= {
+        "diffusion_model.img_emb.proj.1.diff_b": torch.ones(3),
+        "diffusion_model.blocks.0.cross_attn.norm_k_img.diff": torch.ones(3),
+    }
+    found = on_network(written(tmp_path, BOTH | more))
+    assert [*found.changes] == [f"{LAYER}.weight"]
+    (said,) = found.remarks
+    assert "was made for an image-to-video Wan; 3 of its layers are for a picture (" in said and said.endswith("were left out")
 
 
 def test_names_of_megabytes_and_terminal_codes_are_not_repeated(tmp_path: Path) -> None:
@@ -419,8 +423,8 @@ CONTRADICTIONS: dict[str, tuple[dict[str, str], float, str]] = {
     "another rank": (
         {"lora_alpha": "64", "r": "8"},
         16.0,
-        "says rank 8 in its metadata, and the matrices of diffusion_model.blocks.0.self_attn.q have rank 4; alpha was divided by that of "
-        "the matrices, which makes a scale of 16",
+        f"says rank 8 in its metadata, and the matrices of {AT} have rank 4; alpha was divided by that of the matrices, which "
+        "makes a scale of 16",
     ),
     "broken JSON": (
         {"lora_adapter_metadata": '{"transformer.lora_alpha": 64,'},
@@ -516,7 +520,7 @@ def test_ranks_of_layers_may_differ(tmp_path: Path) -> None:
     second = {name: tensor[:2] if "lora_A" in name else tensor[:, :2] for name, tensor in second.items()}
     peft = {"r": 4, "lora_alpha": 8, "rank_pattern": {"blocks.1.self_attn.q": 2}}
     lora: Lora = read_lora(written(tmp_path, BOTH | second, {"lora_adapter_metadata": json.dumps(peft)}))
-    found = fitted(lora, NETWORK, other_names)
+    found = fitted(lora, NETWORK, diffusers_names)
     assert found.remarks == () and lora.scale is None and found.said == "lora.safetensors"
     scales = [float(found.changes[f"blocks.{block}.self_attn.q.weight"].difference()[0, 0]) for block in (0, 1)]
     assert all(math.isclose(value, 8) for value in scales)
