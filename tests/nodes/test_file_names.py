@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,22 +26,23 @@ WORKFLOW = {
 }
 
 
-@pytest.fixture
-def folders(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """ComfyUI's folders as a test wants them."""
-    module = sys.modules["folder_paths"]
-    (tmp_path / "output").mkdir()
-    monkeypatch.setattr(module, "get_output_directory", lambda: str(tmp_path / "output"), raising=False)
-    listed: dict[str, list[str]] = {"diffusion_models": [], "loras": []}
-    monkeypatch.setattr(module, "get_filename_list", lambda folder: listed[folder])
-    monkeypatch.setattr(module, "get_full_path_or_raise", lambda folder, name: f"/{folder}/{name}", raising=False)
-    return listed
-
-
 def comfy(name: str) -> Any:
-    import importlib
-
     return importlib.import_module(f"comfyui_qvg.nodes.comfy.{name}")
+
+
+@pytest.fixture
+def folders(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """ComfyUI's folders as a test wants them: files by folder; the output folder is `tmp_path`/output."""
+    (tmp_path / "output").mkdir()
+    listed: dict[str, list[str]] = {"diffusion_models": [], "loras": []}
+    fake = SimpleNamespace(
+        get_output_directory=lambda: str(tmp_path / "output"),
+        get_filename_list=lambda folder: listed[folder],
+        get_full_path_or_raise=lambda folder, name: f"/{folder}/{name}",
+    )
+    for name in ("files", "output_names"):
+        monkeypatch.setattr(comfy(name), "folder_paths", fake)
+    return listed
 
 
 def offered(node: Any, name: str) -> Any:
@@ -86,8 +88,6 @@ def test_nothing_else_is_in_the_list(nodes: Any, folders: Any) -> None:
     ],
 )
 def test_placeholders(nodes: Any, text: str, made: str) -> None:
-    import importlib
-
     filled = importlib.import_module("comfyui_qvg.nodes.placeholders").filled
     assert filled(text, PROMPT, WORKFLOW, NOW) == made
 
@@ -95,8 +95,6 @@ def test_placeholders(nodes: Any, text: str, made: str) -> None:
 @pytest.mark.parametrize("prompt", [None, [], {}, {"1": {"class_type": 3, "inputs": {}}}])
 @pytest.mark.parametrize("workflow", [None, 3, {"nodes": 1, "definitions": []}, {"definitions": {"subgraphs": [None]}}])
 def test_placeholders_without_a_workflow(nodes: Any, prompt: Any, workflow: Any) -> None:
-    import importlib
-
     filled = importlib.import_module("comfyui_qvg.nodes.placeholders").filled
     assert filled("%date:yyyy%/%a.b%", prompt, workflow, NOW) == "2026/%a.b%"
 
