@@ -120,9 +120,8 @@ def choose_set(file_name: str, found: WeightSets, wanted: str, released: str, wh
     (chosen,) = pool
     left = [each.label or "weights without a name" for each in sets if each is not chosen]
     if left:
-        said.append(
-            f"{chosen.label or 'its plain weights'} was taken{why}; {some(left)} in the same file {'was' if len(left) == 1 else 'were'} left out"
-        )
+        were = "was" if len(left) == 1 else "were"
+        said.append(f"{chosen.label or 'its plain weights'} was taken{why}; {some(left)} in the same file {were} left out")
     return chosen, [*said, *_of_prefix(chosen)]
 
 
