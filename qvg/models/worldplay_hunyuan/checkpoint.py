@@ -110,6 +110,18 @@ def _named(path: Path) -> CausalVariant | None:
 def _check_shapes(parted: Mapping[str, tuple[Tensor, ...]]) -> None:
     try:
         config = HunyuanConfig.of({name: parts[0] for name, parts in parted.items()})
+        if (
+            min(
+                config.heads,
+                config.channels,
+                config.text_channels,
+                config.byt5_channels,
+                config.byt5_hidden,
+                config.vision_channels,
+            )
+            < 1
+        ):
+            raise ValueError("one of their sides is 0")
         expected = HunyuanNetwork(config, device="meta").state_dict()
     except (IndexError, ValueError, ZeroDivisionError, RuntimeError, OverflowError) as error:
         raise UnsupportedModelError(f"its first weights are of no HunyuanVideo's shape ({error}); {GET_8B}") from error

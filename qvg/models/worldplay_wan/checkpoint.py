@@ -96,7 +96,10 @@ def _refuse_hunyuan(names: Mapping[str, Tensor], file_name: str) -> None:
 
 def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
     try:
-        expected = WorldPlay(WorldPlayConfig.of(tensors), device="meta").state_dict()
+        config = WorldPlayConfig.of(tensors)
+        if min(config.heads, config.mlp, config.channels, config.text_channels) < 1:
+            raise ValueError("one of their sides is 0")
+        expected = WorldPlay(config, device="meta").state_dict()
     except (IndexError, ValueError, RuntimeError, OverflowError) as error:
         raise UnsupportedModelError(f"its first weights are of no Wan's shape ({error}); {GET_5B}") from error
     for name, weight in expected.items():
