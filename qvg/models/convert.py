@@ -140,8 +140,10 @@ def _made(name: str, tensor: Tensor, dtype: torch.dtype, change: Change | None) 
     made = whole.to(dtype)
     if not bool(made.isfinite().all()):
         if not bool(tensor.float().isfinite().all()):
-            raise UnsupportedModelError(f"{name} holds NaN or infinity, so the file is damaged; take another copy of it")
+            raise UnsupportedModelError(
+                f"{name} holds NaN or infinity, so the file is damaged; get it again from where it was published"
+            )
         if not bool(whole.isfinite().all()):
-            raise UnsupportedModelError(f"{name} becomes NaN or infinity by the LoRA, which is damaged; take another copy of it")
+            raise UnsupportedModelError(f"{name} becomes NaN or infinity by the LoRA, which is damaged; get that again")
         raise UnsupportedModelError(f"{name} holds values that {dtype} does not have; choose bf16 or fp32")
     return made

@@ -11,6 +11,8 @@ import torch
 from comfyui_qvg.qvg.cli import main
 from safetensors.torch import save_file
 
+from ..qvg.models.common.test_shards import split
+from ..qvg.models.wan.test_weight_sets import diffusers
 from . import tiny_wan
 from .client import Client, Prompt, between, bypassed
 from .test_causal_wan import BALANCED, EXACT, add, changed, native, psnr_db
@@ -59,6 +61,20 @@ def files(server: Client) -> Path:
     save_file(NETWORK, folder / "plain.safetensors")
     save_file(tiny_wan.scaled(NETWORK), folder / "self_forcing_fp8_scaled.safetensors")
     save_file({**NETWORK, "img_emb.proj.0.weight": torch.zeros(2)}, folder / "i2v.safetensors")
+    save_file(
+        {n: t for n, t in tiny_wan.scaled(NETWORK).items() if n != "scaled_fp8"}, folder / "self_forcing_fp8_bare.safetensors"
+    )
+    fp8 = {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t.bfloat16() for n, t in NETWORK.items()}
+    save_file(fp8, folder / "self_forcing_fp8.safetensors")
+    split(folder, NETWORK, "self_forcing_parts")
+    save_file(named(EMA, "generator.") | named(NETWORK, "generator_ema.model."), folder / "self_forcing_flat.safetensors")
+    save_file({diffusers(n): t for n, t in NETWORK.items()}, folder / "self_forcing_diffusers.safetensors")
+    packed = tiny_wan.scaled(NETWORK) | {
+        "blocks.0.self_attn.q.comfy_quant": torch.tensor([*b'{"format": "of tomorrow"}'], dtype=torch.uint8)
+    }
+    save_file(
+        {n.replace("scale_weight", "weight_scale"): t for n, t in packed.items() if n != "scaled_fp8"}, folder / "new.safetensors"
+    )
     data = (folder / "self_forcing_dmd.pt").read_bytes()
     (folder / "cut.pt").write_bytes(data[: len(data) // 2])
     loras.mkdir(parents=True, exist_ok=True)
@@ -281,9 +297,62 @@ def test_the_stock_loader_runs_a_converted_file_of_eight_bits(client: Client, fi
     assert torch.equal(client.latent(stock), client.latent(ours("self_forcing_fp8_scaled.safetensors", EXACT)))
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("self_forcing_parts-00001-of-00002.safetensors", "self_forcing_parts-00002-of-00002.safetensors"),
+        *("self_forcing_flat.safetensors", "self_forcing_diffusers.safetensors"),
+    ],
+)
+def test_other_forms_of_the_same_weights(client: Client, file: str) -> None:
+    """Parts, flat names of two sets, Diffusers' names: run as the released file is."""
+    assert torch.equal(client.latent(ours(file)), client.latent(ours("self_forcing_dmd.pt")))
+    said = text(client, ours(file))
+    assert ("note: generator_ema was taken, which is what self-forcing releases" in said) == ("flat" in file)
+
+
+def test_scales_that_nobody_marked_are_read_as_marked_ones(client: Client, files: Path) -> None:
+    marked = client.latent(ours("self_forcing_fp8_scaled.safetensors", EXACT))
+    assert torch.equal(client.latent(ours("self_forcing_fp8_bare.safetensors", EXACT)), marked)
+    out = files / "converted_bare.safetensors"
+    out.unlink(missing_ok=True)
+    assert main(["convert", str(files / "self_forcing_fp8_bare.safetensors"), str(out)]) == 0
+    assert torch.equal(client.latent(changed(native(EXACT, frames=FRAMES), "loader", unet_name=out.name)), marked)
+
+
+@pytest.mark.parametrize(
+    ("file", "dtype", "stored"),
+    [
+        ("self_forcing_fp8.safetensors", "auto", "torch.float8_e4m3fn"),
+        ("self_forcing_fp8_scaled.safetensors", "auto", "torch.bfloat16"),
+        ("self_forcing_fp8_bare.safetensors", "auto", "torch.bfloat16"),
+        ("self_forcing_dmd.pt", "fp8_e4m3fn", "torch.float8_e4m3fn"),
+        ("self_forcing_dmd.pt", "fp8_e5m2", "torch.float8_e5m2"),
+        ("self_forcing_dmd.pt", "fp8_e4m3fn_fast", "torch.float8_e4m3fn"),
+        ("self_forcing_dmd.pt", "auto", "torch.bfloat16"),
+        ("self_forcing_dmd.pt", "fp16", "torch.float16"),
+    ],
+)
+def test_weights_of_8_bits_are_computed_in_bf16_where_the_card_has_it(client: Client, file: str, dtype: str, stored: str) -> None:
+    """As those of 16 bits are: ComfyUI would take fp16. And they run so."""
+    prompt = ours("self_forcing_dmd.pt", EXACT)
+    plain = client.latent(prompt)
+    prompt["loader"] = {"class_type": "TestingOnACard", "inputs": {"file": file, "dtype": dtype, "node": "Load Causal Wan"}}
+    result = client.run({"loader": prompt["loader"]})
+    assert result.status == "success", result.messages
+    computed = "torch.float16" if dtype == "fp16" else "torch.bfloat16"
+    first, again, kept, said = result.outputs["loader"]["text"]
+    assert (first, again, kept) == (computed, computed, stored) and f"computed in {computed.removeprefix('torch.')}" in said
+    assert 15 < psnr_db(plain, client.latent(prompt)) < 90
+
+
 BAD: dict[str, tuple[Prompt, str]] = {
     "plain": (ours("plain.safetensors"), "nothing says that it is causal: an ordinary Wan 2.1"),
     "cut off": (ours("cut.pt"), "cut.pt is cut off ("),
+    "packed as nobody knows yet": (
+        ours("new.safetensors", variant="self-forcing"),
+        "new.safetensors is packed as of tomorrow, which this ComfyUI does not unpack (it knows float8_e4m3fn, ",
+    ),
     "image to video": (ours("i2v.safetensors"), "is an image-to-video Wan"),
     "weights": (ours("self_forcing_dmd.pt", weights="generator"), "has no generator; it has generator_ema: choose that, or auto"),
 }

@@ -15,7 +15,7 @@ from .tensor_names import MOST_TENSORS, require_bounded, shown
 from .torch_files import AGAIN
 
 # 50,000 tensors take about 6 MB; metadata may have as much as that.
-_MOST_HEADER = 12 << 20
+_MOST_HEADER = 12_000_000
 _DAMAGE = re.compile("ncomplete|not fully covered|offset|header length|header too|does not match")
 
 

@@ -122,8 +122,9 @@ def _read_zip(path: Path) -> Any:
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         if path.suffix == ".distcp":
             raise UnsupportedModelError(f"{path.name} {pieces_of_training(path.parent.name)}") from error
-        size = path.stat().st_size
-        raise UnsupportedModelError(f"{path.name} is cut off ({size} bytes are here) or damaged ({error}); {AGAIN}") from error
+        cut = f"is cut off ({path.stat().st_size} bytes are here)"  # the table of an archive stands at its end
+        how = f"is damaged ({error})" if zipfile.is_zipfile(path) else cut
+        raise UnsupportedModelError(f"{path.name} {how}; {AGAIN}") from error
     except NotImplementedError as error:  # compressed in a way that zipfile does not know
         raise _CompressedError from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,8 +32,6 @@ _STRANGERS = {
     b"<!doctype": f"is a web page, not the file that was asked for there; {AGAIN}",
     b"<html": f"is a web page, not the file that was asked for there; {AGAIN}",
     b"<?xml": f"is an answer of a server, not the file that was asked for there; {AGAIN}",
-    b"{": "is text in JSON, not weights; give the weight file beside it",
-    b"[": "is text in JSON, not weights; give the weight file beside it",
     b"\x1f\x8b": "is packed with gzip; unpack it first",
     b"\xfd7zxz": "is packed with xz; unpack it first",
     b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it first",
@@ -44,6 +43,7 @@ _STRANGERS = {
     b"\x89png": "is a picture; give a weight file",
     bytes(32): f"begins with nothing but zeros, as a download does that did not end; {AGAIN}",
 }
+_JSON = re.compile(rb"[{\[]\s*[\"{}\[\]]")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     found = next((what for beginning, what in _STRANGERS.items() if small.startswith(beginning)), None)
     if found is None and head[257:262] == b"ustar":
         found = "is a tar archive; unpack it first"
+    if found is None and _JSON.match(small):
+        found = "is text in JSON, not weights; give the weight file beside it"
     raise UnsupportedModelError(f"{path.name} {found or f'begins as no weight file does, neither .safetensors nor .pt; {AGAIN}'}")
 
 

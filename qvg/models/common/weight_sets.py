@@ -114,13 +114,14 @@ def choose_set(file_name: str, found: WeightSets, wanted: str, released: str, wh
             raise ConfigError(f"{file_name} has no {wanted}; it has {some(found.labels)}: choose that, or {AUTO}")
         said.append(f"{released} is what {whose} releases, and {file_name} has {some(found.labels)} alone")
         pool = list(sets)
-    pool = [each for each in pool if each.label == asked] or pool
+    pool = [each for each in pool if each.label == asked] or [each for each in pool if each.label in WEIGHTS] or pool
     if len(pool) > 1:
         raise _undecided(file_name, pool)
     (chosen,) = pool
     left = [each.label or "weights without a name" for each in sets if each is not chosen]
     if left:
-        said.append(f"{chosen.label or 'its plain weights'} was taken{why}; {some(left)} in the same file was left out")
+        were = "was" if len(left) == 1 else "were"
+        said.append(f"{chosen.label or 'its plain weights'} was taken{why}; {some(left)} in the same file {were} left out")
     return chosen, [*said, *_of_prefix(chosen)]
 
 

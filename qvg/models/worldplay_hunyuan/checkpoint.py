@@ -110,12 +110,24 @@ def _named(path: Path) -> CausalVariant | None:
 def _check_shapes(parted: Mapping[str, tuple[Tensor, ...]]) -> None:
     try:
         config = HunyuanConfig.of({name: parts[0] for name, parts in parted.items()})
+        if (
+            min(
+                config.heads,
+                config.channels,
+                config.text_channels,
+                config.byt5_channels,
+                config.byt5_hidden,
+                config.vision_channels,
+            )
+            < 1
+        ):
+            raise ValueError("one of their sides is 0")
         expected = HunyuanNetwork(config, device="meta").state_dict()
-    except (IndexError, ValueError, ZeroDivisionError) as error:
+    except (IndexError, ValueError, ZeroDivisionError, RuntimeError, OverflowError) as error:
         raise UnsupportedModelError(f"its first weights are of no HunyuanVideo's shape ({error}); {GET_8B}") from error
     for name, weight in expected.items():
         if name not in parted:
-            raise UnsupportedModelError(f"the checkpoint lacks {name!r}; {GET_8B}")
+            raise UnsupportedModelError(f"the checkpoint lacks {name!r}, so it is incomplete, or one of several files; {GET_8B}")
         shape = [sum(part.shape[0] for part in parted[name]), *parted[name][0].shape[1:]]
         if shape != list(weight.shape):
             raise UnsupportedModelError(f"{name} is {shape}, but {list(weight.shape)} in a HunyuanVideo of these sizes; {GET_8B}")

@@ -96,12 +96,15 @@ def _refuse_hunyuan(names: Mapping[str, Tensor], file_name: str) -> None:
 
 def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
     try:
-        expected = WorldPlay(WorldPlayConfig.of(tensors), device="meta").state_dict()
-    except (IndexError, ValueError) as error:
+        config = WorldPlayConfig.of(tensors)
+        if min(config.heads, config.mlp, config.channels, config.text_channels) < 1:
+            raise ValueError("one of their sides is 0")
+        expected = WorldPlay(config, device="meta").state_dict()
+    except (IndexError, ValueError, RuntimeError, OverflowError) as error:
         raise UnsupportedModelError(f"its first weights are of no Wan's shape ({error}); {GET_5B}") from error
     for name, weight in expected.items():
         if name not in tensors:
-            raise UnsupportedModelError(f"the checkpoint lacks {name!r}; {GET_5B}")
+            raise UnsupportedModelError(f"the checkpoint lacks {name!r}, so it is incomplete, or one of several files; {GET_5B}")
         if tensors[name].shape != weight.shape:
             raise UnsupportedModelError(
                 f"{name} is {list(tensors[name].shape)}, but {list(weight.shape)} in a Wan of these sizes; {GET_5B}"

@@ -56,7 +56,7 @@ def wan_names(state: Mapping[str, Any]) -> dict[str, Tensor]:
             f"files, put all of them into one folder; if not, {GET_5B}"
         )
     expected = PER_BLOCK * blocks + AROUND
-    if len(renamed) != expected:
+    if len(renamed) > expected:
         odd = some(name for name in renamed if not _KNOWN.search(name))
         raise UnsupportedModelError(
             f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {blocks} blocks has {expected}"

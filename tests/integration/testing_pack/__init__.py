@@ -222,6 +222,31 @@ class TestingOldComfyUI:
         return {"ui": {"text": said}}
 
 
+@_node(("MODEL",), file=("STRING", {}), dtype=("STRING", {}), node=("STRING", {}))
+class TestingOnACard:
+    """Our loader's model where the device computes fp16 and bf16 well, as most graphics cards do. Says in what it computes, and
+    in what it does when ComfyUI has made it again."""
+
+    OUTPUT_NODE = True
+
+    def run(self, file: str, dtype: str, node: str) -> Any:
+        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.loading"))
+        able = {name: lambda *unused, **more: True for name in ("should_use_fp16", "should_use_bf16")}
+        before = {name: getattr(mm, name) for name in able}
+        try:
+            for name, answer in able.items():
+                setattr(mm, name, answer)
+            loaded = loader.load(file, node, dtype=dtype)
+            factory, arguments = loaded.model.cached_patcher_init
+            again = factory(*arguments)
+        finally:
+            for name, answer in before.items():
+                setattr(mm, name, answer)
+        said = [str(each.model.get_dtype_inference()) for each in (loaded.model, again)]
+        said.append(str(loaded.model.model.get_dtype()))
+        return {"ui": {"text": [*said, loaded.text]}, "result": (loaded.model,)}
+
+
 @_node(("MODEL",), model=("MODEL",))
 class TestingLoadedAgain:
     """As ComfyUI has a loader make its model once more, for hooks and for other cards, and hands over what was patched."""

@@ -244,7 +244,7 @@ def test_compressed_files_get_a_way_out_that_works(tmp_path: Path, monkeypatch: 
         (lambda path: archive(path, b"\x80\2}.", **{"constants.pkl": b""}), "is a TorchScript program, not weights by name"),
         (lambda path: archive(path, b"\x80\2}.", byteorder=b"big"), "was written on a big-endian machine"),
         (lambda path: torch.save(5, path), "holds an int, not weights by name"),
-        (lambda path: path.write_bytes(b"PK\3\4" + bytes(99)), r"is cut off \(103 bytes are here\) or damaged"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(99)), r"is cut off \(103 bytes are here\); download it again"),
     ],
 )
 def test_other_files_of_these_kinds(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:

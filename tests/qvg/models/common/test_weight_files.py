@@ -36,7 +36,7 @@ ONE = {"a": {**FLOAT, "data_offsets": [0, 4]}}
 LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a million tensors": (
         lambda path: safetensors(path, numbered(1_000_000, "t{}"), bytes(4_000_000)),
-        "has 7[0-9] MB of names and metadata, and QVG reads files of up to 13 MB of them",
+        "has 7[0-9] MB of names and metadata, and QVG reads files of up to 12 MB of them",
     ),
     "a hundred thousand": (
         lambda path: safetensors(path, numbered(100_000, "t{}"), bytes(400_000)),
