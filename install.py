@@ -157,8 +157,16 @@ def hand_over(arguments):
     return bootstrap.main(arguments)
 
 
+def show_all_letters():
+    """A console whose letters are those of one part of the world shows others, as in the names of folders, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments):
     """Exit code of `python install.py ARGUMENTS`."""
+    show_all_letters()
     if not arguments:
         report()
         return 0

@@ -23,7 +23,8 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS)
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `path` when the `with` ends well; otherwise what was at `path` stays.
+    """A place to write to, which becomes `path` when the `with` ends well; otherwise what was at `path` stays, as it does where
+    nothing is left at that place.
 
     A file that was there keeps its permissions, a link is replaced, not followed. Of several writers the last one's file stays.
     A device or a pipe is no file: there the place is `path` itself. Raises OSError: `path` is a folder, or cannot be written.
@@ -34,10 +35,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         return
     with _unfinished(path) as unfinished:
         yield unfinished
-        _force_to_disk(unfinished)
+        if not os.path.lexists(unfinished):
+            return
         if found is not None and stat.S_ISREG(found):
             with suppress(OSError):  # a share that has no permissions
                 os.chmod(unfinished, found & 0o777)
+        force_to_disk(unfinished)
         os.replace(unfinished, path)
         _force_folder_to_disk(path.parent)
 
@@ -67,7 +70,7 @@ def written_new(names: Iterable[Path]) -> Iterator[NewFile]:
         yield new
         if new.given_up:
             return
-        _force_to_disk(unfinished)
+        force_to_disk(unfinished)
         while not _named(unfinished, new.path):
             following = next(rest, None)
             if following is None:
@@ -158,8 +161,8 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def _force_to_disk(path: Path) -> None:
-    """Or a power cut could leave an empty file under the final name."""
+def force_to_disk(path: Path) -> None:
+    """The bytes of a file, and that it is in its folder: or a power cut could leave an empty file, or none, under its name."""
     descriptor = os.open(path, os.O_RDWR)  # Windows does this for nobody who may not write
     try:
         os.fsync(descriptor)
@@ -168,6 +171,7 @@ def _force_to_disk(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+    _force_folder_to_disk(path.parent)
 
 
 def _force_folder_to_disk(folder: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..qvg.errors import ConfigError
-from ..qvg.models.common.checkpoint import WEIGHTS
 from ..qvg.models.common.found import AUTO
+from ..qvg.models.common.weight_sets import WEIGHTS
 from ..qvg.models.registry import joined, loaded_with, loaders, titles
 from .api import CATEGORY, io, ui
 
@@ -22,7 +22,7 @@ class QVGLoadCausalWan(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .comfy.files import lora_files, model_files
+        from .comfy.files import Listed, lora_files, model_files
 
         return io.Schema(
             node_id="QVGLoadCausalWan",
@@ -59,7 +59,7 @@ class QVGLoadCausalWan(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=[NO_LORA, *lora_files()],
+                    options=Listed([NO_LORA, *lora_files()]),
                     default=NO_LORA,
                     tooltip="The second half of a model that is released as base and LoRA, as LongLive is. From models/loras.",
                     optional=True,

@@ -20,7 +20,10 @@ class QVGSaveVideo(io.ComfyNode):
             "does not grow with the length of the video. The pictures are those of VAE Decode.",
             search_aliases=["qvg", "vae decode", "save video", "long video", "streaming decode"],
             inputs=[
-                io.Latent.Input("samples", tooltip="The sampled video. Each video of a batch becomes a file of its own."),
+                # Lazy: sampling begins when the name is known to be one that the disk takes.
+                io.Latent.Input(
+                    "samples", tooltip="The sampled video. Each video of a batch becomes a file of its own.", lazy=True
+                ),
                 io.Vae.Input(
                     "vae",
                     tooltip="The VAE that belongs to the model. Wan 2.1 and Wan 2.2 are decoded in a stream; other video VAEs "
@@ -32,8 +35,8 @@ class QVGSaveVideo(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="QVG/video",
-                    tooltip="Folder and beginning of the name, in the output folder. Takes %year%-%month%-%day%, %width% and "
-                    "such, as Save Video does.",
+                    tooltip="Folder and beginning of the name, in the output folder. Takes %date:yyyy-MM-dd%, %Node.input%, "
+                    "%width% and such, as Save Video does.",
                 ),
                 io.Int.Input(
                     "crf",
@@ -55,6 +58,21 @@ class QVGSaveVideo(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        from .comfy.output_names import VIDEO, complaint
+
+        return complaint(filename_prefix, VIDEO) or True
+
+    @classmethod
+    def check_lazy_status(cls, filename_prefix: str, **others: Any) -> list[str]:
+        """Whether the name is taken, with all its placeholders, or comes over a link; then the video is wanted."""
+        from .comfy.output_names import VIDEO, output_prefix
+
+        hidden = cls.hidden
+        output_prefix(filename_prefix, VIDEO, hidden.prompt, (hidden.extra_pnginfo or {}).get("workflow"))
+        return ["samples"]
 
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any, fps: float, filename_prefix: str, crf: int = 16) -> io.NodeOutput:

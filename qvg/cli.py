@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BackendError, QVGError
@@ -13,16 +15,33 @@ from .errors import BackendError, QVGError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. -> exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted; `run` has one more, 3: server gone."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    with _all_letters():
+        options = _parser().parse_args(arguments)
+        try:
+            return int(options.run(options))
+        except (QVGError, BackendError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, ValueError) else 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+@contextmanager
+def _all_letters() -> Iterator[None]:
+    """Letters that a stream's encoding lacks are written as escapes: a console of Windows, or a pipe, may have those of one part
+    of the world, and a file may have any name."""
+    changed: list[tuple[io.TextIOWrapper, str | None]] = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return int(options.run(options))
-    except (QVGError, BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        for stream, errors in changed:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,8 +197,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .models.common.checkpoint import WEIGHTS
     from .models.common.found import AUTO
+    from .models.common.weight_sets import WEIGHTS
     from .models.convert import DTYPE_NAMES
     from .models.registry import families, variants
 

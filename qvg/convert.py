@@ -17,7 +17,7 @@ def convert(
     """Write `out` and say what it is: to people, or as one JSON object. -> exit code. Raises as `qvg.models.convert` does."""
     check_out(out)
     plan = plan_conversion(source, variant, weights, dtype, lora)
-    for remark in plan.source.remarks:
+    for remark in plan.remarks:
         print(f"note: {remark}", file=sys.stderr)
     began = time.monotonic()
     bar = _bar(sum(tensor.nbytes for tensor in plan.tensors.values()))
@@ -26,12 +26,12 @@ def convert(
     finally:
         if bar is not None:
             bar.close()
-    result = _result(plan, out, lora, time.monotonic() - began)
-    print(json.dumps(result) if as_json else _sentence(result))
+    result = _result(plan, out, time.monotonic() - began)
+    print(json.dumps(result) if as_json else _sentence(plan, result))
     return 0
 
 
-def _result(plan: Conversion, out: Path, lora: Path | None, seconds: float) -> dict[str, Any]:
+def _result(plan: Conversion, out: Path, seconds: float) -> dict[str, Any]:
     source = plan.source
     return {
         "out": str(out),
@@ -41,20 +41,20 @@ def _result(plan: Conversion, out: Path, lora: Path | None, seconds: float) -> d
         "variant": source.variant.name if source.variant else None,
         "known_by": source.found.how,
         "weights": source.weights or None,
-        "lora": lora.name if lora else None,
-        "remarks": list(source.remarks),
+        "lora": plan.lora.file_name if plan.lora else None,
+        "remarks": list(plan.remarks),
         "seconds": round(seconds, 2),
     }
 
 
-def _sentence(result: dict[str, Any]) -> str:
+def _sentence(plan: Conversion, result: dict[str, Any]) -> str:
     parts = [
         f"{result['tensors']} tensors",
         f"{result['bytes'] / 1e9:.2f} GB",
         f"in {result['dtype']}" if result["dtype"] else "as they were",
     ]
     parts += [f"from {result['weights']}"] if result["weights"] else []
-    parts += [f"with {result['lora']} merged"] if result["lora"] else []
+    parts += [f"with {plan.lora.said} merged"] if plan.lora else []
     what = result["variant"] or "a causal Wan of unknown variant"
     return f"{result['out']}: {what} (known by {result['known_by']}), {', '.join(parts)}"
 

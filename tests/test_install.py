@@ -82,6 +82,18 @@ def test_no_argument_reports_and_installs_nothing(clone):
     assert sorted(clone.rglob("*")) == before
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii"])
+def test_a_pipe_that_lacks_letters_of_the_folder_s_name(tmp_path, encoding, monkeypatch):
+    """As ComfyUI-Manager starts it on Windows, where the user's folder has the user's name."""
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    pack = tmp_path / "Иван猫é" / "custom_nodes" / "qvg"
+    pack.mkdir(parents=True)
+    shutil.copy(ROOT / "install.py", pack)
+    done = subprocess.run([sys.executable, str(pack / "install.py")], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert str(pack.parents[1]).encode(encoding, "backslashreplace") in done.stdout
+
+
 def test_no_argument_without_torch(archive):
     done = run_install(archive, flags=("-I", "-S"))
     assert (done.returncode, done.stderr) == (0, "")

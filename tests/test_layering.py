@@ -21,6 +21,7 @@ RANKS = {
     # the words everybody in qvg/ speaks
     "qvg.config": 2,
     "qvg.errors": 2,
+    "qvg.file_names": 2,
     "qvg.files": 2,
     "qvg.metrics": 2,
     "qvg.safetensors_writer": 2,

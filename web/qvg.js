@@ -1,7 +1,10 @@
-// Two things that the page leaves out.
+// What the page leaves out.
 // What the server found wrong with a node's inputs is written under the node: the page itself shows a red frame and keeps the
 // sentence behind two clicks, and who mistypes a camera path should read it where they typed. Nodes 2.0 are not painted on the
 // canvas: there the sentence stays behind those clicks.
+// A file in a folder has the separators of the system that a workflow was saved on: the list's own entry is chosen for it, before
+// the page looks for what is missing.
+// %date:yyyy-MM-dd% and %Node.input% in a file's name are filled in as for core's nodes, whose classes the page has a list of.
 // A report that comes out of the execution cache shows its text too: the page is told of texts only while a node runs.
 import { app } from '../../scripts/app.js'
 
@@ -20,10 +23,26 @@ function nodeOf(id) {
   return node
 }
 
+// One wrong value is reported once for every input that the check looks at: "width - width is 850 ...", "height - width is 850 ...".
+function sentence(error) {
+  const start = `${error.extra_info?.input_name} - `
+  return error.details?.startsWith(start) ? error.details.slice(start.length) : error.details || error.message
+}
+
 function sentences(node) {
   const errors = app.extensionManager?.lastNodeErrors ?? app.lastNodeErrors ?? {}
   const ours = Object.entries(errors).filter(([id]) => nodeOf(id) === node)
-  return ours.flatMap(([, found]) => found.errors ?? []).map((error) => error.details || error.message)
+  return [...new Set(ours.flatMap(([, found]) => found.errors ?? []).map(sentence))]
+}
+
+function chooseListedFiles(node) {
+  const parts = (name) => name.split(/[\\/]+/).join('/')
+  for (const widget of node.widgets ?? []) {
+    const values = widget.type === 'combo' ? widget.options?.values : undefined
+    if (!Array.isArray(values) || typeof widget.value !== 'string' || values.includes(widget.value)) continue
+    const listed = values.find((each) => typeof each === 'string' && parts(each) === parts(widget.value))
+    if (listed !== undefined) widget.value = listed
+  }
 }
 
 function wrapped(context, text, width) {
@@ -51,6 +70,12 @@ function paint(node, context) {
   context.restore()
 }
 
+function fillInName(node) {
+  const prefix = node.widgets?.find((widget) => widget.name === 'filename_prefix')
+  const fill = window.comfyAPI?.utils?.applyTextReplacements
+  if (prefix && fill) prefix.serializeValue = () => fill(app, prefix.value)
+}
+
 app.registerExtension({
   name: 'qvg.texts',
   setup() {
@@ -61,8 +86,12 @@ app.registerExtension({
       if (ours && text) app.api.dispatchCustomEvent('progress_text', { nodeId: id, text })
     })
   },
+  loadedGraphNode(node) {
+    if (node.comfyClass?.startsWith('QVG')) chooseListedFiles(node)
+  },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith('QVG')) return
+    if (node.comfyClass === 'QVGSaveVideo') fillInName(node)
     const before = node.onDrawForeground
     node.onDrawForeground = function (context, ...rest) {
       before?.call(this, context, ...rest)

@@ -1,40 +1,47 @@
-"""Files in ComfyUI's model folders, wherever the user has put those, and names in its output folder.
+"""Files in ComfyUI's model folders, wherever the user has put those.
 
 Imports nothing heavy: menus are made of it.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
 
+from ...qvg.file_names import same_file
+
 MODELS, LORAS = "diffusion_models", "loras"
 
 
-def model_files() -> list[str]:
+class Listed(list[str]):
+    """Files as this system lists them. One that is named in the way of another system is in the list, too: ComfyUI takes a choice
+    that is `in` the list, and a workflow that was saved elsewhere has other separators."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and same_file(name, self) is not None
+
+
+def model_files() -> Listed:
     """What ComfyUI lists for its own loader: .safetensors, .pt, .pth and more."""
-    return list(folder_paths.get_filename_list(MODELS))
+    return Listed(folder_paths.get_filename_list(MODELS))
 
 
-def lora_files() -> list[str]:
+def lora_files() -> Listed:
     """What ComfyUI lists for its own LoRA loaders, which has the same endings."""
-    return list(folder_paths.get_filename_list(LORAS))
+    return Listed(folder_paths.get_filename_list(LORAS))
 
 
 def model_path(name: str) -> Path:
     """Of a listed file. FileNotFoundError: it is not there any more."""
-    return Path(folder_paths.get_full_path_or_raise(MODELS, name))
+    return _path(MODELS, name)
 
 
 def lora_path(name: str) -> Path:
     """Of a listed file. FileNotFoundError: it is not there any more."""
-    return Path(folder_paths.get_full_path_or_raise(LORAS, name))
+    return _path(LORAS, name)
 
 
-def numbered(folder: str, name: str, counter: int, ending: str) -> Iterator[Path]:
-    """Names as core's nodes give them, such as video_00001_.mp4, from `counter` on: where another ComfyUI that writes to the same
-    folder has taken the first meanwhile, the next is free."""
-    return (Path(folder) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))
+def _path(folder: str, name: str) -> Path:
+    listed = same_file(name, folder_paths.get_filename_list(folder))
+    return Path(folder_paths.get_full_path_or_raise(folder, listed or name))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...qvg.files import written_new
 from ...qvg.safetensors_writer import in_memory, write_safetensors
-from .files import numbered
+from .output_names import save_names
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def keep_frames(latents: list[Tensor], base_model: Any) -> None:
 
 def _save(samples: Tensor, folder: str) -> Path:
     tensors = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
-    place, name, counter, _, _ = folder_paths.get_save_image_path(PREFIX, folder)
-    with written_new(numbered(place, name, counter, ".latent")) as new:
+    names, _ = save_names(PREFIX, folder, ".latent")
+    with written_new(names) as new:
         write_safetensors(new.unfinished, in_memory(tensors), {})
     return new.path

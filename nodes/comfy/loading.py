@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,16 @@ import comfy.utils
 import torch
 from comfy.cli_args import args
 
+from ...qvg import UnsupportedModelError
 from ...qvg.models.common.checkpoint import CausalCheckpoint
 from ...qvg.models.common.found import AUTO
-from ...qvg.models.common.lora import LoraLayer, read_lora, require_fit
+from ...qvg.models.common.lora import read_lora
+from ...qvg.models.common.lora_fit import FittedLora, fitted
+from ...qvg.models.common.packing import packed_layers
+from ...qvg.models.common.tensor_names import some
 from ...qvg.models.common.variants import CausalVariant
 from ...qvg.models.common.weight_files import open_weights
+from ...qvg.models.family import Family
 from ...qvg.models.registry import read
 from .adapter import Loader
 from .attach import adapter_of_family
@@ -56,56 +62,100 @@ class Source:
     variant: str = AUTO
     weights: str = AUTO
 
-    def read(self, has_lora: bool = False) -> tuple[Loader, CausalCheckpoint]:
+    def read(self, has_lora: bool = False) -> tuple[Family, Loader, CausalCheckpoint]:
         """Names are looked at first, in sentences. ComfyUI then opens .safetensors itself: so it can page them in from the file.
         Raises ConfigError and UnsupportedModelError."""
         ours = open_weights(self.path)
         family, checkpoint = read(ours, self.variant, self.weights, has_lora, self.node)
         loader = adapter_of_family(family).loader()
         loader.check(checkpoint)
+        _require_known_packing(checkpoint)
         if self.path.suffix.lower() in (".safetensors", ".sft"):
-            theirs, _ = comfy.utils.load_torch_file(str(self.path), return_metadata=True)
+            theirs: dict[str, torch.Tensor] = {}
+            for part in ours.parts or (self.path,):
+                theirs |= comfy.utils.load_torch_file(str(part), return_metadata=True)[0]
             _, checkpoint = read(replace(ours, content=theirs), self.variant, self.weights, has_lora, self.node)
-        return loader, checkpoint
+        return family, loader, checkpoint
+
+
+def _require_known_packing(checkpoint: CausalCheckpoint) -> None:
+    """ComfyUI learns to unpack more with time. Raises UnsupportedModelError for what this one does not know."""
+    known = getattr(importlib.import_module("comfy.quant_ops"), "QUANT_ALGOS", {}) if checkpoint.quantized else {}
+    layers = packed_layers(checkpoint.tensors, checkpoint.metadata, checkpoint.path.name).values() if checkpoint.quantized else ()
+    unknown = {str(how.get("format")) for how in layers if isinstance(how, dict)} - {*known}
+    if unknown:
+        raise UnsupportedModelError(
+            f"{checkpoint.path.name} is packed as {some(sorted(unknown))}, which this ComfyUI does not unpack (it knows "
+            f"{', '.join(known) or 'none'}): update it, or take the model in 16 bits"
+        )
 
 
 def load(file: str, node: str, variant: str = AUTO, weights: str = AUTO, dtype: str = AUTO, lora: str | None = None) -> Loaded:
     """`file` and `lora` as ComfyUI lists them. Raises ConfigError and UnsupportedModelError for what cannot be loaded."""
     source = Source(model_path(file), node, variant, weights)
-    loader, checkpoint = source.read(has_lora=lora is not None)
-    layers = read_lora(lora_path(lora)) if lora else {}
-    require_fit(layers, checkpoint.tensors, str(lora))
-    options = dtype_options(checkpoint, dtype)
+    family, loader, checkpoint = source.read(has_lora=lora is not None)
+    merged = _fitted(lora, family, checkpoint) if lora else None
+    options, in_bf16 = dtype_options(checkpoint, dtype)
     # Before loading: ComfyUI takes the tensors out of the dictionary.
-    text = f"{loader.text(checkpoint)}\n{_weights_text(checkpoint, lora)}"
+    text = f"{loader.text(checkpoint)}\n{_weights_text(checkpoint, merged)}"
     model = loader.patcher(checkpoint, options)
+    if in_bf16:
+        compute_in_bf16(model)
     if hasattr(model, "cached_patcher_init"):
-        model.cached_patcher_init = (_load_again, (source, options))
+        model.cached_patcher_init = (_load_again, (source, options, in_bf16))
     if checkpoint.variant is not None:
         put_variant(model, checkpoint.variant)
-    _put_lora(model, layers)
+    if merged is not None:
+        _put_lora(model, merged)
     loader.dress(model)
     text = f"{text}, computed in {short_dtype(model.model.get_dtype_inference())}"
     logger.info("QVG: %s", text.replace("\n", "; "))
-    for remark in checkpoint.remarks:
+    remarks = (*checkpoint.remarks, *(merged.remarks if merged else ()))
+    for remark in remarks:
         logger.warning("QVG: %s: %s", source.path.name, remark)
-    return Loaded(model, "\n".join([text, *(f"note: {remark}" for remark in checkpoint.remarks)]))
+    return Loaded(model, "\n".join([text, *(f"note: {remark}" for remark in remarks)]))
 
 
-def _load_again(source: Source, options: dict[str, Any], disable_dynamic: bool = False) -> Any:
+def _fitted(name: str, family: Family, checkpoint: CausalCheckpoint) -> FittedLora:
+    """Raises UnsupportedModelError."""
+    assert family.files is not None, "it was read"
+    return fitted(read_lora(lora_path(name)), checkpoint.tensors, family.files.in_loras)
+
+
+def _load_again(source: Source, options: dict[str, Any], in_bf16: bool, disable_dynamic: bool = False) -> Any:
     """The bare model once more, for ComfyUI's own needs; it carries wrappers and patches over itself."""
-    loader, checkpoint = source.read(has_lora=True)
-    return loader.patcher(checkpoint, options, **({"disable_dynamic": True} if disable_dynamic else {}))
+    _, loader, checkpoint = source.read(has_lora=True)
+    model = loader.patcher(checkpoint, options, **({"disable_dynamic": True} if disable_dynamic else {}))
+    if in_bf16:
+        compute_in_bf16(model)
+    return model
 
 
-def dtype_options(checkpoint: CausalCheckpoint, dtype: str) -> dict[str, Any]:
-    """What UNETLoader would say for this dtype; {} leaves it to ComfyUI."""
+def dtype_options(checkpoint: CausalCheckpoint, dtype: str) -> tuple[dict[str, Any], bool]:
+    """What UNETLoader would say for this dtype, where {} leaves it to ComfyUI; and whether weights of 8 bits are to be computed
+    in bf16: what the families are trained in, where ComfyUI would take fp16 first, which overflows sooner."""
+    has_bf16 = mm.should_use_bf16(mm.get_torch_device()) and not any(getattr(args, name, False) for name in _START_OPTIONS)
     if dtype in _DTYPES:
-        return {"dtype": _DTYPES[dtype], **({"fp8_optimizations": True} if dtype == "fp8_e4m3fn_fast" else {})}
-    # What the family is trained in. ComfyUI would take fp16 first, which overflows sooner.
-    chosen = any(getattr(args, name, False) for name in _START_OPTIONS)
-    eight_bits = checkpoint.quantized or checkpoint.stored_dtype.itemsize == 1
-    return {} if chosen or eight_bits or not mm.should_use_bf16(mm.get_torch_device()) else {"dtype": torch.bfloat16}
+        wanted = _DTYPES[dtype]
+        return {"dtype": wanted, **({"fp8_optimizations": True} if dtype.endswith("_fast") else {})}, has_bf16 and _is_small(
+            wanted
+        )
+    if not has_bf16:
+        return {}, False
+    stored = checkpoint.stored_dtype
+    if _is_small(stored) and not checkpoint.quantized and stored.is_floating_point:
+        return {"dtype": stored}, True
+    return {"dtype": torch.bfloat16}, checkpoint.quantized
+
+
+def _is_small(dtype: torch.dtype) -> bool:
+    return dtype.itemsize == 1
+
+
+def compute_in_bf16(model: Any) -> None:
+    """Of a model that nobody else holds yet: what its weights are cast to where they are used."""
+    if model.model.get_dtype_inference() == torch.float16:
+        model.model.manual_cast_dtype = torch.bfloat16
 
 
 def put_variant(model: Any, variant: CausalVariant) -> None:
@@ -118,22 +168,24 @@ def put_variant(model: Any, variant: CausalVariant) -> None:
         model.add_object_patch("model_sampling", sampling)
 
 
-def _put_lora(model: Any, layers: dict[str, LoraLayer]) -> None:
+def _put_lora(model: Any, lora: FittedLora) -> None:
     """As ComfyUI's LoRA nodes do, so that nothing is merged on disk or in memory."""
-    tensors, names = {}, {}
-    for layer, matrices in layers.items():
-        name = f"diffusion_model.{layer}"
-        names[name] = f"{name}.weight"
-        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = matrices.down, matrices.up
-        tensors[f"{name}.alpha"] = torch.tensor(matrices.scale * len(matrices.down))
-    if layers:
-        model.add_patches(comfy.lora.load_lora(tensors, names), 1.0)
+    patches: dict[str, Any] = {}
+    for number, (name, change) in enumerate(lora.changes.items()):
+        parts = {f"{number}.{part}": tensor for part, tensor in change.parts.items()}
+        patches |= comfy.lora.load_lora(parts, {str(number): f"diffusion_model.{name}"})
+    without = set(patches) - set(model.add_patches(patches, 1.0))
+    if without or len(patches) < len(lora.changes):
+        raise UnsupportedModelError(
+            f"this ComfyUI does not take what {lora.file_name} adds to {some(sorted(without or lora.changes))}; update ComfyUI, "
+            "or merge it with 'qvg convert --lora'"
+        )
 
 
-def _weights_text(checkpoint: CausalCheckpoint, lora: str | None) -> str:
+def _weights_text(checkpoint: CausalCheckpoint, lora: FittedLora | None) -> str:
     of = f"{checkpoint.weights}, " if checkpoint.weights else ""
     stored = f"{short_dtype(checkpoint.stored_dtype)}{' with scales' if checkpoint.quantized else ''}"
-    return f"weights {of}stored in {stored}{f', with {lora}' if lora else ''}"
+    return f"weights {of}stored in {stored}{f', with {lora.said}' if lora else ''}"
 
 
 def short_dtype(dtype: torch.dtype) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from ...qvg import ConfigError
 from ...qvg.media import Picture
 from ...qvg.media.video_file import WholeVideo
 from .decode import count_pictures, decode_pieces, split_batch, tiles_to_try
-from .files import numbered
+from .output_names import VIDEO, output_prefix, save_names
 from .progress import say
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ def save_videos(
     into the files, unless ComfyUI was told to write none. Raises ConfigError for a latent that this VAE does not decode,
     MediaError where the file cannot be written.
     """
+    prefix = output_prefix(prefix, VIDEO, prompt, (extra or {}).get("workflow"))
+    if strange := re.findall(r"%[^%]+\.[^%.]+%", prefix):
+        logger.warning("QVG: filename_prefix has %s, which is no input of a node; it stays in the name", ", ".join(strange))
     videos = split_batch(vae, samples)
     texts = {} if args.disable_metadata else {**(extra or {}), **({} if prompt is None else {"prompt": prompt})}
     settings = _Settings(fps, crf, prefix, {name: json.dumps(value) for name, value in texts.items()})
@@ -132,13 +136,10 @@ def _write(vae: Any, video: Tensor, settings: _Settings, bar: _Bar, tile: int) -
 
 
 def _names(vae: Any, video: Tensor, prefix: str) -> tuple[Iterator[Path], str]:
-    """The next free names, and their folder. Raises, as core's nodes do, where the prefix leads out of the output folder."""
+    """The next free names, and their folder."""
     side = vae.spacial_compression_decode()
     height, width = (length * side for length in video.shape[3:])
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory(), width, height
-    )
-    return numbered(folder, name, counter, ".mp4"), subfolder
+    return save_names(prefix, folder_paths.get_output_directory(), VIDEO, width, height)
 
 
 def _count(file: WholeVideo | None) -> int:

@@ -28,7 +28,8 @@ from ..camera import parse_path, visits, walk
 from ..config import QVGConfig
 from ..errors import ConfigError, MediaError
 from ..files import written_whole
-from ..media import VideoWriter, side_by_side
+from ..media import side_by_side
+from ..media.video_file import KeptVideo
 from ..metrics import psnr_db, ssim
 from ..models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..models.demo_world.painted_map import JUDGED, MAP_PIXELS, paint
@@ -288,7 +289,7 @@ def write_video(runs: Sequence[Run], path: Path) -> None:
     """All runs side by side; one that stopped early stays on a dark picture."""
     rows = _rows_of_pictures(runs, max(len(run.frames) for run in runs))
     first = next(rows)
-    with VideoWriter(path, first.shape[1], first.shape[0], FRAMES_PER_SECOND) as video:
+    with KeptVideo(path, first.shape[1], first.shape[0], FRAMES_PER_SECOND) as video:
         for picture in itertools.chain([first], rows):
             video.write(picture)
 

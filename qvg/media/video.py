@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import ConfigError, MediaError
+from ..files import force_to_disk
 
 Picture = NDArray[np.uint8]
 
@@ -116,13 +117,22 @@ class VideoWriter:
                 ours = self._file.is_at(self._place)
                 self._file.close()
                 # is_file: a device such as /dev/full is not ours to remove.
-                if not self.frames_written and ours and self._place.is_file():
-                    self._place.unlink()
+                if ours and self._place.is_file():
+                    self._keep() if self.frames_written else self._place.unlink()
         # What ended the run matters more than what ended the video, and often is the same full disk.
         if self._file.error and error is None:
             raise self._refusal(self._file.error) from self._file.error
         if not ours and error is None:
-            raise MediaError(f"another program has written {self.path} meanwhile, so this video is lost; choose another --out")
+            raise MediaError(
+                f"another program has removed or replaced {self.path} meanwhile, so this video is lost; choose another --out"
+            )
+
+    def _keep(self) -> None:
+        """Hook: the file is closed and has pictures."""
+        try:
+            force_to_disk(self._place)
+        except OSError as error:  # as with a network disk that is full
+            self._file.error = self._file.error or error
 
     def _begin(self) -> Path:
         """Hook: where the video is written. Raises OSError."""

@@ -1,7 +1,7 @@
-"""A video that is there whole or not at all, and says which workflow made it.
+"""Videos that get their name when they are done.
 
-The demo's writer (`media.VideoWriter`) keeps what a broken run has made. Here a run can be repeated from its latent, and half a
-video under the name of a whole one would be taken for it.
+One is there whole or not at all, and says which workflow made it: its run can be repeated from the latent, and half a video under
+the name of a whole one would be taken for it. The other keeps what a broken run has made, as `VideoWriter` does.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import av
 
 from ..errors import MediaError
-from ..files import written_new
+from ..files import written_new, written_whole
 from .video import FULL_DISK, VideoWriter
 
 # Most that the index of an mp4 takes for a frame (size, place, time, order, whether it is a key frame), and for everything else.
@@ -26,7 +27,61 @@ _INDEX_BYTES = 8192
 _BYTES_PER_TAG = 128
 
 
-class WholeVideo(VideoWriter):
+_Video = TypeVar("_Video", bound="_LateVideo")
+
+
+class _LateVideo(VideoWriter):
+    """Is written elsewhere: `_stack` gives it its name in the end, or removes it."""
+
+    def __enter__(self: _Video) -> _Video:
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            stack.push(self._stack)  # where the video cannot begin, nothing is left either
+            super().__enter__()
+            stack.pop_all()
+        return self
+
+    def _keep(self) -> None:
+        """It is forced to the disk when it gets its name."""
+
+
+class KeptVideo(_LateVideo):
+    """As `VideoWriter`, but what was at `path` stays until this video is closed: whole, or as far as an exception or a full disk
+    let it come. Of several programs that write one video the last one's stays; a kill leaves what was there."""
+
+    def _begin(self) -> Path:
+        return self._stack.enter_context(written_whole(self.path))
+
+    def _keep(self) -> None:
+        # What a full disk took of a short video may be less than one picture.
+        if self._file.error and not _can_be_played(self._place):
+            self._place.unlink()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            refused = self._named()
+        if refused is not None and error is None:
+            raise self._refusal(refused) from refused
+
+    def _named(self) -> OSError | None:
+        try:
+            self._stack.close()
+        except OSError as refused:
+            return refused
+        return None
+
+
+def _can_be_played(path: Path) -> bool:
+    try:
+        with av.open(os.fspath(path)) as video:
+            return next(video.decode(video=0), None) is not None
+    except (OSError, IndexError, av.error.FFmpegError):
+        return False
+
+
+class WholeVideo(_LateVideo):
     """An mp4 file to which pictures are appended inside a `with`, and which gets its name when the `with` ends well.
 
         with WholeVideo(path, 832, 480, fps=16, frames=957) as video:
@@ -54,14 +109,6 @@ class WholeVideo(VideoWriter):
         super().__init__(path, width, height, fps, crf=crf)
         self.frames, self.metadata = frames, dict(metadata or {})
         self._names = itertools.chain([self.path], otherwise)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> WholeVideo:
-        with ExitStack() as stack:
-            stack.push(self._stack)  # where the video cannot begin, nothing is left either
-            super().__enter__()
-            stack.pop_all()
-        return self
 
     def _begin(self) -> Path:
         self._new = self._stack.enter_context(written_new(self._names))

@@ -17,7 +17,9 @@ from ..files import written_new
 from ..safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
 from .common.checkpoint import LORA_KEY, CausalCheckpoint
 from .common.found import AUTO, METADATA_KEY
-from .common.lora import LoraLayer, read_lora, require_fit
+from .common.lora import read_lora
+from .common.lora_changes import Change, added
+from .common.lora_fit import FittedLora, fitted
 from .family import FileFormat
 from .registry import read
 
@@ -27,13 +29,16 @@ DEFAULT_DTYPE = "bf16"  # what the family is trained and run in
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to be written, or was: the model read, the file's bytes, what its weights are stored as (None: as they were)."""
+    """What is to be written, or was: the model read, the file's bytes, what its weights are stored as (None: as they were), the
+    LoRA that is merged. `remarks` are sentences for the user."""
 
     source: CausalCheckpoint
     tensors: dict[str, LateTensor]
     metadata: dict[str, str]
     nbytes: int
     dtype_name: str | None
+    lora: FittedLora | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def plan_conversion(
@@ -50,25 +55,25 @@ def plan_conversion(
         raise ConfigError(f"{source.name} {known.no_lora}")
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPE_NAMES)}")
-    layers = read_lora(lora) if lora else {}
-    if checkpoint.quantized and (dtype or layers):
+    if checkpoint.quantized and (dtype or lora):
         raise ConfigError(
             f"the weights of {source.name} come with scales, in 8 bits or fewer, and are copied as they are: leave out "
             f"{'--dtype' if dtype else '--lora'}, or start from the model that they were made of"
         )
-    if lora:
-        require_fit(layers, checkpoint.tensors, lora.name)
+    merged = fitted(read_lora(lora), checkpoint.tensors, known.in_loras) if lora else None
+    changes = merged.changes if merged else {}
     to = None if checkpoint.quantized else DTYPE_NAMES[dtype or DEFAULT_DTYPE]
     tensors = {
-        name: _late(name, tensor, _stored(name, to, known), layers.get(name.removesuffix(".weight")))
-        for name, tensor in checkpoint.tensors.items()
+        name: _late(name, tensor, _stored(name, to, known), changes.get(name)) for name, tensor in checkpoint.tensors.items()
     }
     tensors |= {name: _late_joined(name, parts, _stored(name, to, known)) for name, parts in checkpoint.joined.items()}
     metadata = dict(checkpoint.metadata)
     metadata |= {METADATA_KEY: checkpoint.variant.name} if checkpoint.variant else {}
-    metadata |= {LORA_KEY: lora.name} if lora else {}
+    # A name of bytes that are no text is none in JSON.
+    metadata |= {LORA_KEY: merged.file_name.encode("utf-8", "backslashreplace").decode()} if merged else {}
     stored = None if to is None else dtype or DEFAULT_DTYPE
-    return Conversion(checkpoint, tensors, metadata, safetensors_bytes(tensors, metadata), stored)
+    remarks = (*checkpoint.remarks, *(merged.remarks if merged else ()))
+    return Conversion(checkpoint, tensors, metadata, safetensors_bytes(tensors, metadata), stored, merged, remarks)
 
 
 def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object] = lambda size: None) -> None:
@@ -116,12 +121,12 @@ def _stored(name: str, to: torch.dtype | None, known: FileFormat) -> torch.dtype
     return torch.float32 if to is not None and name.startswith(known.float32) else to
 
 
-def _late(name: str, tensor: Tensor, to: torch.dtype | None, lora: LoraLayer | None) -> LateTensor:
+def _late(name: str, tensor: Tensor, to: torch.dtype | None, change: Change | None) -> LateTensor:
     if tensor.dtype not in DTYPES:
-        raise UnsupportedModelError(f"{name} is in {tensor.dtype}, which safetensors files do not have; take another copy")
+        raise UnsupportedModelError(f"{name} is in {tensor.dtype}, which is no type for weights in safetensors files")
     if to is None or not tensor.is_floating_point():
         return LateTensor(tensor.shape, tensor.dtype, lambda: tensor)
-    return LateTensor(tensor.shape, to, partial(_made, name, tensor, to, lora if name.endswith(".weight") else None))
+    return LateTensor(tensor.shape, to, partial(_made, name, tensor, to, change))
 
 
 def _late_joined(name: str, parts: tuple[Tensor, ...], to: torch.dtype | None) -> LateTensor:
@@ -130,13 +135,15 @@ def _late_joined(name: str, parts: tuple[Tensor, ...], to: torch.dtype | None) -
     return LateTensor(shape, first.dtype, lambda: torch.cat([_made(name, part, first.dtype, None) for part in parts]))
 
 
-def _made(name: str, tensor: Tensor, dtype: torch.dtype, lora: LoraLayer | None) -> Tensor:
-    whole = tensor if lora is None else lora.added_to(tensor)
+def _made(name: str, tensor: Tensor, dtype: torch.dtype, change: Change | None) -> Tensor:
+    whole = tensor if change is None else added(change, tensor)
     made = whole.to(dtype)
     if not bool(made.isfinite().all()):
         if not bool(tensor.float().isfinite().all()):
-            raise UnsupportedModelError(f"{name} holds NaN or infinity, so the file is damaged; take another copy of it")
+            raise UnsupportedModelError(
+                f"{name} holds NaN or infinity, so the file is damaged; get it again from where it was published"
+            )
         if not bool(whole.isfinite().all()):
-            raise UnsupportedModelError(f"{name} becomes NaN or infinity by the LoRA, which is damaged; take another copy of it")
+            raise UnsupportedModelError(f"{name} becomes NaN or infinity by the LoRA, which is damaged; get that again")
         raise UnsupportedModelError(f"{name} holds values that {dtype} does not have; choose bf16 or fp32")
     return made

@@ -56,6 +56,7 @@ class FileFormat:
     float32    beginnings of the names of weights that ComfyUI keeps and computes in float32, so that a file that has them so
                loads to the same model as the original
     no_lora    why `qvg convert` merges no LoRA into it, a sentence's second half; "" where it does
+    in_loras   further names that a layer has in LoRAs, such as Diffusers'
     """
 
     recognise: Callable[[WeightFile], bool]
@@ -63,6 +64,7 @@ class FileFormat:
     lacks: Callable[[WeightFile], str | None] = lambda file: None
     float32: tuple[str, ...] = ()
     no_lora: str = ""
+    in_loras: Callable[[str], tuple[str, ...]] = lambda layer: ()
 
 
 @dataclass(frozen=True)

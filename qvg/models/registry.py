@@ -98,15 +98,20 @@ def joined(names: list[str], word: str = "and") -> str:
 
 
 def format_of(file: WeightFile, node: str | None = None) -> FileFormat:
-    """The format of a file, among those that `node` loads. Raises UnsupportedModelError for a file that lacks the layers of one;
-    of others the first says best, when it reads them, what they are."""
+    """The format of a file, among those that `node` loads. Raises UnsupportedModelError for a file that another node loads, and
+    for one that lacks the layers of a model; of others the first says best, when it reads them, what they are."""
     formats = _formats(lambda family: node is None or family.load_with == node)
     found = next((each for each in formats if each.recognise(file)), None)
     if found is not None:
         return found
-    what = next((what for each in formats if (what := each.lacks(file))), None)
-    if what is not None:
-        raise UnsupportedModelError(f"{file.path.name} is {what}")
+    other = next((each for each in _formats(lambda family: family.load_with != node) if node and each.recognise(file)), None)
+    if other is not None:
+        sharing = [family for family in _FAMILIES if family.files is other]
+        whose = joined([family.title for family in sharing], "or")
+        raise UnsupportedModelError(f"{file.path.name} has the network of {whose}; load it with '{sharing[0].load_with}'")
+    lacks = next((what for each in formats if (what := each.lacks(file))), None)
+    if lacks is not None:
+        raise UnsupportedModelError(f"{file.path.name} is {lacks}")
     return formats[0]
 
 

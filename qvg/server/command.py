@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from ..errors import ConfigError, RunError, ServerError
@@ -15,7 +16,7 @@ from .address import server_url
 from .connection import Server
 from .display import Display
 from .outputs import Outputs
-from .prompt import check_input, load_prompt, override
+from .prompt import check_input, load_prompt, named_files, override, use_listed_names
 from .run import RefusedError, Run, answered_from_cache, failure
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -84,7 +85,9 @@ def _prepared(outcome: Outcome, workflow: Path, server: str, settings: Sequence[
     version = connection.identify()
     for node, name in changed:
         if name not in fresh[node]:
-            check_input(prompt, node, name, connection.get(f"/object_info/{quote(prompt[node]['class_type'], safe='')}"))
+            check_input(prompt, node, name, _about(connection, prompt[node]["class_type"]))
+    for kind in named_files(prompt):
+        use_listed_names(prompt, kind, _about(connection, kind))
     outputs = Outputs(connection, prompt, out)
     outputs.prepare()
     outcome.files, outcome.texts = outputs.files, outputs.texts
@@ -92,6 +95,11 @@ def _prepared(outcome: Outcome, workflow: Path, server: str, settings: Sequence[
     run = Run(connection, prompt, outputs, display)
     outcome.prompt_id = run.id
     return run
+
+
+def _about(connection: Server, kind: str) -> Any:
+    """What the server says of a class of nodes; nothing where it has none of that name. ServerError."""
+    return connection.get(f"/object_info/{quote(kind, safe='')}")
 
 
 def _perform(outcome: Outcome, run: Run) -> None:
@@ -156,13 +164,7 @@ def _report(outcome: Outcome, out: Path, as_json: bool) -> None:
         print(json.dumps(asdict(outcome), indent=2))
         return
     for file in outcome.files:
-        print(_printable(file["path"]))
+        print(file["path"])
     if outcome.status == "done":
         outputs = "1 output" if len(outcome.files) == 1 else f"{len(outcome.files)} outputs"
         print(f"done in {outcome.seconds:.1f} s, {outputs} in {out}", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    """What stdout can take: where it is piped on Windows, its letters are those of one part of the world."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)

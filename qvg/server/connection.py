@@ -83,7 +83,7 @@ class Server:
 
     def download(self, query: dict[str, str], target: Path) -> None:
         """What /view has under `query`, written to `target`. NotGivenError, ServerError; OSError where it cannot be written."""
-        self.patiently(lambda: self._download(f"/view?{urlencode(query)}", target))
+        self.patiently(lambda: self._download(f"/view?{urlencode(query, errors='replace')}", target))
 
     def patiently(self, call: Callable[[], T]) -> T:
         """`call()`, again and again while it meets SilenceError."""

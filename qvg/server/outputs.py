@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..file_names import fitted, parts_of, safe_part, stem_and_ending
 from ..files import try_folder, written_new
 from .connection import NotGivenError, Server
 from .prompt import Prompt, label, title
 
 FETCHED_TYPES = ("output", "temp")  # "input" is what the user put there
 _ROOM = "free space there or choose another --out, and run again"
-RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Outputs:
         self.texts.append({"node": node, "title": name, "text": text})
         try:
             with written_new(free_names(self.folder, safe_name(f"{name or 'text'}.txt"))) as new:
-                new.unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+                new.unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             self._fail(node, f"its text could not be written to {self.folder} ({error.strerror}); {_ROOM}")
             return
@@ -102,13 +101,12 @@ def _texts(output: Any) -> list[str]:
 
 
 def safe_name(name: str) -> str:
-    """A file name for every system, out of one that a server chose: never a path, never empty."""
-    last = re.split(r"[/\\]", name)[-1]
-    plain = re.sub(r'[<>:"|?*\x00-\x1f]', "_", last).strip(" .") or "output"
-    return f"_{plain}" if plain.split(".")[0].upper() in RESERVED else plain
+    """A file name for every system, out of one that a server chose: never a path, never empty, never too long."""
+    last = safe_part(parts_of(name)[-1].strip(" .") or "output")
+    return fitted(*stem_and_ending(last))
 
 
 def free_names(folder: Path, name: str) -> Iterator[Path]:
     """`name` in `folder`, then `name` with a number before its ending, for where that is taken."""
-    path = folder / name
-    return itertools.chain([path], (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2)))
+    stem, ending = stem_and_ending(name)
+    return itertools.chain([folder / name], (folder / fitted(stem, f"-{number}{ending}") for number in itertools.count(2)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..file_names import same_file
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -125,6 +127,41 @@ def check_input(prompt: Prompt, node: str, name: str, info: dict[str, Any]) -> N
     if name in names or any(name.startswith(prefix) for prefix in prefixes):
         return
     raise ConfigError(f"{label(prompt, node)} has no input {name!r}; it has {', '.join(names) or 'none'}")
+
+
+def named_files(prompt: Prompt) -> list[str]:
+    """Classes of nodes with inputs that may name a file in a folder."""
+    return sorted({step["class_type"] for step in prompt.values() if any(map(_may_name_a_file, step["inputs"].values()))})
+
+
+def use_listed_names(prompt: Prompt, kind: str, info: Any) -> None:
+    """Give the files that nodes of class `kind` name the separators that this server lists them with. `info`:
+    /object_info/CLASS."""
+    inputs = _about_inputs(info.get(kind) if isinstance(info, dict) else None)
+    for step in (step for step in prompt.values() if step["class_type"] == kind):
+        for name, value in step["inputs"].items():
+            if _may_name_a_file(value) and (listed := same_file(value, _choices(inputs.get(name)))) is not None:
+                step["inputs"][name] = listed
+
+
+def _may_name_a_file(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[^\r\n]*[/\\][^/\\\r\n]*\.\w+", value) is not None
+
+
+def _about_inputs(about: Any) -> dict[str, Any]:
+    """What is said of each input of a class."""
+    groups = about.get("input") if isinstance(about, dict) else None
+    found = [groups.get(group) for group in ("required", "optional")] if isinstance(groups, dict) else []
+    return {name: declared for group in found if isinstance(group, dict) for name, declared in group.items()}
+
+
+def _choices(declared: Any) -> list[str]:
+    """What a combo box offers, declared in the old way or the new."""
+    if not isinstance(declared, (list, tuple)) or not declared:
+        return []
+    options = declared[1].get("options") if len(declared) > 1 and isinstance(declared[1], dict) else None
+    listed = declared[0] if isinstance(declared[0], list) else options
+    return [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
 
 
 def _input_names(inputs: Any, prefix: str) -> tuple[list[str], list[str]]:

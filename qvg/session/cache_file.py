@@ -24,6 +24,7 @@ from ..cache.spec import CacheSpec
 from ..codec.span import Known, move
 from ..config import QVGConfig
 from ..errors import CacheFileError, ConfigError
+from ..file_names import in_utf8
 from ..files import written_whole
 from ..positions.rope import GridRope
 from ..safetensors_writer import in_memory, write_safetensors
@@ -110,7 +111,7 @@ def _rope(saved: dict[str, Any]) -> GridRope:
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a file of ours, or CacheFileError."""
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise CacheFileError(
@@ -124,7 +125,7 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
                 )
             state = json.loads(metadata["state"])
         place = "cpu" if state["config"].get("offload") == "cpu" else str(device)
-        with safe_open(path, "pt", device=place) as file:
+        with in_utf8(path) as name, safe_open(name, "pt", device=place) as file:
             return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except CacheFileError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,30 @@ def test_compare_shows_both_videos(page: ComfyPage) -> None:
     assert any("10 of 20 frames are identical" in each for each in shown["texts"])
     assert page.video()["width"] > 2 * 4 * 64
     assert page.errors() == []
+
+
+def test_placeholders_in_a_name_are_filled_in(page: ComfyPage) -> None:
+    """As for core's nodes: with the date, and with what is typed into a node of this title."""
+    page.load(WORKFLOWS["self_forcing_t2v"])
+    page.set("QVGSaveVideo", filename_prefix="QVG/%date:yyyy-MM-dd%/%Decode and Save Video.crf%/%Nobody.x%")
+    (save,) = (step for step in page.prompt().values() if step["class_type"] == "QVGSaveVideo")
+    today = page.page.js("new Date().getFullYear() + '-' + String(new Date().getMonth() + 1).padStart(2, '0')")
+    assert re.fullmatch(rf"QVG/{today}-\d\d/\d+/%Nobody\.x%", save["inputs"]["filename_prefix"])
+    assert page.widgets("QVGSaveVideo")["filename_prefix"].startswith("QVG/%date:")
+
+
+def test_a_file_in_a_folder_is_chosen_as_this_system_lists_it(page: ComfyPage, server: Client) -> None:
+    folder = server.base / "models" / "diffusion_models" / "wan_distilled_model"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.pt").write_bytes(b"")
+    page.page.js("app.refreshComboInNodes()")
+    graph = copy.deepcopy(WORKFLOWS["worldplay_5b_i2v"])
+    for node in graph["nodes"]:
+        if node["type"] == "QVGLoadWorldPlay":
+            node["widgets_values"][0] = "wan_distilled_model\\model.pt"
+            node.pop("widgets_values_named", None)
+    page.load(graph)
+    assert page.widgets("QVGLoadWorldPlay")["file"] == "wan_distilled_model/model.pt"
 
 
 def test_camera_errors_are_written_under_the_node(page: ComfyPage) -> None:

@@ -11,6 +11,8 @@ import torch
 from comfyui_qvg.qvg.cli import main
 from safetensors.torch import save_file
 
+from ..qvg.models.common.test_shards import split
+from ..qvg.models.wan.test_weight_sets import diffusers
 from . import tiny_wan
 from .client import Client, Prompt, between, bypassed
 from .test_causal_wan import BALANCED, EXACT, add, changed, native, psnr_db
@@ -59,6 +61,20 @@ def files(server: Client) -> Path:
     save_file(NETWORK, folder / "plain.safetensors")
     save_file(tiny_wan.scaled(NETWORK), folder / "self_forcing_fp8_scaled.safetensors")
     save_file({**NETWORK, "img_emb.proj.0.weight": torch.zeros(2)}, folder / "i2v.safetensors")
+    save_file(
+        {n: t for n, t in tiny_wan.scaled(NETWORK).items() if n != "scaled_fp8"}, folder / "self_forcing_fp8_bare.safetensors"
+    )
+    fp8 = {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t.bfloat16() for n, t in NETWORK.items()}
+    save_file(fp8, folder / "self_forcing_fp8.safetensors")
+    split(folder, NETWORK, "self_forcing_parts")
+    save_file(named(EMA, "generator.") | named(NETWORK, "generator_ema.model."), folder / "self_forcing_flat.safetensors")
+    save_file({diffusers(n): t for n, t in NETWORK.items()}, folder / "self_forcing_diffusers.safetensors")
+    packed = tiny_wan.scaled(NETWORK) | {
+        "blocks.0.self_attn.q.comfy_quant": torch.tensor([*b'{"format": "of tomorrow"}'], dtype=torch.uint8)
+    }
+    save_file(
+        {n.replace("scale_weight", "weight_scale"): t for n, t in packed.items() if n != "scaled_fp8"}, folder / "new.safetensors"
+    )
     data = (folder / "self_forcing_dmd.pt").read_bytes()
     (folder / "cut.pt").write_bytes(data[: len(data) // 2])
     loras.mkdir(parents=True, exist_ok=True)
@@ -100,6 +116,17 @@ def test_every_file_runs_as_core_runs_the_same_weights(client: Client, name: str
     assert trained.shape[2] == FRAMES and trained.isfinite().all()
     if "causvid" not in first:  # whose shift is another
         assert torch.equal(client.latent(prompt), client.latent(core(block=block)))
+
+
+def test_files_in_folders_are_found_in_the_way_of_any_system(client: Client, files: Path) -> None:
+    loras = client.base / "models" / "loras"
+    (loras / "long").mkdir(exist_ok=True)
+    shutil.copy(loras / "longlive_lora.pt", loras / "long")
+    for file, lora in (("autoregressive_checkpoint\\model.pt", "none"), ("longlive_base.pt", "long\\longlive_lora.pt")):
+        said = text(client, ours(file, lora=lora))
+        assert said == text(client, ours(file.replace("\\", "/"), lora=lora.replace("\\", "/"))).replace("long/", "long\\")
+    code, answer = client.post("/prompt", {"prompt": ours("autoregressive_checkpoint\\other.pt")})
+    assert code == 400 and [error["type"] for error in answer["node_errors"]["loader"]["errors"]] == ["value_not_in_list"]
 
 
 def test_the_folders_list_what_people_download(client: Client) -> None:
@@ -177,6 +204,68 @@ def test_a_base_and_its_lora(client: Client, files: Path, record_property: Any) 
     assert psnr_db(base, both) < 40 < 80 < psnr_db(both, written)
 
 
+def every_kind(prefix: str = "diffusion_model.") -> dict[str, torch.Tensor]:
+    """Layers changed in all the ways that are sums: kohya's, PEFT's, LoHa, LoKr, differences of a bias and of a norm."""
+    generator = torch.Generator().manual_seed(5)
+    at = [f"{prefix}blocks.{block}.{layer}" for block in (0, 1) for layer in ("self_attn.q", "cross_attn.v", "self_attn.v")]
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    tensors = {
+        f"{at[0]}.lora_down.weight": made(4, 256),
+        f"{at[0]}.lora_up.weight": made(256, 4),
+        f"{at[0]}.alpha": torch.tensor(8.0),
+    }
+    tensors |= {f"{at[1]}.lora_A.weight": made(4, 256), f"{at[1]}.lora_B.weight": made(256, 4)}
+    tensors |= {f"{at[2]}.hada_w{number}_a": made(256, 4) for number in (1, 2)}
+    tensors |= {f"{at[2]}.hada_w{number}_b": made(4, 256) for number in (1, 2)}
+    tensors |= {f"{at[3]}.lokr_w1": made(4, 8), f"{at[3]}.lokr_w2_a": made(64, 2), f"{at[3]}.lokr_w2_b": made(2, 32)}
+    tensors |= {f"{at[3]}.alpha": torch.tensor(1.0), f"{at[4]}.diff": made(256, 256) * 0.2, f"{at[4]}.diff_b": made(256)}
+    return tensors | {f"{prefix}blocks.1.self_attn.norm_k.diff": made(256)}
+
+
+def test_what_loras_add_is_what_core_and_convert_make_of_it(client: Client, files: Path, record_property: Any) -> None:
+    lora = client.base / "models" / "loras" / "kinds.safetensors"
+    save_file(every_kind(), lora)
+    base = ours("causal.safetensors", dtype="fp32", variant="self-forcing")
+    one = changed(base, "loader", lora=lora.name)
+    stock = changed(base, "loader")
+    add(stock, "lora", "LoraLoaderModelOnly", model=["loader", 0], lora_name=lora.name, strength_model=1.0)
+    for step in stock.values():
+        for name, value in step["inputs"].items():
+            if value == ["loader", 0] and step is not stock["lora"]:
+                step["inputs"][name] = ["lora", 0]
+    plain, with_lora, by_core = (client.latent(prompt) for prompt in (base, one, stock))
+    merged = files / "kinds_merged.safetensors"
+    merged.unlink(missing_ok=True)
+    arguments = ["convert", str(files / "causal.safetensors"), str(merged), "--lora", str(lora), "--dtype", "fp32"]
+    assert main([*arguments, "--variant", "self-forcing"]) == 0
+    written = client.latent(ours(merged.name, dtype="fp32"))
+    save_file(every_kind("transformer."), lora)  # names that core does not know
+    renamed = client.latent(changed(one, "loader", lora=lora.name, weights="auto"))
+    record_property("psnr_db", [psnr_db(plain, with_lora), psnr_db(with_lora, by_core), psnr_db(with_lora, written)])
+    assert psnr_db(plain, with_lora) < 40 < 80 < min(psnr_db(with_lora, by_core), psnr_db(with_lora, written))
+    assert torch.equal(renamed, with_lora)
+
+
+def test_alpha_out_of_the_metadata_counts_and_a_contradiction_is_said(client: Client) -> None:
+    lora = client.base / "models" / "loras" / "alpha.safetensors"
+    tensors = {name.replace("base_model.model.", "transformer."): tensor for name, tensor in tiny_wan.lora(rank=4).items()}
+    four = {name: tensor * 4 if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    prompt = ours("longlive_base.pt", dtype="fp32", lora=lora.name)
+    save_file(four, lora)
+    wanted = client.latent(prompt)
+    client.forget()
+    save_file(tensors, lora, {"transformer.lora_alpha": "16", "transformer.r": "4"})
+    assert psnr_db(wanted, client.latent(prompt)) > 80
+    client.forget()
+    assert "with alpha.safetensors at scale 4, computed in" in text(client, prompt)
+    client.forget()
+    save_file(tensors, lora, {"lora_alpha": "16", "r": "8"})
+    assert "note: alpha.safetensors says rank 8 in its metadata, and the matrices of transformer.blocks" in text(client, prompt)
+
+
 @pytest.mark.parametrize("file", ["longlive_base.pt", "causal_forcing-framewise.safetensors"])
 def test_comfyui_has_it_loaded_again(client: Client, file: str) -> None:
     prompt = ours(file, EXACT, lora="longlive_lora.pt")
@@ -208,9 +297,62 @@ def test_the_stock_loader_runs_a_converted_file_of_eight_bits(client: Client, fi
     assert torch.equal(client.latent(stock), client.latent(ours("self_forcing_fp8_scaled.safetensors", EXACT)))
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("self_forcing_parts-00001-of-00002.safetensors", "self_forcing_parts-00002-of-00002.safetensors"),
+        *("self_forcing_flat.safetensors", "self_forcing_diffusers.safetensors"),
+    ],
+)
+def test_other_forms_of_the_same_weights(client: Client, file: str) -> None:
+    """Parts, flat names of two sets, Diffusers' names: run as the released file is."""
+    assert torch.equal(client.latent(ours(file)), client.latent(ours("self_forcing_dmd.pt")))
+    said = text(client, ours(file))
+    assert ("note: generator_ema was taken, which is what self-forcing releases" in said) == ("flat" in file)
+
+
+def test_scales_that_nobody_marked_are_read_as_marked_ones(client: Client, files: Path) -> None:
+    marked = client.latent(ours("self_forcing_fp8_scaled.safetensors", EXACT))
+    assert torch.equal(client.latent(ours("self_forcing_fp8_bare.safetensors", EXACT)), marked)
+    out = files / "converted_bare.safetensors"
+    out.unlink(missing_ok=True)
+    assert main(["convert", str(files / "self_forcing_fp8_bare.safetensors"), str(out)]) == 0
+    assert torch.equal(client.latent(changed(native(EXACT, frames=FRAMES), "loader", unet_name=out.name)), marked)
+
+
+@pytest.mark.parametrize(
+    ("file", "dtype", "stored"),
+    [
+        ("self_forcing_fp8.safetensors", "auto", "torch.float8_e4m3fn"),
+        ("self_forcing_fp8_scaled.safetensors", "auto", "torch.bfloat16"),
+        ("self_forcing_fp8_bare.safetensors", "auto", "torch.bfloat16"),
+        ("self_forcing_dmd.pt", "fp8_e4m3fn", "torch.float8_e4m3fn"),
+        ("self_forcing_dmd.pt", "fp8_e5m2", "torch.float8_e5m2"),
+        ("self_forcing_dmd.pt", "fp8_e4m3fn_fast", "torch.float8_e4m3fn"),
+        ("self_forcing_dmd.pt", "auto", "torch.bfloat16"),
+        ("self_forcing_dmd.pt", "fp16", "torch.float16"),
+    ],
+)
+def test_weights_of_8_bits_are_computed_in_bf16_where_the_card_has_it(client: Client, file: str, dtype: str, stored: str) -> None:
+    """As those of 16 bits are: ComfyUI would take fp16. And they run so."""
+    prompt = ours("self_forcing_dmd.pt", EXACT)
+    plain = client.latent(prompt)
+    prompt["loader"] = {"class_type": "TestingOnACard", "inputs": {"file": file, "dtype": dtype, "node": "Load Causal Wan"}}
+    result = client.run({"loader": prompt["loader"]})
+    assert result.status == "success", result.messages
+    computed = "torch.float16" if dtype == "fp16" else "torch.bfloat16"
+    first, again, kept, said = result.outputs["loader"]["text"]
+    assert (first, again, kept) == (computed, computed, stored) and f"computed in {computed.removeprefix('torch.')}" in said
+    assert 15 < psnr_db(plain, client.latent(prompt)) < 90
+
+
 BAD: dict[str, tuple[Prompt, str]] = {
     "plain": (ours("plain.safetensors"), "nothing says that it is causal: an ordinary Wan 2.1"),
     "cut off": (ours("cut.pt"), "cut.pt is cut off ("),
+    "packed as nobody knows yet": (
+        ours("new.safetensors", variant="self-forcing"),
+        "new.safetensors is packed as of tomorrow, which this ComfyUI does not unpack (it knows float8_e4m3fn, ",
+    ),
     "image to video": (ours("i2v.safetensors"), "is an image-to-video Wan"),
     "weights": (ours("self_forcing_dmd.pt", weights="generator"), "has no generator; it has generator_ema: choose that, or auto"),
 }

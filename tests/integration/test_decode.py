@@ -236,9 +236,62 @@ def test_latents_of_something_else_get_a_sentence(client: Client, shape: str, ki
     assert result.status == "error" and sentence in result.error
 
 
-def test_names_outside_the_output_folder_are_refused_before_anything_is_decoded(client: Client) -> None:
-    result = client.run(graph(filename_prefix="../elsewhere/video"))
-    assert result.status == "error" and "outside the output folder" in result.error
+@pytest.mark.parametrize(
+    ("prefix", "sentence"),
+    [
+        ("../elsewhere/video", "filename_prefix '../elsewhere/video' leads out of the output folder"),
+        ("猫" * 82, "bytes (File name too long); use a shorter filename_prefix"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_anything_runs(client: Client, prefix: str, sentence: str) -> None:
+    code, answer = client.post("/prompt", {"prompt": graph(filename_prefix=prefix)})
+    assert code == 400 and sentence in answer["node_errors"]["save"]["errors"][0]["details"]
+
+
+def linked(prefix: str) -> Prompt:
+    """The name comes out of a node, and the latent out of one that says when it runs."""
+    prompt = graph(filename_prefix=["name", 0])
+    prompt["name"] = {"class_type": "PrimitiveString", "inputs": {"value": prefix}}
+    prompt["record"] = {"class_type": "TestingRan", "inputs": {"samples": ["latent", 0]}}
+    prompt["save"]["inputs"]["samples"] = ["record", 0]
+    return prompt
+
+
+def test_a_linked_name_that_cannot_be_is_refused_before_the_latent_is_made(client: Client) -> None:
+    seen = len(client.log())
+    result = client.run(linked("x" * 250))
+    assert result.status == "error" and "use a shorter filename_prefix" in result.error
+    assert "testing: made the latent" not in client.log()[seen:]
+    (path,) = files(client, client.run(linked("QVG/linked %date:yyyy%")))
+    assert path.name == f"linked {time.strftime('%Y')}_00001_.mp4" and "testing: made the latent" in client.log()[seen:]
+
+
+def test_placeholders_are_filled_in_for_programs(client: Client) -> None:
+    today = time.strftime("%Y-%m-%d")
+    prompt = graph(filename_prefix="QVG/%date:yyyy-MM-dd%/%Noise.shape% %save.crf% %width%x%height% %Nobody.x%")
+    prompt["latent"]["_meta"] = {"title": "Noise"}
+    seen = len(client.log())
+    (path,) = files(client, client.run(prompt))
+    assert path.parent.name in (today, time.strftime("%Y-%m-%d"))
+    assert path.name == "1,16,5,8,8 %save.crf% 64x64 %Nobody.x%_00001_.mp4"
+    assert "filename_prefix has %save.crf%, %Nobody.x%, which is no input of a node" in client.log()[seen:]
+
+
+def test_names_that_save_video_can_give_are_given(client: Client) -> None:
+    prompt = graph(filename_prefix="猫" * 80)
+    prompt["again"] = {
+        "class_type": "SaveVideo",
+        "inputs": {"video": ["save", 0], "filename_prefix": "犬" * 80, "format": "auto", "codec": "auto"},
+    }
+    (path,) = files(client, client.run(prompt))
+    assert path.name == "猫" * 80 + "_00001_.mp4" and (path.parent / ("犬" * 80 + "_00001_.mp4")).is_file()
+
+
+@pytest.mark.parametrize("prefix", ["QVG/12:30 %date:hh:mm% <a>|?*", "QVG\\aux\\con.x", "QVG/dots./x"])
+def test_no_name_has_what_windows_refuses(client: Client, prefix: str) -> None:
+    (path,) = files(client, client.run(graph(filename_prefix=prefix)))
+    for part in path.relative_to(client.base / "output").parts:
+        assert not set(part) & set('<>:"|?*\\') and part.split(".")[0].lower() not in ("aux", "con") and part[-1] not in ". "
 
 
 def test_the_cache_is_free_when_decoding_begins(client: Client) -> None:

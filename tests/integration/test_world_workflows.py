@@ -11,6 +11,7 @@ import copy
 import json
 import re
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,57 @@ def test_loaders_say_where_their_files_are(name: str) -> None:
             assert model["url"].endswith("/" + model["name"])
             found[model["name"]] = model["directory"]
     assert found == wanted and all(file in note(name) for file in wanted)
+
+
+@pytest.fixture
+def windows(client: Client) -> Iterator[None]:
+    """ComfyUI's folders as they are listed on Windows."""
+    client.post("/testing/separators", {"separator": "\\"})
+    yield
+    client.post("/testing/separators", {"separator": "/"})
+
+
+def loading(name: str, separator: str) -> Prompt:
+    """The workflow's own loader, and what its MODEL was trained with."""
+    prompt = program(name)
+    loader = copy.deepcopy(prompt[titled(prompt, "QVGLoadWorldPlay")])
+    loader["inputs"]["file"] = loader["inputs"]["file"].replace("/", separator)
+    return {
+        "loader": loader,
+        "sigmas": {"class_type": "QVGTrainedSigmas", "inputs": {"model": ["loader", 0]}},
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["sigmas", 0]}},
+    }
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("separator", ["/", "\\"])
+@pytest.mark.parametrize("name", ["worldplay_5b_i2v", "worldplay_8b_i2v"])
+def test_files_in_folders_are_found_in_the_way_of_any_system(client: Client, name: str, separator: str) -> None:
+    result = client.run(loading(name, separator))
+    assert result.status == "success", result.messages
+
+
+@pytest.mark.usefixtures("files", "windows")
+@pytest.mark.parametrize("separator", ["/", "\\"])
+@pytest.mark.parametrize("name", ["worldplay_5b_i2v", "worldplay_8b_i2v"])
+def test_the_templates_find_their_files_on_windows(client: Client, name: str, separator: str) -> None:
+    listed = client.get("/object_info/QVGLoadWorldPlay")["QVGLoadWorldPlay"]["input"]["required"]["file"][1]["options"]
+    assert WORKFLOWS[name][1].keys() & {each.replace("\\", "/") for each in listed} and not any("/" in each for each in listed)
+    result = client.run(loading(name, separator))
+    assert result.status == "success", result.messages
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_nothing_of_ours_is_refused_on_windows(client: Client, files: Path, name: str) -> None:
+    for file, folder in WORKFLOWS[name][1].items():
+        if folder == "vae":
+            (files / folder / file).unlink()
+    prompt = program(name)
+    code, answer = client.post("/prompt", {"prompt": prompt})
+    assert {prompt[node]["class_type"] for node in answer["node_errors"]} == {"VAELoader"}
+    if code == 200:  # what needs no VAE runs
+        client.wait(answer["prompt_id"])
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

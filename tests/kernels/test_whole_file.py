@@ -255,7 +255,7 @@ def test_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: p
         watch(name)
     put(tmp_path / "a")
     put_new(tmp_path / "b")
-    assert did == ["fsync", "replace", "fsync folder", "fsync", "link", "fsync folder"]
+    assert did == ["fsync", "fsync folder", "replace", "fsync folder", "fsync", "fsync folder", "link", "fsync folder"]
 
 
 # --------------------------------------------------------------------------------------------------------- several at once

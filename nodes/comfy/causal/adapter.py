@@ -25,7 +25,8 @@ class CausalAdapter:
             return ""
         return (
             "If the file is a Self-Forcing or Causal-Forcing checkpoint: ComfyUI's own loader takes it for an ordinary Wan; "
-            "load it with 'Load Causal Wan', or convert it once with `qvg convert`."
+            "load it with 'Load Causal Wan', or convert it once with `qvg convert`. Of a GGUF take the .pt or .safetensors: GGUF "
+            "loaders do not say that a Wan is causal, and these two do not read GGUF."
         )
 
     def report_name(self, base_model: Any) -> str:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
+from ...file_names import in_utf8
 
 REMEDY = "restore it from the repository's assets/, or install this pack again"
 
@@ -20,7 +21,7 @@ def read_shipped(path: Path, title: str, model: str, dtype: torch.dtype) -> tupl
     if not path.is_file():
         raise UnsupportedModelError(f"{path} is not there, but holds the {title}'s weights; {REMEDY}")
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Names of tensors without what trainers and packers put around them.
+"""Names of tensors without what trainers and packers put around them, and names out of files as they are shown to people.
 
 Self-Forcing's trainers put `model.` in front, those of FSDP and torch.compile put wrappers in between, repackaged ones
 `model.diffusion_model.`.
@@ -7,28 +7,40 @@ Self-Forcing's trainers put `model.` in front, those of FSDP and torch.compile p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
+from ...errors import UnsupportedModelError
+
+# More than any model that QVG knows has, weights of 4 bits and a trainer's states beside them included.
+MOST_TENSORS = 50_000
+_MOST_LETTERS = 1000
+_MOST_BLOCKS = 200
 _WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
 _PREFIXES = ("diffusion_model.", "module.", "model.")
-_WHOLE_CHECKPOINT = "model.diffusion_model."
 # What stands beside weights of 8 bits and fewer.
-_SCALES = re.compile(r"\.(scale_weight|scale_input|weight_scale|weight_scale_2|input_scale|pre_quant_scale|comfy_quant)$")
-_SCALED = "scaled_fp8"
+_SCALES = re.compile(
+    r"\.(scale_weight|scale_input|weight_scale|weight_scale_2|input_scale|pre_quant_scale|comfy_quant|weight_s_rel|weight_s_channel"
+    r"|weight_codebook)$"
+)
+SCALED = "scaled_fp8"
+# Tables and counters that networks and trainers keep beside weights: made anew in every run, of no use in a file.
+_BUFFERS = re.compile(
+    r"(^|\.)(freqs(_cis|_cos|_sin|_[thw]|_complex)?|inv_freq|rope_freqs|(cos|sin)(_cached)?|pos_(freqs|ids)|position_ids"
+    r"|num_batches_tracked|num_updates|(block_|attn_|causal_|attention_)?mask|[kv]_cache|cache_[kv]|kv_cache\w*"
+    r"|(global|local)_end_index|_extra_state|amax_history\w*|_amax|dummy\w*|step|device_indicator)$"
+)
 
 
-def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` under the network's own names, without wrappers and prefixes; of a whole checkpoint, the diffusion model's."""
-    if any(name.startswith(_WHOLE_CHECKPOINT) for name in tensors):
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_WHOLE_CHECKPOINT)}
-    return {plain_name(name): tensor for name, tensor in tensors.items()}
+def without_wrappers(name: str) -> str:
+    """`name` without what FSDP, activation checkpointing and torch.compile put between its parts."""
+    return _WRAPPERS.sub("", name)
 
 
 def plain_name(name: str) -> str:
     """One name without wrappers and prefixes."""
-    name = _WRAPPERS.sub("", name)
+    name = without_wrappers(name)
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""):
         name = name[len(prefix) :]
     return name
@@ -36,4 +48,54 @@ def plain_name(name: str) -> str:
 
 def is_quantized(names: Iterable[str]) -> bool:
     """Whether weights of these names come with scales, as in 8 bits and fewer."""
-    return any(name == _SCALED or _SCALES.search(name) for name in names)
+    return any(name == SCALED or _SCALES.search(name) for name in names)
+
+
+def without_buffers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """`tensors` without the tables and counters among them, and the names of those."""
+    left = [name for name in tensors if _BUFFERS.search(name)]
+    return {name: tensor for name, tensor in tensors.items() if name not in set(left)}, left
+
+
+def require_bounded(names: Collection[object], file_name: str) -> None:
+    """Raise UnsupportedModelError for more tensors than any model has, and for names that are no names."""
+    if len(names) > MOST_TENSORS:
+        raise UnsupportedModelError(
+            f"{file_name} holds {len(names)} tensors, and QVG reads files of up to {MOST_TENSORS}; it is no model that QVG "
+            "knows, or far more than a model: save its weights alone"
+        )
+    longest = max((len(name) for name in names if isinstance(name, str)), default=0)
+    if longest > _MOST_LETTERS:
+        raise UnsupportedModelError(
+            f"{file_name} names a tensor with {longest} letters, and no model's names have more than {_MOST_LETTERS}; it is "
+            "damaged, or no model's file"
+        )
+
+
+def count_blocks(names: Iterable[str], before: str) -> int:
+    """How many blocks there are, called `before`0 and so on. UnsupportedModelError: one is left out, or they are too many."""
+    numbers = {name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)}
+    if len(numbers) > _MOST_BLOCKS or numbers != {str(number) for number in range(len(numbers))}:
+        odd = sorted(numbers - {str(number) for number in range(min(len(numbers), _MOST_BLOCKS))})
+        raise UnsupportedModelError(
+            f"the checkpoint has {len(numbers)} blocks, and some in between are not there, or they are more than models have "
+            f"({some(before + each for each in odd)}); it is damaged, or of another model"
+        )
+    return len(numbers)
+
+
+def shown(name: object, letters: int = 80) -> str:
+    """A name out of a file for a sentence: short, on one line, of characters that a terminal shows."""
+    text = name[: letters + 1] if isinstance(name, str) else str(name) if isinstance(name, int) else type(name).__name__
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    return text if len(text) <= letters else f"{text[:letters]}..."
+
+
+def some(names: Iterable[object], most: int = 3) -> str:
+    """The first of some names, for a sentence."""
+    listed: list[str] = []
+    for name in names:
+        if len(listed) == most:
+            return ", ".join([*listed, "..."])
+        listed.append(shown(name))
+    return ", ".join(listed)

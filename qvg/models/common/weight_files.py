@@ -3,101 +3,125 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import zipfile
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from .packing import pieces_of_training
+from .safetensors_files import read_safetensors
+from .shards import joined, parts_of
+from .tensor_names import some
+from .torch_files import AGAIN, read_torch
 
-_AGAIN = "download it again"
 # Trainers wrap weights once or twice. A dictionary in a pickle may hold itself, and then there is no innermost one.
 MOST_WRAPPINGS = 8
-# What stands at the beginning of files that are taken for weights. Git LFS leaves its pointer where a file was not fetched.
+_HEAD_BYTES = 300
+_MOST_LISTED = 1000
+_ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
+# What stands at the beginning of files that are taken for weights, in small letters. Git LFS leaves its pointer where a file was
+# not fetched.
 _STRANGERS = {
-    b"GGUF": "is a GGUF file, whose weights only a GGUF loader reads; take the .pt or .safetensors of this model",
-    b"version https://git-lfs": f"is Git LFS's pointer to the weights, not the weights; {_AGAIN} (git lfs pull)",
-    b"<!DOCTYPE": f"is a web page, not the file that was asked for there; {_AGAIN}",
-    b"<html": f"is a web page, not the file that was asked for there; {_AGAIN}",
+    b"gguf": "is a GGUF file, whose weights only a GGUF loader reads; take the .pt or .safetensors of this model",
+    b"version https://git-lfs": f"is Git LFS's pointer to the weights, not the weights; {AGAIN} (git lfs pull)",
+    b"<!doctype": f"is a web page, not the file that was asked for there; {AGAIN}",
+    b"<html": f"is a web page, not the file that was asked for there; {AGAIN}",
+    b"<?xml": f"is an answer of a server, not the file that was asked for there; {AGAIN}",
+    b"\x1f\x8b": "is packed with gzip; unpack it first",
+    b"\xfd7zxz": "is packed with xz; unpack it first",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it first",
+    b"7z\xbc\xaf": "is a 7-Zip archive; unpack it first",
+    b"rar!": "is a RAR archive; unpack it first",
+    b"bzh": "is packed with bzip2; unpack it first",
+    b"\x89hdf": "is an HDF5 file, of Keras or others; take the .pt or .safetensors of this model",
+    b"\x93numpy": "is an array of numpy's, not weights by name",
+    b"\x89png": "is a picture; give a weight file",
+    bytes(32): f"begins with nothing but zeros, as a download does that did not end; {AGAIN}",
 }
+_JSON = re.compile(rb"[{\[]\s*[\"{}\[\]]")
 
 
 @dataclass(frozen=True)
 class WeightFile:
     """What is in a file: `content` by name, tensors or dictionaries of more; `metadata` of a safetensors file. Tensors are mapped
-    from disk, so they take memory only when they are used."""
+    from disk, so they take memory only when they are used. `parts`: the files that it is made of, if that is more than one."""
 
     path: Path
     content: dict[str, Any]
     metadata: dict[str, str] = field(default_factory=dict)
+    parts: tuple[Path, ...] = ()
 
 
 def open_weights(path: Path) -> WeightFile:
-    """Raises UnsupportedModelError, in a sentence, for what is missing, truncated, foreign, or needs code to be run."""
+    """Parts of one model and their index are joined. Raises UnsupportedModelError, in a sentence, for what is missing, truncated,
+    foreign, or needs code to be run."""
+    _require_file(path)
+    parts = parts_of(path)
+    if parts is None:
+        return WeightFile(path, *_read(path))
+    return WeightFile(path, *joined(path, parts, _read), parts.paths)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    _require_file(path)
     head = _head(path)
+    # A length in 8 bytes, then JSON. First, as the length may begin like one of the others.
+    if head[7:9] == b"\0{":
+        return read_safetensors(path)
     if head[:2] == b"PK":
-        return WeightFile(path, _read_torch(path, zipped=True))
+        return read_torch(path, zipped=True), {}
     if head[:1] == b"\x80":
-        return WeightFile(path, _read_torch(path, zipped=False))
-    if head[8:9] == b"{":
-        return _open_safetensors(path)
-    for beginning, what in _STRANGERS.items():
-        if head.startswith(beginning):
-            raise UnsupportedModelError(f"{path.name} {what}")
-    raise UnsupportedModelError(f"{path.name} begins as no weight file does, neither .safetensors nor .pt; {_AGAIN}")
+        return read_torch(path, zipped=False), {}
+    small = head.lower().lstrip(b"\xef\xbb\xbf \t\r\n")
+    found = next((what for beginning, what in _STRANGERS.items() if small.startswith(beginning)), None)
+    if found is None and head[257:262] == b"ustar":
+        found = "is a tar archive; unpack it first"
+    if found is None and _JSON.match(small):
+        found = "is text in JSON, not weights; give the weight file beside it"
+    raise UnsupportedModelError(f"{path.name} {found or f'begins as no weight file does, neither .safetensors nor .pt; {AGAIN}'}")
+
+
+def _require_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UnsupportedModelError(f"{path} cannot be opened ({why}); give the path of a weight file") from error
+    if stat.S_ISDIR(mode):
+        raise UnsupportedModelError(f"{path} is a folder, not a file; {_in_folder(path)}")
+    if not stat.S_ISREG(mode):
+        raise UnsupportedModelError(
+            f"{path} is a pipe or a device, not a file; copy what comes out of it to a file, and give that"
+        )
+
+
+def _in_folder(path: Path) -> str:
+    """What to give instead."""
+    try:
+        names = sorted(each.name for each, _ in zip(path.iterdir(), range(_MOST_LISTED), strict=False))
+    except OSError:
+        names = []
+    if any(name.endswith(".distcp") for name in names):
+        return f"it {pieces_of_training(str(path))}"
+    indices = [name for name in names if name.endswith(".index.json")]
+    weights = indices or [name for name in names if name.lower().endswith(_ENDINGS)]
+    return f"give a file in it, such as {some(weights)}" if weights else "give the path of a weight file"
 
 
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            head = file.read(32)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise UnsupportedModelError(f"{path} cannot be opened ({error.strerror}); give the path of a weight file") from error
     if len(head) < 32:
-        raise UnsupportedModelError(f"{path.name} has {len(head)} bytes, too few for weights; {_AGAIN}")
+        raise UnsupportedModelError(f"{path.name} has {len(head)} bytes, too few for weights; {AGAIN}")
     return head
-
-
-def _open_safetensors(path: Path) -> WeightFile:
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return WeightFile(path, tensors, file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        why = (
-            "is cut off or damaged"
-            if re.search("ncomplete|not fully covered|offset|header length", str(error))
-            else "cannot be read"
-        )
-        raise UnsupportedModelError(f"{path.name} {why} ({error}); {_AGAIN}") from error
-
-
-def _read_torch(path: Path, zipped: bool) -> dict[str, Any]:
-    """What torch.save wrote. Only weights: anything else that a pickle may hold is not unpickled."""
-    # The table of a zip archive stands at its end.
-    if zipped and not zipfile.is_zipfile(path):
-        raise UnsupportedModelError(f"{path.name} is cut off ({path.stat().st_size} bytes are here); {_AGAIN}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise UnsupportedModelError(
-            f"{path.name} holds more than weights{f' ({named[1]})' if named else ''}, and to read that would run code that the "
-            "file brings along; take a .safetensors of this model, or a .pt with nothing but weights"
-        ) from error
-    except Exception as error:  # what a damaged pickle trips over is anything: struct.error, IndexError, TypeError ...
-        reason = str(error).strip().partition("\n")[0]
-        raise UnsupportedModelError(f"{path.name} is damaged, or no file of torch's ({reason}); {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise UnsupportedModelError(f"{path.name} holds a {type(content).__name__}, not weights by name; it is no model's file")
-    return content
 
 
 def is_tensors(value: Any) -> bool:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
+from ...files import written_whole
+from ...safetensors_writer import in_memory, write_safetensors
 from ..common.shipped_weights import REMEDY, check_shipped, read_shipped
 from ..wan.network import CausalWan, WanConfig
 from .directions import TEXT_CHANNELS, TEXT_TOKENS
@@ -76,4 +77,5 @@ def write_demo_film(
         "config": json.dumps(core),
         "training": json.dumps(dict(training)),
     }
-    save_file({name: weight.half().cpu().contiguous() for name, weight in state.items()}, path, metadata)
+    with written_whole(path) as unfinished:
+        write_safetensors(unfinished, in_memory({name: weight.half() for name, weight in state.items()}), metadata)

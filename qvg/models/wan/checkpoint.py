@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ...errors import UnsupportedModelError
-from ..common.checkpoint import LORA_KEY, PLAIN, CausalCheckpoint, choose_weights, weight_groups
-from ..common.found import AUTO, Found, Members
-from ..common.tensor_names import plain_name, plain_names
-from ..common.weight_files import WeightFile, causal_metadata, named_tensors, open_weights
-from .names import LATENT_CHANNELS, require_text_to_video
+from ..common.checkpoint import LORA_KEY, CausalCheckpoint
+from ..common.found import AUTO, DOUBT_KEY, Found, Members
+from ..common.packing import LAYERS_KEY, is_scalar_fp8, packed_layers, require_readable
+from ..common.tensor_names import SCALED, is_quantized, plain_name, some, without_buffers
+from ..common.weight_files import WeightFile, causal_metadata, open_weights
+from ..common.weight_sets import AVERAGED, WeightSet, WeightSets, choose_set, weight_sets
+from .diffusers_names import by_wans_names, wan_name
+from .names import ANCHORS, is_text_to_video, require_text_to_video, require_whole
 from .variants import MEMBERS
 from .which_variant import find_variant
-
-_QUANTIZED_LAYERS = "_quantization_metadata"
 
 
 def is_wan(file: WeightFile) -> bool:
     """Whether these are weights of Wan 2.1's text-to-video network, by Wan's own names; causal or not."""
     try:
-        names = plain_names(named_tensors(next(iter(weight_groups(file).values()))))
+        return any(is_text_to_video(each.tensors) for each in _sets(file).sets)
     except UnsupportedModelError:
         return False
-    embedding = names.get("patch_embedding.weight")
-    if embedding is None or not {"blocks.0.self_attn.q.weight", "head.modulation"} <= names.keys():
-        return False
-    return embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
 
 
 def read_causal_wan(
@@ -42,43 +44,63 @@ def read_causal_wan(
     ConfigError: a choice that is not there. UnsupportedModelError: truncated, foreign, or another model than a causal Wan.
     """
     file = file or open_weights(path)
-    groups = {name: plain_names(named_tensors(group)) for name, group in weight_groups(file).items()}
-    first = next(iter(groups.values()))
-    unused = require_text_to_video(first, path.name)
-    names = [name for name in groups if name != PLAIN]
-    found = find_variant(path, variant, file.metadata, names, first["patch_embedding.weight"].shape[0], members)
-    chosen, remarks = choose_weights(path.name, groups, weights, found.variant)
-    if groups[chosen] is not first:
-        unused = require_text_to_video(groups[chosen], path.name)
-    tensors = {name: tensor for name, tensor in groups[chosen].items() if name not in unused}
-    remarks += [f"of no use to the network and left out: {', '.join(unused[:5])}"] if unused else []
+    sets = _sets(file)
+    first = next((each for each in sets.sets if is_text_to_video(each.tensors)), sets.first)
+    require_text_to_video(first.tensors, path.name)
+    width = first.tensors["patch_embedding.weight"].shape[0]
+    found = find_variant(path, variant, file.metadata, sets.labels, width, members)
+    released, whose = (found.variant.weights_key, found.variant.name) if found.variant else (AVERAGED, "a trainer")
+    chosen, remarks = choose_set(path.name, sets, weights, released, whose)
+    require_text_to_video(chosen.tensors, path.name)
+    tensors, buffers = without_buffers(chosen.tensors)
+    metadata = _plain_record(file.metadata, chosen, path.name)
+    require_readable(tensors, metadata, path.name)
+    unused = [*buffers, *require_whole(tensors, path.name)]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    remarks += [f"of no use to the network and left out: {some(unused, 5)}"] if unused else []
     remarks += _remarks(found, has_lora or LORA_KEY in file.metadata)
-    return CausalCheckpoint(path, tensors, _metadata(file.metadata, path.name), found, chosen, tuple(remarks))
+    tensors, metadata = _marked(tensors, causal_metadata(metadata), path.name)
+    metadata.pop(DOUBT_KEY, None)
+    metadata |= {DOUBT_KEY: found.doubt} if found.doubt else {}
+    return CausalCheckpoint(path, tensors, metadata, found, chosen.label, tuple(remarks))
 
 
-def _metadata(metadata: dict[str, str], file_name: str) -> dict[str, str]:
-    """With ComfyUI's mark, and layers of quantized weights by their plain names."""
-    marked = causal_metadata(metadata)
-    if _QUANTIZED_LAYERS in metadata:
-        marked[_QUANTIZED_LAYERS] = _plain_record(metadata[_QUANTIZED_LAYERS], file_name)
-    return marked
+def _sets(file: WeightFile) -> WeightSets:
+    found = weight_sets(file, ANCHORS)
+    return replace(found, sets=tuple(replace(each, tensors=by_wans_names(each.tensors)) for each in found.sets))
 
 
-def _plain_record(text: str, file_name: str) -> str:
-    try:
-        record = json.loads(text)
-        layers = {plain_name(name): how for name, how in record.get("layers", {}).items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UnsupportedModelError(
-            f"{file_name} does not say how its weights were packed: its {_QUANTIZED_LAYERS} cannot be read ({error}); take "
-            "another copy of this file"
-        ) from error
-    return json.dumps({**record, "layers": layers})
+def _plain_record(metadata: Mapping[str, str], chosen: WeightSet, file_name: str) -> dict[str, str]:
+    """With layers of quantized weights by their plain names."""
+    if LAYERS_KEY not in metadata:
+        return dict(metadata)
+    layers = packed_layers({}, metadata, file_name, lambda name: wan_name(plain_name(name.removeprefix(chosen.prefix))))
+    return {**metadata, LAYERS_KEY: json.dumps({**json.loads(metadata[LAYERS_KEY]), "layers": layers})}
+
+
+def _marked(tensors: dict[str, Tensor], metadata: dict[str, str], file_name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Where nobody has said how weights are packed but there is one way only, ComfyUI is told that way."""
+    if not is_quantized(tensors) or SCALED in tensors or packed_layers(tensors, metadata, file_name):
+        return tensors, metadata
+    assert is_scalar_fp8(tensors), "it was looked at"
+    renamed = {_new_name(name): tensor for name, tensor in tensors.items()}
+    scaled = [name.removesuffix(".weight_scale") for name in renamed if name.endswith(".weight_scale")]
+    formats = {name: str(renamed[f"{name}.weight"].dtype).removeprefix("torch.") for name in scaled}
+    layers = {name: {"format": kind, "full_precision_matrix_mult": True} for name, kind in formats.items()}
+    renamed |= {f"{name}.weight_scale": renamed[f"{name}.weight_scale"].to(torch.float32) for name in scaled}
+    return renamed, {**metadata, LAYERS_KEY: json.dumps({"format_version": "1.0", "layers": layers})}
+
+
+def _new_name(name: str) -> str:
+    """Of a scale: as ComfyUI's records have it."""
+    return name.replace(".scale_weight", ".weight_scale").replace(".scale_input", ".input_scale")
 
 
 def _remarks(found: Found, has_lora: bool) -> list[str]:
     if found.variant is None:
         return ["which member of the family this is, nothing says; choose its variant to have its sigmas and block size"]
+    said = [found.doubt] if found.doubt else []
     if found.variant.needs_lora and not has_lora:
-        return [f"{found.variant.name} is this model and a LoRA; give its LoRA too, unless somebody has merged it into this file"]
-    return []
+        name = found.variant.name
+        said += [f"{name} is this model and a LoRA; give its LoRA too, unless somebody has merged it into this file"]
+    return said

@@ -6,6 +6,7 @@ from ..common.checkpoint import CausalCheckpoint
 from ..common.weight_files import WeightFile
 from ..family import Ability, Family, FileFormat, Licence, ReadOptions
 from .checkpoint import is_wan, read_causal_wan
+from .diffusers_names import diffusers_names
 from .network import load_wan
 from .shape import wan_shape
 from .variants import NAMES, VARIANTS
@@ -15,7 +16,7 @@ def _read(file: WeightFile, options: ReadOptions) -> CausalCheckpoint:
     return read_causal_wan(file.path, options.variant, options.weights, file, options.has_lora, options.members)
 
 
-FILES = FileFormat(is_wan, _read, float32=("patch_embedding.",))
+FILES = FileFormat(is_wan, _read, float32=("patch_embedding.",), in_loras=diffusers_names)
 
 FAMILY = Family(
     name="causal-wan",

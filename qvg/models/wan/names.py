@@ -7,16 +7,29 @@ FSDP and torch.compile put wrappers in between, repackaged ones `model.diffusion
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mode
 
 import torch
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
-from ..common.tensor_names import is_quantized
+from ..common.modulation import SINES
+from ..common.packing import foreign_packing, needs_loader
+from ..common.strangers import LORA, UNMERGED, what_else
+from ..common.tensor_names import is_quantized, some
 
 LATENT_CHANNELS = 16
+TEXT_CHANNELS = 4096
 HEAD_DIM = 128
+# By these the network is known, whatever stands in front of its names; without those it is of another kind, or cut into parts.
+ANCHORS = (
+    *("head.modulation", "blocks.0.self_attn.q.weight", "blocks.0.self_attn.norm_q.weight"),
+    *("condition_embedder.time_proj.weight", "blocks.0.attn1.norm_q.weight"),
+)
+_TELLING = ("patch_embedding.weight", "blocks.0.self_attn.q.weight", "head.modulation")
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_WANS_BLOCK = re.compile(r"blocks\.(\d+)\.(self_attn\.(q|k|norm_q)|ffn\.0)\.weight$")
 _OUTSIDE = (
     *(f"{layer}.{part}" for layer in ("patch_embedding", "text_embedding.0", "text_embedding.2") for part in ("weight", "bias")),
     *(f"{layer}.{part}" for layer in ("time_embedding.0", "time_embedding.2") for part in ("weight", "bias")),
@@ -30,82 +43,107 @@ _IN_BLOCK = (
     "modulation",
 )
 _NORMS = ("norm3", "self_attn.norm", "cross_attn.norm")
+_WIDER = ("time_projection.1.bias", "head.head.bias")
 
 # A name, as a pattern, that only files of another kind have, and what to do with such a file.
 _OTHERS = (
     (
-        r"lora_(A|B|up|down)\b",
-        "holds a LoRA and no model; give the model's file (for LongLive longlive_base.pt), and this as its LoRA",
-    ),
-    (
         r"^condition_embedder\.action_embedder\.|^action_embedding\.|to_out_prope|\.o_prope\.",
         "is HY-WorldPlay, which walks through worlds; load it with 'Load WorldPlay'",
     ),
-    (r"^condition_embedder\.", "has Diffusers' names; take the original .pt of this model, or a file repackaged for ComfyUI"),
     (
-        r"^(decoder\.(conv1|conv_in|middle|mid)|encoder\.(conv1|conv_in|down))",
-        "is a VAE; put it into models/vae and load it with 'Load VAE'",
+        r"^condition_embedder\.(?!image)",
+        "has Diffusers' names; take the original .pt of this model, or a file repackaged for ComfyUI",
     ),
     (
-        r"^(shared|token_embedding|encoder\.embed_tokens)\.|^text_model\.|^encoder\.block\.0\.",
-        "is a text encoder; put it into models/text_encoders and load it with 'Load CLIP'",
+        r"^patch_embedding_wancamctrl\.|^c2ws_hidden_states",
+        "is LingBot-World, which walks through worlds; QVG does not load it",
+    ),
+    (r"\.cam_self_attn\.", "is DreamX-World, which walks through worlds; QVG does not load it"),
+    (
+        r"^fps_(embedding|projection)\.",
+        "is SkyReels-V2, which is told a frame rate; ComfyUI's causal Wan has no place for that",
     ),
     (r"^vace_", "is Wan VACE, which denoises all frames at once and has no KV cache; load it with 'Load Diffusion Model'"),
     (
-        r"^img_emb\.|\.cross_attn\.k_img\.",
+        r"^img_emb\.|\.cross_attn\.k_img\.|^condition_embedder\.image_embedder\.",
         "is an image-to-video Wan, which denoises all frames at once and has no KV cache; causal members of the family are "
         "text-to-video networks, which take a first image through 'ARVideoI2V'",
     ),
 )
 _UNKNOWN = "is of another architecture (it has {names}); causal Wan has patch_embedding, blocks.0.self_attn.q and head.modulation"
+_CONTROLS = re.compile(r"cam|plucker|action|control|pose|mouse|keyboard|audio|face|motion|adapter", re.I)
 
 
-def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> list[str]:
-    """Names that the network has no use for, outside its blocks. UnsupportedModelError: this is no Wan 2.1 text-to-video."""
-    for pattern, what in _OTHERS:
-        if any(re.search(pattern, name) for name in tensors):
-            raise UnsupportedModelError(f"{file_name} {what}")
-    if not {"patch_embedding.weight", "head.modulation", "blocks.0.self_attn.q.weight"} <= tensors.keys():
-        raise UnsupportedModelError(f"{file_name} {_UNKNOWN.format(names=_some(tensors))}")
+def is_text_to_video(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are named as Wan's text-to-video network, and its latent has as many channels."""
+    embedding = tensors.get("patch_embedding.weight")
+    if embedding is None or not all(name in tensors for name in _TELLING):
+        return False
+    return embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
+
+
+def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> None:
+    """Raise UnsupportedModelError for another model than Wan 2.1's text-to-video network, and for one packed by others."""
+    packer = foreign_packing(tensors)
+    if packer:
+        raise UnsupportedModelError(f"{file_name} {needs_loader(packer)}")
+    if is_text_to_video(tensors) and any(map(LORA.search, tensors)):
+        raise UnsupportedModelError(f"{file_name} {UNMERGED}")
+    found = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), what_else(tensors))
+    if found:
+        raise UnsupportedModelError(f"{file_name} {found}")
+    lacks = [name for name in _TELLING if name not in tensors]
+    blocks = {match[1] for match in map(_WANS_BLOCK.match, tensors) if match}
+    if lacks and blocks:
+        raise UnsupportedModelError(
+            f"{file_name} holds a part of a Wan ({len(blocks)} blocks, but not {some(lacks)}): if it is one of several files, "
+            "put all of them into one folder by the names that they were published with; if not, it is incomplete"
+        )
+    if lacks:
+        raise UnsupportedModelError(f"{file_name} {_UNKNOWN.format(names=some(tensors))}")
     _check_channels(tensors, file_name)
+
+
+def require_whole(tensors: Mapping[str, Tensor], file_name: str) -> list[str]:
+    """Names that the network has no use for, outside its blocks. UnsupportedModelError: it lacks some, or has others' layers, or
+    tensors of another shape."""
     # Counted, not read off the largest number, which a damaged name may have.
-    layers = len({name.split(".")[1] for name in tensors if re.match(r"blocks\.\d+\.", name)})
+    layers = len({match[1] for match in map(_BLOCK.match, tensors) if match})
     expected = {*_OUTSIDE, *(f"blocks.{layer}.{name}" for layer in range(layers) for name in _IN_BLOCK)}
     missing = sorted(expected - tensors.keys())
     if missing:
         raise UnsupportedModelError(
-            f"{file_name} lacks {len(missing)} of the {len(expected)} tensors of a Wan with {layers} layers ({_some(missing)}); "
-            "the network would be noise there: take another copy of this file"
+            f"{file_name} lacks {len(missing)} of the {len(expected)} tensors of a Wan with {layers} layers ({some(missing)}); "
+            "the network would be noise there: if it is one of several files, put all of them into one folder; if not, it is "
+            "incomplete"
         )
-    if not is_quantized(tensors):  # packed weights have shapes of their own
-        _check_shapes({name: tensors[name] for name in expected}, file_name)
+    _check_shapes({name: tensors[name] for name in expected}, tensors, file_name)
     unknown = [name for name in tensors if name not in expected and not is_quantized([name])]
     inside = [name for name in unknown if name.startswith("blocks.")]
     if inside:
+        is_controlled = any(map(_CONTROLS.search, inside))
+        what = "such as camera controls" if is_controlled else "which Wan's text-to-video network does not have"
         raise UnsupportedModelError(
-            f"{file_name} is a Wan with {len(inside)} more tensors in its blocks ({_some(inside)}), such as camera controls; "
-            "ComfyUI's causal Wan has no place for them"
+            f"{file_name} is a Wan with {len(inside)} more tensors in its blocks ({some(inside)}), {what}; ComfyUI's causal Wan "
+            "has no place for them"
         )
     return unknown
 
 
 def _check_channels(tensors: Mapping[str, Tensor], file_name: str) -> None:
-    absent = [name for name, tensor in tensors.items() if tensor.is_meta or tensor.layout != torch.strided]
-    if absent:
-        raise UnsupportedModelError(
-            f"{file_name} has no plain values in {len(absent)} of its tensors ({_some(absent)}); take another copy of this file"
-        )
     shape = tuple(tensors["patch_embedding.weight"].shape)
     if len(shape) != 5:
+        kind = "it is Causal-rCM's, or another" if len(shape) == 2 and shape[1] == 4 * LATENT_CHANNELS else "it is another"
         raise UnsupportedModelError(
-            f"{file_name} has a patch_embedding of {list(shape)}, and Wan's has five sides; it is another model, or damaged"
+            f"{file_name} has a patch_embedding of {list(shape)}, and Wan's has five sides; {kind} model, or damaged"
         )
     width, channels = shape[:2]
     if channels == 48:
         raise UnsupportedModelError(
             f"{file_name} is a Wan 2.2 of 48 latent channels (5B, as LongLive 2); ComfyUI's causal Wan has {LATENT_CHANNELS}"
         )
-    if channels != LATENT_CHANNELS:
+    if channels > LATENT_CHANNELS:
         raise UnsupportedModelError(
             f"{file_name} takes {channels} channels, as an image-to-video or control network does; causal members of the family "
             f"take {LATENT_CHANNELS}"
@@ -114,23 +152,48 @@ def _check_channels(tensors: Mapping[str, Tensor], file_name: str) -> None:
         raise UnsupportedModelError(f"{file_name} is {width} channels wide, which heads of {HEAD_DIM} do not divide; not a Wan")
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], file_name: str) -> None:
-    """Layers that all have the network's width, or the MLP's."""
-    width, mlp = (tensors[f"blocks.0.{name}.bias"].numel() for name in ("self_attn.q", "ffn.0"))
-    sides = {"ffn.0": (mlp, width), "ffn.2": (width, mlp)}
-    for name, tensor in tensors.items():
-        if not name.startswith("blocks."):
-            continue
-        layer, _, part = name.split(".", 2)[2].rpartition(".")
-        out, into = sides.get(layer, (width, width))
-        shape = (1, 6, width) if not layer else (out, into) if part == "weight" and not layer.startswith(_NORMS) else (out,)
-        if tuple(tensor.shape) != shape:
+def _check_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file_name: str) -> None:
+    """Layers that all have the network's width, or the MLP's: what most of them have."""
+    wide = (name for name in expected if name.endswith((".bias", "modulation")) and name not in _WIDER)
+    width = _most(expected[name].shape[-1:] for name in wide if ".ffn.0." not in name)
+    up = (tensor.shape[:1] for name, tensor in expected.items() if ".ffn.0." in name)
+    mlp = _most([*up, *(tensor.shape[-1:] for name, tensor in expected.items() if name.endswith(".ffn.2.weight"))])
+    for name, tensor in expected.items():
+        shape = _shape(name, width, mlp)
+        if tuple(tensor.shape) != shape and not _is_packed(name, tensor, shape, tensors):
             raise UnsupportedModelError(
-                f"{file_name} has {name} in {list(tensor.shape)}, which is {list(shape)} in a Wan {width} channels wide; take "
-                "another copy of this file"
+                f"{file_name} has {name} in {list(tensor.shape)}, which is {list(shape)} in a Wan {width} channels wide; it is "
+                "damaged, or was changed"
             )
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _most(sides: Iterable[Sequence[int]]) -> int:
+    """What most of them are."""
+    return mode([side[0] for side in sides if side] or [0])
+
+
+def _shape(name: str, width: int, mlp: int) -> tuple[int, ...]:
+    layer, _, part = name.rpartition(".")
+    inside = layer.startswith("blocks.")
+    layer = layer.split(".", 2)[2] if inside and layer.count(".") > 1 else "" if inside else layer
+    if part == "modulation":
+        return (1, 6 if inside else 2, width)
+    out, *into = {
+        "patch_embedding": (width, LATENT_CHANNELS, 1, 2, 2),
+        "text_embedding.0": (width, TEXT_CHANNELS),
+        "time_embedding.0": (width, SINES),
+        "time_projection.1": (6 * width, width),
+        "head.head": (4 * LATENT_CHANNELS, width),
+        "ffn.0": (mlp, width),
+        "ffn.2": (width, mlp),
+    }.get(layer, (width, width))
+    return (out,) if part == "bias" or layer.startswith(_NORMS) else (out, *into)
+
+
+def _is_packed(name: str, tensor: Tensor, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether it is a matrix with several values in a byte, as ComfyUI packs some in 4 bits: rows as they are, padded or not."""
+    layer = name.removesuffix(".weight")
+    if layer == name or not any(f"{layer}.{scale}" in tensors for scale in ("weight_scale", "weight_s_rel")):
+        return False
+    few_bits = tensor.dtype in (torch.uint8, torch.int8)
+    return few_bits and tensor.ndim == len(shape) == 2 and shape[0] <= tensor.shape[0] < shape[0] + 128

@@ -58,7 +58,7 @@ class WanConfig:
                 f"the checkpoint holds {image!r}, so it is an image-to-video Wan; use a text-to-video one"
             )
         try:
-            layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+            layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
             width, text_channels = state["text_embedding.0.weight"].shape
             mlp, channels = state["blocks.0.ffn.0.weight"].shape[0], state["patch_embedding.weight"].shape[1]
         except (KeyError, ValueError, IndexError) as error:

@@ -16,6 +16,8 @@ VARIANTS = by_name(
     CausalVariant("causal-forcing++-2step", 1, "generator_ema", (1.0, 5 / 6, 0.0), FOUR_STEPS),
     CausalVariant("causal-forcing++-1step", 1, "generator_ema", (1.0, 0.0), FOUR_STEPS),
     CausalVariant("causvid", 3, "generator", (1.0, 0.757, 0.522, 0.0), shift=8.0),
+    # configs/wan_causal_dmd_warp_4step_cfg2.yaml: 1000, 750, 500, 250 bent by the shift.
+    CausalVariant("causvid-4step", 3, "generator", (1.0, 0.96, 8 / 9, 8 / 11, 0.0), shift=8.0),
     CausalVariant("longlive", 3, "generator", window_frames=12, sink_frames=3, needs_lora=True),
 )
 
@@ -27,7 +29,8 @@ NAMES = (
     (r"causalforcing.*chunkwise|chunkwise.*causalforcing", "causal-forcing-chunkwise"),
     (r"selfforcing", "self-forcing"),
     (r"longlive", "longlive"),
-    (r"causvid|autoregressivecheckpoint", "causvid"),
+    (r"(causvid|autoregressivecheckpoint|wancausaldmd).*4step|4step.*causvid", "causvid-4step"),
+    (r"causvid|autoregressivecheckpoint|wancausaldmd$", "causvid"),
 )
 
 MEMBERS = Members(VARIANTS, NAMES)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ...errors import ConfigError, UnsupportedModelError
-from ..common.found import AUTO, METADATA_KEY, Found, Members
+from ..common.found import AUTO, DOUBT_KEY, METADATA_KEY, Found, Members
+from ..common.shards import whole_name
+from ..common.tensor_names import shown
+from ..common.variants import CausalVariant
 from ..common.weight_files import is_marked_causal
 from .variants import MEMBERS
 
@@ -29,9 +32,22 @@ _BY_WEIGHTS: dict[tuple[str, ...], str] = {
 }
 # Relatives that cannot be run as the ones above: what they are.
 _RELATIVES = (
+    (r"selfforcingplus(?!plus)", "a Self-Forcing-Plus model, which denoises all frames at once"),
+    (r"longlive20?(5b|$|[^\ds])", "a LongLive 2, which is of another network and sampled in another way"),
+    (r"causalrcm", "a Causal-rCM model, which has other noise levels"),
     (r"rollingforcing|longvideo", "a Rolling-Forcing model, which denoises several blocks at different noise levels at once"),
     (r"ardiffusion|odeinit|causalode|odecheckpoint", "an early stage of training, which needs many steps and guidance"),
     (r"lightx2v|stepdistill|cfgdistill|bidirectional", "a distilled model that denoises all frames at once, not a causal one"),
+)
+# Words of a name that tell of settings, and whether a variant has these. Letters and digits around them would make other words.
+_QUALIFIERS: tuple[tuple[str, Callable[[re.Match[str], CausalVariant], bool]], ...] = (
+    (r"(?<![a-z0-9])(\d{1,2})[-_ ]?steps?(?![a-z0-9])", lambda match, variant: int(match[1]) == len(variant.sigmas) - 1),
+    (r"frame[-_ ]?wise", lambda match, variant: variant.frames_per_block == 1),
+    (r"chunk[-_ ]?wise", lambda match, variant: variant.frames_per_block > 1),
+    (r"(?<![a-z0-9])(\d{1,4})[-_ ]?s(ec(ond)?s?)?(?![a-z0-9])", lambda match, variant: int(match[1]) == _seconds(variant)),
+    (r"(?<![a-z0-9])\d{1,3}[-_ ]?min(ute)?s?(?![a-z0-9])", lambda match, variant: False),
+    (r"\+\+|plus[-_ ]?plus", lambda match, variant: "++" in variant.name),
+    (r"(?<![a-z])(i2v|v2v|long(?!live)[a-z]*|infinit(y|e)|rolling|sink|reward|deep)(?![a-z])", lambda match, variant: False),
 )
 # bytes, SHA-256, variant. The release of the ComfyUI repackaged framewise model.
 _RELEASES = ((5_676_070_464, "408c67a8c6725756f5be2c5cf2d5c584c15dd147f5a0c458be62dcb3efb78477", "causal-forcing-framewise"),)
@@ -56,7 +72,7 @@ def find_variant(
         return Found(variants[wanted], "your choice")
     marked = is_marked_causal(metadata)
     if metadata.get(METADATA_KEY) in variants:
-        return Found(variants[metadata[METADATA_KEY]], "its metadata")
+        return Found(variants[metadata[METADATA_KEY]], "its metadata", shown(metadata.get(DOUBT_KEY, ""), 400))
     relative = None if marked else relative_named(path)
     if relative:
         raise UnsupportedModelError(
@@ -66,7 +82,7 @@ def find_variant(
     if name:
         if not marked:
             _refuse_wider(path, name, width, variants[name].width)
-        return Found(variants[name], how)
+        return Found(variants[name], how, doubt(path, variants[name]))
     by_hash = _by_hash(path)
     if by_hash:
         return Found(variants[by_hash], "its hash")
@@ -96,7 +112,7 @@ _NOTHING_SAYS_CAUSAL = (
 
 def variant_named(path: Path, groups: Collection[str] = (), members: Members = MEMBERS) -> tuple[str | None, str]:
     """The variant that a file of this name, in a folder of this name, is, and what told; "" where nothing did."""
-    name, folder = _letters(path.stem), _letters(path.parent.name)
+    name, folder = _names(path)
     # A folder speaks for what lies in it only where the file's name does not: ordinary models lie in such folders too.
     spoken = folder if _NAMELESS.match(name) else f"{folder} {name}" if _CAUSAL_FORCING in name else name
     for pattern, variant in members.names:
@@ -109,9 +125,33 @@ def variant_named(path: Path, groups: Collection[str] = (), members: Members = M
 
 def relative_named(path: Path) -> str | None:
     """What a file of this name is that is related and cannot be run."""
-    name, folder = _letters(path.stem), _letters(path.parent.name)
+    name, folder = _names(path)
     spoken = folder if _NAMELESS.match(name) else name
     return next((what for pattern, what in _RELATIVES if re.search(pattern, spoken)), None)
+
+
+def doubt(path: Path, variant: CausalVariant) -> str:
+    """What a file's name says beside its variant's, so that it may be another training's and run with other settings; or ""."""
+    stem = whole_name(path).stem
+    spoken = ("/".join([*path.parts[-3:-1], stem]) if _NAMELESS.match(_letters(stem)) else stem).lower()
+    found = [(match, agrees) for pattern, agrees in _QUALIFIERS for match in re.finditer(pattern, spoken)]
+    words = [shown(match[0]) for match, agrees in found if not agrees(match, variant)]
+    if not words:
+        return ""
+    return (
+        f"its name says {', '.join(map(repr, words))}, and QVG knows no settings for such a {variant.name}: sigmas, block size "
+        f"and window are those of {variant.name}; set what its authors run it with"
+    )
+
+
+def _seconds(variant: CausalVariant) -> int:
+    """Of the videos that it was trained on, at 16 pictures a second."""
+    return round((4 * variant.trained_frames - 3) / 16)
+
+
+def _names(path: Path) -> tuple[str, str]:
+    """Letters of the file's name, and of its folder's."""
+    return _letters(whole_name(path).stem), _letters(path.parent.name)
 
 
 def _letters(name: str) -> str:

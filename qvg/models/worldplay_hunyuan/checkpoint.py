@@ -12,12 +12,16 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import ConfigError, UnsupportedModelError
-from ..common.checkpoint import CausalCheckpoint, choose_weights, weight_groups
+from ..common.checkpoint import CausalCheckpoint
 from ..common.found import AUTO, METADATA_KEY, Found
+from ..common.packing import require_readable
+from ..common.shards import whole_name
+from ..common.tensor_names import some, without_buffers
 from ..common.variants import CausalVariant
 from ..common.weight_files import WeightFile, open_weights
+from ..common.weight_sets import GENERATOR, choose_set, weight_sets
 from .modules import HunyuanConfig, HunyuanNetwork
-from .names import GET_8B, hunyuan_parts, is_of_hunyuan
+from .names import ANCHORS, GET_8B, hunyuan_parts, is_of_hunyuan
 from .variants import WORLDPLAY_8B
 
 LATENT_CHANNELS = 32
@@ -37,10 +41,9 @@ def is_worldplay_hunyuan(file: WeightFile) -> bool:
     if file.metadata.get(METADATA_KEY) in WORLDPLAY_8B:
         return True
     try:
-        groups = weight_groups(file)
+        return any(is_of_hunyuan(each.tensors) for each in weight_sets(file, ANCHORS).sets)
     except UnsupportedModelError:
         return False
-    return is_of_hunyuan(next(iter(groups.values())))
 
 
 def read_worldplay_hunyuan(
@@ -52,10 +55,12 @@ def read_worldplay_hunyuan(
     layers.
     """
     file = file or open_weights(path)
-    groups = weight_groups(file)
-    chosen, remarks = choose_weights(path.name, groups, weights, None)
+    chosen, remarks = choose_set(path.name, weight_sets(file, ANCHORS), weights, GENERATOR, "HY-WorldPlay")
+    tensors, buffers = without_buffers(chosen.tensors)
+    remarks += [f"of no use to the network and left out: {some(buffers, 5)}"] if buffers else []
+    require_readable(tensors, file.metadata, path.name, packed=False)
     try:
-        parted = hunyuan_parts(groups[chosen])
+        parted = hunyuan_parts(tensors)
         _check_shapes(parted)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{path.name}: {error}") from error
@@ -67,7 +72,7 @@ def read_worldplay_hunyuan(
         ]
     whole = {name: parts[0] for name, parts in parted.items() if len(parts) == 1}
     joined = {name: parts for name, parts in parted.items() if len(parts) > 1}
-    return CausalCheckpoint(path, whole, dict(file.metadata), found, chosen, tuple(remarks), joined)
+    return CausalCheckpoint(path, whole, dict(file.metadata), found, chosen.label, tuple(remarks), joined)
 
 
 def find_stage(path: Path, wanted: str = AUTO, metadata: Mapping[str, str] | None = None) -> Found:
@@ -93,7 +98,7 @@ def find_stage(path: Path, wanted: str = AUTO, metadata: Mapping[str, str] | Non
 
 
 def _named(path: Path) -> CausalVariant | None:
-    name, folder = (re.sub(r"[-_ .]", "", each.lower()) for each in (path.stem, path.parent.name))
+    name, folder = (re.sub(r"[-_ .]", "", each.lower()) for each in (whole_name(path).stem, path.parent.name))
     for spoken in (name, folder):
         for pattern, stage in _NAMES:
             # "model" on its own is no name; a folder's "ar_model" is.
@@ -105,12 +110,24 @@ def _named(path: Path) -> CausalVariant | None:
 def _check_shapes(parted: Mapping[str, tuple[Tensor, ...]]) -> None:
     try:
         config = HunyuanConfig.of({name: parts[0] for name, parts in parted.items()})
+        if (
+            min(
+                config.heads,
+                config.channels,
+                config.text_channels,
+                config.byt5_channels,
+                config.byt5_hidden,
+                config.vision_channels,
+            )
+            < 1
+        ):
+            raise ValueError("one of their sides is 0")
         expected = HunyuanNetwork(config, device="meta").state_dict()
-    except (IndexError, ValueError, ZeroDivisionError) as error:
+    except (IndexError, ValueError, ZeroDivisionError, RuntimeError, OverflowError) as error:
         raise UnsupportedModelError(f"its first weights are of no HunyuanVideo's shape ({error}); {GET_8B}") from error
     for name, weight in expected.items():
         if name not in parted:
-            raise UnsupportedModelError(f"the checkpoint lacks {name!r}; {GET_8B}")
+            raise UnsupportedModelError(f"the checkpoint lacks {name!r}, so it is incomplete, or one of several files; {GET_8B}")
         shape = [sum(part.shape[0] for part in parted[name]), *parted[name][0].shape[1:]]
         if shape != list(weight.shape):
             raise UnsupportedModelError(f"{name} is {shape}, but {list(weight.shape)} in a HunyuanVideo of these sizes; {GET_8B}")

@@ -50,7 +50,7 @@ class HunyuanConfig:
     def of(shapes: Mapping[str, Tensor]) -> HunyuanConfig:
         """Shape of a checkpoint with ComfyUI's names, merged or in parts. UnsupportedModelError: it is of something else."""
         try:
-            layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("double_blocks."))
+            layers = len({name.split(".")[1] for name in shapes if name.startswith("double_blocks.")})
             width, channels_in = shapes["img_in.proj.weight"].shape[:2]
             byt5_hidden, byt5_channels = shapes["byt5_in.fc1.weight"].shape
             text = shapes["txt_in.input_embedder.weight"].shape[1]

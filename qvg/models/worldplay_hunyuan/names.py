@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ..common.tensor_names import count_blocks, shown, some
 
+# By these the network is known, whatever stands in front of its names.
+ANCHORS = ("cond_type_embedding.weight", "double_blocks.0.img_attn_q.weight", "double_blocks.0.img_attn.qkv.weight")
 _PREFIX = re.compile(r"^(model\.diffusion_model\.|diffusion_model\.|transformer\.|module\.)")
 _RENAMED = (
     (re.compile(r"^(time_in|action_in|txt_in\.t_embedder)\.mlp\.0\."), r"\1.in_layer."),
@@ -26,7 +29,10 @@ _RENAMED = (
     (re.compile(r"mlp\.fc2\."), "mlp.2."),
 )
 _PART = re.compile(r"^(double_blocks\.\d+\.(?:img|txt))_attn_([qkv])\.(weight|bias)$")
-_BLOCK = re.compile(r"^double_blocks\.(\d+)\.")
+_KNOWN = re.compile(
+    r"^(double_blocks\.\d+\.((img|txt)_(mod\.lin|attn\.(qkv|proj|norm\.(query|key)_norm)|mlp\.[02])|img_attn_prope_proj)|img_in|time_in"
+    r"|txt_in|byt5_in|vision_in|action_in|final_layer|cond_type_embedding)\."
+)
 
 # Of a checkpoint that the world was trained into, by ComfyUI's names.
 PER_BLOCK, AROUND = 26, 69
@@ -47,13 +53,13 @@ def hunyuan_parts(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
     for name, weight in state.items():
         where, which = _renamed(_PREFIX.sub("", name))
         if which in parted.setdefault(where, {}):
-            raise UnsupportedModelError(f"the checkpoint names {where!r} twice; use the file as it was published")
+            raise UnsupportedModelError(f"the checkpoint names {shown(where)!r} twice; use the file as it was published")
         parted[where][which] = weight
     _check_layers(parted)
     made = {}
     for name, weights in parted.items():
         if (len(weights) > 1 and set(weights) != set("qkv")) or (len(weights) == 1 and "" not in weights):
-            raise UnsupportedModelError(f"the checkpoint has {', '.join(sorted(weights))} alone of {name!r}; {GET_8B}")
+            raise UnsupportedModelError(f"the checkpoint has {', '.join(sorted(weights))} alone of {shown(name)!r}; {GET_8B}")
         made[name] = tuple(weights[which] for which in ("q", "k", "v")) if len(weights) > 1 else (weights[""],)
     return made
 
@@ -61,7 +67,7 @@ def hunyuan_parts(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
 def is_of_hunyuan(names: Mapping[str, Tensor]) -> bool:
     """Whether these weights are HunyuanVideo 1.5's, with WorldPlay's layers or without them."""
     plain = {_PREFIX.sub("", name) for name in names}
-    return "cond_type_embedding.weight" in plain and any(name.startswith("double_blocks.0.") for name in plain)
+    return "cond_type_embedding.weight" in plain and any(name.startswith("double_blocks.") for name in plain)
 
 
 def _renamed(name: str) -> tuple[str, str]:
@@ -75,18 +81,21 @@ def _renamed(name: str) -> tuple[str, str]:
 
 
 def _check_layers(names: Mapping[str, object]) -> None:
-    blocks = {int(match[1]) for match in map(_BLOCK.match, names) if match}
+    blocks = count_blocks(names, "double_blocks.")
     if not blocks or "img_in.proj.weight" not in names:
         raise UnsupportedModelError(f"the checkpoint is no HunyuanVideo at all; {GET_8B}")
-    lacks = next((name for name in _worldplay_layers(max(blocks) + 1) if name not in names), None)
-    if lacks:
+    own = _worldplay_layers(blocks)
+    lacks = [name for name in own if name not in names]
+    if len(lacks) == len(own):
         raise UnsupportedModelError(
-            f"the checkpoint is a HunyuanVideo without HY-WorldPlay's layers (it lacks {lacks!r}); {GET_8B}"
+            f"the checkpoint is a HunyuanVideo without HY-WorldPlay's layers (it lacks {lacks[0]!r}); {GET_8B}"
         )
-    expected = PER_BLOCK * len(blocks) + AROUND
-    if len(names) != expected or len(blocks) != max(blocks) + 1:
+    expected = PER_BLOCK * blocks + AROUND
+    if lacks or len(names) > expected:
+        odd = [f"not {shown(name)}" for name in lacks] or [name for name in names if not _KNOWN.search(name)]
         raise UnsupportedModelError(
-            f"the checkpoint holds {len(names)} weights, but HY-WorldPlay of {len(blocks)} blocks has {expected}; {GET_8B}"
+            f"the checkpoint holds {len(names)} weights, but HY-WorldPlay of {blocks} blocks has {expected}"
+            f"{f' (it has {some(odd)})' if odd else ''}; {GET_8B}"
         )
 
 

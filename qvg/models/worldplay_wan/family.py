@@ -9,6 +9,7 @@ from ..common.variants import by_name
 from ..common.video_decoder import WAN_2_2
 from ..common.weight_files import WeightFile
 from ..family import Ability, Family, FileFormat, Licence, ReadOptions, WorldRule
+from ..wan.diffusers_names import diffusers_names
 from .checkpoint import base_lacks, is_worldplay, read_worldplay, require_variant
 from .network import load_worldplay
 from .variants import WORLDPLAY_5B
@@ -48,7 +49,7 @@ FAMILY = Family(
         )
     },
     variants=by_name(WORLDPLAY_5B),
-    files=FileFormat(is_worldplay, _read, base_lacks, float32=("patch_embedding.",)),
+    files=FileFormat(is_worldplay, _read, base_lacks, float32=("patch_embedding.",), in_loras=diffusers_names),
     load_with="Load WorldPlay",
     converts="10.6 GB for Load WorldPlay of the 40 GB that are released",
     memory=WorldRule(WAN_MEMORY, (1280, 704), "Wan 2.2"),

@@ -12,24 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ..common.tensor_names import count_blocks, some
+from ..wan.diffusers_names import wan_name
 
 _WRAPPING = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
-_LINEARS = {"1": "0", "2": "2"}
-_WHOLE = {"scale_shift_table": "head.modulation"}
-_STARTS = {"proj_out": "head.head", "condition_embedder.time_proj": "time_projection.1"}
-_EMBEDDER = re.compile(r"^condition_embedder\.(time|text|action)_embedder\.linear_([12])\.")
-_BLOCK = re.compile(r"^(blocks\.\d+)\.(.+)$")
-# What comes after `blocks.N.`; the affine norm is the second of diffusers' and the third of Wan's.
-_IN_BLOCK = (
-    (re.compile(r"^scale_shift_table$"), "modulation"),
-    (re.compile(r"^norm2\."), "norm3."),
-    (re.compile(r"^ffn\.net\.0\.proj\."), "ffn.0."),
-    (re.compile(r"^ffn\.net\.2\."), "ffn.2."),
-    (re.compile(r"^attn1\.to_out_prope\.0\."), "self_attn.o_prope."),
-    (re.compile(r"^attn1\.(?:to_)?"), "self_attn."),
-    (re.compile(r"^attn2\.(?:to_)?"), "cross_attn."),
+_PROJECTION = re.compile(r"\.attn1\.to_out_prope\.0\.")
+_KNOWN = re.compile(
+    r"^(blocks\.\d+\.((self|cross)_attn\.(q|k|v|o|o_prope|norm_[qk])|ffn\.[02]|norm3|modulation$)|patch_embedding|text_embedding\.[02]"
+    r"|time_embedding\.[02]|action_embedding\.[02]|time_projection\.1|head\.(head|modulation$))"
 )
-_OUT = re.compile(r"_attn\.out\.0\.")
 
 # Of the checkpoint that the world was trained into: 27 + 2 per block, 15 + 4 around them.
 PER_BLOCK, AROUND = 29, 19
@@ -52,39 +43,34 @@ def wan_names(state: Mapping[str, Any]) -> dict[str, Tensor]:
         raise UnsupportedModelError(
             "the checkpoint names some weights twice, wrapped and plain; use the file as it was published"
         )
-    blocks = {match[1] for match in map(_BLOCK.match, renamed) if match}
-    lacks = next((name for name in _worldplay_layers(blocks) if name not in renamed), None)
-    if not blocks or lacks:
+    blocks = count_blocks(renamed, "blocks.")
+    own = _worldplay_layers(blocks)
+    lacks = [name for name in own if name not in renamed]
+    if not blocks or len(lacks) == len(own):
         known = any(name.endswith(".self_attn.q.weight") for name in renamed)
-        what = f"a Wan without HY-WorldPlay's layers (it lacks {lacks!r})" if known else "no Wan at all"
+        what = f"a Wan without HY-WorldPlay's layers (it lacks {lacks[0]!r})" if known and lacks else "no Wan at all"
         raise UnsupportedModelError(f"the checkpoint is {what}; {GET_5B}")
-    expected = PER_BLOCK * len(blocks) + AROUND
-    if len(renamed) != expected:
+    if lacks:
         raise UnsupportedModelError(
-            f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {len(blocks)} blocks has {expected}; {GET_5B}"
+            f"the checkpoint is HY-WorldPlay's, but incomplete (it lacks {some(map(repr, lacks))}): if it is one of several "
+            f"files, put all of them into one folder; if not, {GET_5B}"
+        )
+    expected = PER_BLOCK * blocks + AROUND
+    if len(renamed) > expected:
+        odd = some(name for name in renamed if not _KNOWN.search(name))
+        raise UnsupportedModelError(
+            f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {blocks} blocks has {expected}"
+            f"{f' (it has {odd})' if odd else ''}; {GET_5B}"
         )
     return renamed
 
 
-def _worldplay_layers(blocks: set[str]) -> list[str]:
+def _worldplay_layers(blocks: int) -> list[str]:
     kinds = ("weight", "bias")
     action = [f"action_embedding.{index}.{kind}" for index in (0, 2) for kind in kinds]
-    return action + [f"{block}.self_attn.o_prope.{kind}" for block in sorted(blocks) for kind in kinds]
+    return action + [f"blocks.{block}.self_attn.o_prope.{kind}" for block in range(blocks) for kind in kinds]
 
 
 def _renamed(name: str) -> str:
     name = _WRAPPING.sub("", _WRAPPING.sub("", name))
-    if name in _WHOLE:
-        return _WHOLE[name]
-    block = _BLOCK.match(name)
-    if block:
-        rest = block[2]
-        for pattern, replacement in _IN_BLOCK:
-            rest, count = pattern.subn(replacement, rest)
-            if count:
-                break
-        return f"{block[1]}.{_OUT.sub('_attn.o.', rest)}"
-    for start, replacement in _STARTS.items():
-        if name.startswith(f"{start}."):
-            return replacement + name[len(start) :]
-    return _EMBEDDER.sub(lambda match: f"{match[1]}_embedding.{_LINEARS[match[2]]}.", name)
+    return wan_name(_PROJECTION.sub(".self_attn.o_prope.", name))

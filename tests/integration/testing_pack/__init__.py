@@ -22,6 +22,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
+import folder_paths
 import torch
 from aiohttp import web
 from comfy.ldm.models.autoencoder import AutoencodingEngine
@@ -67,6 +68,21 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 async def _flags(_: Any) -> Any:
     """What the server has been told to free and has not begun with; what is queued from then on comes after it."""
     return web.json_response(PromptServer.instance.prompt_queue.get_flags(reset=False))
+
+
+_REAL_FOLDERS = (folder_paths.get_filename_list, folder_paths.get_full_path)
+
+
+@PromptServer.instance.routes.post("/testing/separators")
+async def _separators(request: Any) -> Any:
+    """ComfyUI's folders as they are on Windows ("\\") or as they really are ("/")."""
+    listed, found = _REAL_FOLDERS
+    if (await request.json())["separator"] == "\\":
+        folder_paths.get_filename_list = lambda folder: [name.replace("/", "\\") for name in listed(folder)]
+        folder_paths.get_full_path = lambda folder, name: found(folder, name.replace("\\", "/"))
+    else:
+        folder_paths.get_filename_list, folder_paths.get_full_path = listed, found
+    return web.json_response({})
 
 
 class _TinyNetwork(torch.nn.Module):
@@ -204,6 +220,31 @@ class TestingOldComfyUI:
             finally:
                 setattr(owner, name, before)
         return {"ui": {"text": said}}
+
+
+@_node(("MODEL",), file=("STRING", {}), dtype=("STRING", {}), node=("STRING", {}))
+class TestingOnACard:
+    """Our loader's model where the device computes fp16 and bf16 well, as most graphics cards do. Says in what it computes, and
+    in what it does when ComfyUI has made it again."""
+
+    OUTPUT_NODE = True
+
+    def run(self, file: str, dtype: str, node: str) -> Any:
+        (loader,) = (each for name, each in sys.modules.items() if name.endswith(".nodes.comfy.loading"))
+        able = {name: lambda *unused, **more: True for name in ("should_use_fp16", "should_use_bf16")}
+        before = {name: getattr(mm, name) for name in able}
+        try:
+            for name, answer in able.items():
+                setattr(mm, name, answer)
+            loaded = loader.load(file, node, dtype=dtype)
+            factory, arguments = loaded.model.cached_patcher_init
+            again = factory(*arguments)
+        finally:
+            for name, answer in before.items():
+                setattr(mm, name, answer)
+        said = [str(each.model.get_dtype_inference()) for each in (loaded.model, again)]
+        said.append(str(loaded.model.model.get_dtype()))
+        return {"ui": {"text": [*said, loaded.text]}, "result": (loaded.model,)}
 
 
 @_node(("MODEL",), model=("MODEL",))
@@ -718,6 +759,15 @@ class TestingSay:
         SAID.clear()
         logging.info("testing: %s", said)
         return {"ui": {"text": (said,)}}
+
+
+@_node(("LATENT",), samples=("LATENT",))
+class TestingRan:
+    """Its input; the log says that it ran."""
+
+    def run(self, samples: Any) -> Any:
+        logging.info("testing: made the latent")
+        return (samples,)
 
 
 def _has_models(entry: Any) -> bool:

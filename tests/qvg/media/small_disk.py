@@ -35,7 +35,8 @@ def noise(frames: int, height: int = 48, width: int = 64) -> Iterator[Any]:
 
 
 def write_on_small_disks(writer: str, codec: str, folder: Path, frames: int, *limits: int) -> dict[int, Refused]:
-    """Videos of noise by "VideoWriter" or "WholeVideo", as `folder`/LIMIT.mp4 for every limit in bytes; one process for all."""
+    """Videos of noise by "VideoWriter", "KeptVideo" or "WholeVideo", as `folder`/LIMIT.mp4 for every limit in bytes, all in one
+    process."""
     pytest.importorskip("resource", reason="no limit on the size of files on Windows")
     command = [sys.executable, __file__, writer, codec, str(folder), str(frames), *map(str, limits)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -51,14 +52,15 @@ def _main(writer: str, codec: str, folder: str, frames: str, *limits: str) -> No
     import av
     from comfyui_qvg.qvg.errors import MediaError
     from comfyui_qvg.qvg.media import VideoWriter
-    from comfyui_qvg.qvg.media.video_file import WholeVideo
+    from comfyui_qvg.qvg.media.video_file import KeptVideo, WholeVideo
 
     av.codecs_available = {codec}
     hard, count = resource.getrlimit(resource.RLIMIT_FSIZE)[1], int(frames)
     for limit in limits:
         path, sentence = Path(folder, f"{limit}.mp4"), None
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), hard))
-        video = WholeVideo(path, 64, 48, 16, frames=count) if writer == "WholeVideo" else VideoWriter(path, 64, 48, fps=12)
+        late = KeptVideo if writer == "KeptVideo" else VideoWriter
+        video = WholeVideo(path, 64, 48, 16, frames=count) if writer == "WholeVideo" else late(path, 64, 48, fps=12)
         try:
             with video:
                 for picture in noise(count):

@@ -223,7 +223,7 @@ def test_what_was_there_makes_way_and_a_link_is_not_followed(tmp_path):
 @pytest.mark.parametrize("frames", [0, 5])
 def test_of_two_writers_one_has_a_whole_video_and_the_other_a_sentence(tmp_path, frames):
     walk = tmp_path / "walk.mp4"
-    sentence = rf"^another program has written {walk} meanwhile, so this video is lost; choose another --out$"
+    sentence = rf"^another program has removed or replaced {walk} meanwhile, so this video is lost; choose another --out$"
     writers = [VideoWriter(walk, 64, 48, fps=12) for _ in range(2)]
     with pytest.raises(MediaError, match=sentence), writers[0], writers[1]:
         for writer, count in zip(writers, (frames, 7), strict=True):

@@ -1,16 +1,18 @@
-"""Videos that are there whole or not at all."""
+"""Videos that get their name when they are done: whole or not at all, or as far as they came."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 
 import av
 import pytest
 from comfyui_qvg.qvg.errors import ConfigError, MediaError
 from comfyui_qvg.qvg.media import video as media
-from comfyui_qvg.qvg.media.video_file import WholeVideo
+from comfyui_qvg.qvg.media.video_file import KeptVideo, WholeVideo
 
 from .small_disk import noise, write_on_small_disks
 
@@ -147,3 +149,59 @@ def test_the_demo_s_writer_has_no_such_index(tmp_path):
         for picture in noise(30):
             video.write(picture)
     assert [name for name, _ in boxes(tmp_path / "walk.mp4")].index("moov") > 1
+
+
+def played(path):
+    """How many pictures a video has."""
+    with av.open(os.fspath(path)) as video:
+        return sum(1 for _ in video.decode(video=0))
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt, RuntimeError])
+def test_a_kept_video_takes_the_name_when_it_is_closed(tmp_path, codec, failure):
+    path = tmp_path / "walk.mp4"
+    path.write_bytes(b"an older one")
+    with contextlib.suppress(KeyboardInterrupt, RuntimeError), KeptVideo(path, 64, 48, 12) as video:
+        for picture in noise(20):
+            video.write(picture)
+            assert path.read_bytes() == b"an older one"
+        if failure:
+            raise failure
+    assert played(path) == video.frames_written == 20 and [each.name for each in tmp_path.iterdir()] == ["walk.mp4"]
+
+
+def test_a_kept_video_without_pictures_leaves_what_was_there(tmp_path):
+    path = tmp_path / "walk.mp4"
+    path.write_bytes(b"an older one")
+    with contextlib.suppress(KeyboardInterrupt), KeptVideo(path, 64, 48, 12):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"an older one" and [each.name for each in tmp_path.iterdir()] == ["walk.mp4"]
+
+
+def test_a_kept_video_keeps_what_a_small_disk_took(tmp_path, codec):
+    ends = write_on_small_disks("KeptVideo", codec, tmp_path, 400, 0, 40, 800, 100_000)
+    assert all(end.sentence.startswith("the disk is full: the video ") for end in ends.values())
+    assert [each.name for each in tmp_path.iterdir()] == ["100000.mp4"]
+    assert (tmp_path / "100000.mp4").stat().st_size <= 100_000
+
+
+def test_of_two_kept_videos_the_last_one_stays(tmp_path):
+    path = tmp_path / "walk.mp4"
+    with KeptVideo(path, 64, 48, 12) as first:
+        with KeptVideo(path, 64, 48, 12) as second:
+            for picture in noise(7):
+                second.write(picture)
+        assert played(path) == 7
+        for picture in noise(9):
+            first.write(picture)
+    assert played(path) == 9 and [each.name for each in tmp_path.iterdir()] == ["walk.mp4"]
+
+
+def test_a_kept_video_whose_folder_is_gone_is_named(tmp_path):
+    (tmp_path / "out").mkdir()
+    with (
+        pytest.raises(MediaError, match=r"^another program has removed or replaced .*walk\.mp4"),
+        KeptVideo(tmp_path / "out" / "walk.mp4", 64, 48, 12) as video,
+    ):
+        video.write(next(noise(1)))
+        shutil.rmtree(tmp_path / "out")

@@ -159,18 +159,19 @@ def bad_lora(kind: str) -> dict[str, Tensor]:
 
 
 LORAS = {
-    "another layer": "changes blocks.7.self_attn.q, which this model does not have; it is another model's LoRA",
-    "another shape": "makes [512, 256] of blocks.0.self_attn.q, which is [256, 256] here",
-    "half": "has more than the two matrices of a LoRA for each layer (blocks.0.self_attn.q)",
-    "dora": "has more than the two matrices of a LoRA for each layer (base_model.model.blocks.0.self_attn.q.dora_scale)",
-    "vectors": "has [4] and [4] for blocks.0.self_attn.q, which are no two matrices",
-    "convolution": "has [4, 256, 1, 1] and [1, 1, 256, 4] for blocks.0.self_attn.q, which are no two matrices",
-    "nothing": "has [0, 256] and [256, 0] for blocks.0.self_attn.q, which are no two matrices",
-    "kohya": "changes lora_unet_blocks_0_self_attn_q, which this model does not have; it is another model's LoRA, or has another",
+    "another layer": "changes 10 of its 20 layers (blocks.7.self_attn.q, blocks.7.self_attn.k, blocks.7.self_attn.v, ...), which "
+    "this model does not have; it is another model's LoRA, or has another tool's names",
+    "another shape": "makes [512, 256] of blocks.0.self_attn.q, which is [256, 256] here; it is another model's LoRA",
+    "half": "has half of what is added to base_model.model.blocks.0.self_attn.q (up); take another copy of this file",
+    "dora": "is a DoRA, which scales weights anew (base_model.model.blocks.0.self_attn.q.dora_scale), and merging that is not",
+    "vectors": "has [4] and [4] for base_model.model.blocks.0.self_attn.q, which make no product",
+    "convolution": "has [4, 256, 1, 1] and [1, 1, 256, 4] for base_model.model.blocks.0.self_attn.q, which make no product",
+    "nothing": "has [0, 256] and [256, 0] for base_model.model.blocks.0.self_attn.q, which make no product",
+    "kohya": "makes [4, 4] of blocks.0.self_attn.q, which is [256, 256] here; it is another model's LoRA, or of another size",
     "alphas": "has a base_model.model.blocks.0.self_attn.q.alpha that is no number",
-    "numbers for names": "is no LoRA (0 in it)",
-    "itself": "is no LoRA (more than 8 dictionaries in one another, or one in itself); leave it out",
-    "a model": "is no LoRA: nothing in it is called lora_A or lora_down",
+    "numbers for names": "is no LoRA (0 in it); choose a LoRA's file",
+    "itself": "is no LoRA (more than 8 dictionaries in one another, or one in itself); choose a LoRA's file",
+    "a model": "is no LoRA but a whole model; give it as the model's file",
 }
 
 

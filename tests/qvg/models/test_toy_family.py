@@ -89,7 +89,7 @@ def test_recognised(toy: None, file: Path) -> None:
     family, read = registry.read(file)
     assert family is TOY and read.variant is VARIANTS["toy-2step"] and read.found.how == "its layer"
     assert registry.read(open_weights(file), node="Load Toy")[0] is TOY
-    with pytest.raises(UnsupportedModelError, match="of another architecture"):
+    with pytest.raises(UnsupportedModelError, match="toy.safetensors has the network of the toy; load it with 'Load Toy'"):
         registry.read(file, node="Load Causal Wan")
 
 

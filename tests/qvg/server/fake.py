@@ -35,6 +35,7 @@ class FakeComfyUI:
         self.running: list[str] = []
         self.pending: list[str] = []
         self.files: dict[str, bytes] = {}
+        self.inputs: dict[str, Any] = {"required": {"frames": ["INT", {}]}, "optional": {"fps": ["FLOAT", {}]}}  # of every class
         self.posts: list[tuple[str, Any]] = []
         self.on_prompt: Callable[[str], Reply | None] = lambda prompt_id: None
         self.drop_answer = self.cut_download = False
@@ -101,8 +102,7 @@ class FakeComfyUI:
             self.looks += 1
             self._then.pop(self.looks, lambda: None)()
         elif url.path.startswith("/object_info/"):
-            inputs = {"required": {"frames": ["INT", {}]}, "optional": {"fps": ["FLOAT", {}]}}
-            self._reply(request, 200, {url.path.split("/")[-1]: {"input": inputs}})
+            self._reply(request, 200, {url.path.split("/")[-1]: {"input": self.inputs}})
         elif url.path == "/view" and (body := self.files.get(parse_qs(url.query)["filename"][0])) is not None:
             self._send(request, body)
         else:

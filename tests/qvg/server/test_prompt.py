@@ -15,7 +15,7 @@ from comfyui_qvg.qvg.errors import ConfigError
 from comfyui_qvg.qvg.server.address import is_on_this_machine, server_url
 from comfyui_qvg.qvg.server.events import Event, parse
 from comfyui_qvg.qvg.server.outputs import free_names, safe_name
-from comfyui_qvg.qvg.server.prompt import check_input, load_prompt, override
+from comfyui_qvg.qvg.server.prompt import check_input, load_prompt, named_files, override, use_listed_names
 
 from ...helpers import ROOT
 
@@ -213,3 +213,45 @@ def test_names_are_taken_in_turn(tmp_path: Path) -> None:
     names = itertools.islice(free_names(tmp_path, "a.b.png"), 3)
     assert [name.name for name in names] == ["a.b.png", "a.b-2.png", "a.b-3.png"]
     assert [safe_name(name) for name in ("x\x00y?.txt", "...", "")] == ["x_y_.txt", "output", "output"]
+
+
+def test_names_fit_into_what_disks_take(tmp_path: Path) -> None:
+    longest = "猫" * 83 + ".mp4"
+    assert safe_name(longest) == longest and len(longest.encode()) == 253
+    assert safe_name("猫" * 300 + ".mp4") == longest
+    assert safe_name("x" * 100_000) == "x" * 255
+    names = [path.name for path in itertools.islice(free_names(tmp_path, longest), 12)]
+    assert names[0] == longest and names[11] == "猫" * 82 + "-12.mp4"
+    assert safe_name("a\ud800b.png") == "a_b.png" and safe_name("con.png") == "_con.png"
+
+
+FILES = {
+    "required": {"file": ["COMBO", {"options": ["world\\model.pt", "b.pt"]}], "text": ["STRING", {}]},
+    "optional": {"lora": [["none", "a\\b\\c.pt"], {}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sent"),
+    [
+        ({"file": "world/model.pt"}, {"file": "world\\model.pt"}),
+        ({"file": "world\\model.pt", "lora": "a/b\\c.pt"}, {"file": "world\\model.pt", "lora": "a\\b\\c.pt"}),
+        ({"file": "b.pt", "text": "world/model.pt"}, {"file": "b.pt", "text": "world/model.pt"}),
+        ({"file": "other/model.pt", "lora": ["1", 0]}, {"file": "other/model.pt", "lora": ["1", 0]}),
+    ],
+)
+def test_files_get_the_separators_that_the_server_lists_them_with(inputs: dict[str, Any], sent: dict[str, Any]) -> None:
+    prompt: dict[str, dict[str, Any]] = {"1": {"class_type": "Load", "inputs": dict(inputs)}}
+    use_listed_names(prompt, "Load", {"Load": {"input": FILES}})
+    assert prompt["1"]["inputs"] == sent
+    for odd in ({}, [], None, {"Load": 3}, {"Load": {"input": {"required": {"file": []}, "optional": 3}}}):
+        use_listed_names(prompt, "Load", odd)
+    assert prompt["1"]["inputs"] == sent
+
+
+def test_only_what_may_name_a_file_in_a_folder_is_asked_for() -> None:
+    values = ["QVG/video", "a cat / a dog, 3.5 m away", "one\ntwo/three.pt", "model.pt", 3, ["1", 0], ""]
+    prompt = {str(at): {"class_type": f"Class{at}", "inputs": {"x": value}} for at, value in enumerate(values)}
+    assert named_files(prompt) == []
+    prompt["9"] = {"class_type": "Load", "inputs": {"x": "folder/model.pt", "y": "a\\b.safetensors"}}
+    assert named_files(prompt) == ["Load"]

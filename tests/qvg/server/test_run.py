@@ -390,3 +390,23 @@ def test_a_piped_stdout_that_lacks_letters_of_the_folder_s_name(
         assert json.loads(printed)["files"][0]["path"] == str(path)
     else:
         assert printed == str(path).encode("ascii", "backslashreplace").decode() + "\n"
+
+
+def test_a_file_in_a_folder_is_named_as_the_server_lists_it(run: Callable[..., Ended], fake: FakeComfyUI) -> None:
+    """A workflow from Linux on a server under Windows."""
+    fake.inputs["required"]["path"] = ["COMBO", {"options": ["world\\model.pt"]}]
+    fake.on_prompt = lambda name: fake.finish(name, success({}))
+    assert run("--set", "1.path=world/model.pt").code == 0
+    (queued,) = (data["prompt"] for path, data in fake.posts if path == "/prompt")
+    assert queued["1"]["inputs"]["path"] == "world\\model.pt"
+
+
+def test_outputs_with_names_that_this_disk_does_not_take(run: Callable[..., Ended], fake: FakeComfyUI) -> None:
+    names = ["猫" * 200 + ".mp4", "a:b?.mp4", "half\ud800.mp4"]
+    fake.files |= dict.fromkeys(names[:2], b"video") | {"half?.mp4": b"video"}
+    outputs = {"images": [{"filename": name, "type": "output"} for name in names], "text": ["half a letter \ud800"]}
+    fake.on_prompt = lambda name: fake.finish(name, success({"2": outputs}))
+    ended = run()
+    assert ended.code == 0, ended.said
+    assert ended.files == {"猫" * 83 + ".mp4", "a_b_.mp4", "half_.mp4", "Save.txt"}
+    assert (ended.out / "Save.txt").read_text(encoding="utf-8") == "half a letter \\ud800\n"

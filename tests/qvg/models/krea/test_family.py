@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ....integration import tiny_wan
+from ....sparse_files import wan, write_sparse
 
 
 def _file(path: Path, name: str, metadata: dict[str, str] | None = None, width: int | None = None) -> Path:
-    tensors = {f"model.{key}": tensor for key, tensor in tiny_wan.state_dict(seed=1).items()}
     if width is not None:
-        tensors["model.patch_embedding.weight"] = torch.zeros(width, 16, 1, 2, 2)
-    save_file(tensors, path / name, metadata)
+        return write_sparse(path / name, {f"model.{key}": tensor for key, tensor in wan(width // 128).items()}, metadata)
+    save_file({f"model.{key}": tensor for key, tensor in tiny_wan.state_dict(seed=1).items()}, path / name, metadata)
     return path / name
 
 

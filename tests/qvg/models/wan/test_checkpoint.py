@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ....integration import tiny_wan
+from ....sparse_files import wan, write_sparse
 
 Tensors = dict[str, Tensor]
 NETWORK = tiny_wan.state_dict(seed=1)
@@ -182,9 +183,8 @@ def test_names() -> None:
 
 
 def test_larger_namesakes_and_relatives_are_refused_unless_marked(tmp_path: Path) -> None:
-    wide = {**NETWORK, "patch_embedding.weight": torch.zeros(5120, 16, 1, 2, 2)}
     with pytest.raises(UnsupportedModelError, match="named like self-forcing but 5120 channels wide, and causal ones are 1536"):
-        read_causal_wan(saved(tmp_path / "self-forcing-14b.pt", wide))
+        read_causal_wan(write_sparse(tmp_path / "self-forcing-14b.safetensors", wan(40)))
     relative = saved(tmp_path / "rolling_forcing_dmd.safetensors", NETWORK)
     with pytest.raises(UnsupportedModelError, match="named like a Rolling-Forcing model, which denoises several blocks"):
         read_causal_wan(relative)
