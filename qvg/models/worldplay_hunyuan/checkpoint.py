@@ -128,7 +128,9 @@ def _check_shapes(parted: Mapping[str, tuple[Tensor, ...]]) -> None:
     for name, weight in expected.items():
         if name not in parted:
             raise UnsupportedModelError(f"the checkpoint lacks {name!r}, so it is incomplete, or one of several files; {GET_8B}")
-        shape = [sum(part.shape[0] for part in parted[name]), *parted[name][0].shape[1:]]
+        sides = [list(part.shape) for part in parted[name]]
+        alike = all(sides) and all(each[1:] == sides[0][1:] for each in sides)
+        shape = [sum(each[0] for each in sides), *sides[0][1:]] if alike else sides[0] if len(sides) == 1 else sides
         if shape != list(weight.shape):
             raise UnsupportedModelError(f"{name} is {shape}, but {list(weight.shape)} in a HunyuanVideo of these sizes; {GET_8B}")
     if config.channels != LATENT_CHANNELS:
