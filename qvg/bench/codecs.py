@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..errors import ConfigError, MediaError
+from ..errors import ConfigError, MediaError, quoted
 from ..models.common.tensor_names import shown
 from .methods import METHODS, QUICK, REFERENCE, Method, choose
 from .opening_rows import OpeningRow, opening_row, row_text, summary, write_openings
@@ -57,7 +57,7 @@ def bench_codecs(
         raise ConfigError(f"jobs is {jobs}, but at least one process must work; leave it out for 1")
     for part in parts:
         if part not in PARTS:
-            raise ConfigError(f"part is {part!r}, but must be one of {', '.join(PARTS)}; leave it out for both")
+            raise ConfigError(f"part is {quoted(part)}, but must be one of {', '.join(PARTS)}; leave it out for both")
     known = list(names) or list(QUICK)
     methods = choose(list(names) or (list(QUICK) if quick else [method.name for method in METHODS]))
     count = worlds or (QUICK_OPENING_WORLDS if quick else FULL_OPENING_WORLDS)

@@ -81,9 +81,9 @@ def invert_rigid(matrices: Array) -> Array:
 
 def _odd_poses(poses: Array) -> NDArray[np.bool_]:
     """Of [F, 4, 4] all at once: which may have a `pose_complaint`."""
-    finite = np.isfinite(poses).all((1, 2))
-    poses = np.where(finite[:, None, None], poses, np.eye(4))
-    turns = poses[:, :3, :3]
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(poses).all((1, 2)))
+    poses = np.asarray(np.where(finite[:, None, None], poses, np.eye(4)))
+    turns: Array = poses[:, :3, :3]
     stretched = np.abs(np.swapaxes(turns, 1, 2) @ turns - np.eye(3)).max((1, 2)) > _RIGID_TOLERANCE / 2
     bottom = np.abs(poses[:, 3] - (0, 0, 0, 1)).max(1) > _RIGID_TOLERANCE / 2
     odd: NDArray[np.bool_] = ~finite | stretched | bottom | (np.linalg.det(turns) < 0.5)

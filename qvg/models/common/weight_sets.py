@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import ConfigError, UnsupportedModelError
+from ...errors import ConfigError, UnsupportedModelError, quoted
 from .found import AUTO
 from .pickles import Thing
 from .strangers import LORA
@@ -104,7 +104,7 @@ def choose_set(file_name: str, found: WeightSets, wanted: str, released: str, wh
     ConfigError: `wanted` is not there. UnsupportedModelError: nothing tells which of several is the model.
     """
     if wanted not in (AUTO, *WEIGHTS):
-        raise ConfigError(f"weights is {wanted!r}; choose {AUTO}, {' or '.join(WEIGHTS)}")
+        raise ConfigError(f"weights is {quoted(wanted)}; choose {AUTO}, {' or '.join(WEIGHTS)}")
     sets, said = found.sets, list(found.remarks)
     if not found.labels and len(sets) == 1:
         # Repackaged: somebody has chosen before.

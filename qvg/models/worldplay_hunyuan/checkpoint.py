@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...errors import ConfigError, UnsupportedModelError
+from ...errors import ConfigError, UnsupportedModelError, quoted
 from ..common.checkpoint import CausalCheckpoint
 from ..common.found import AUTO, METADATA_KEY, Found
 from ..common.packing import require_readable
@@ -80,7 +80,7 @@ def find_stage(path: Path, wanted: str = AUTO, metadata: Mapping[str, str] | Non
     if wanted != AUTO:
         if wanted not in WORLDPLAY_8B:
             raise ConfigError(
-                f"variant is {wanted!r}, but {path.name} is HY-WorldPlay on HunyuanVideo 1.5; choose {AUTO} or one of "
+                f"variant is {quoted(wanted)}, but {path.name} is HY-WorldPlay on HunyuanVideo 1.5; choose {AUTO} or one of "
                 f"{', '.join(WORLDPLAY_8B)}"
             )
         return Found(WORLDPLAY_8B[wanted], "your choice")

@@ -159,7 +159,7 @@ def _other_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (_a_number, r"double_blocks.0.txt_attn.proj.bias is \[\], but \[256\]"),
         (_keys_of_another_width, r"txt_attn.qkv.weight is \[\[256, 256\], \[256, 255\], \[256, 256\]\], but \[768, 256\]"),
         (_a_side_of_nothing, "its first weights are of no HunyuanVideo's shape .one of their sides is 0."),
-        (_one_missing, "lacks 'double_blocks.1.txt_mod.lin.bias', so it is incomplete, or one of several files"),
+        (_one_missing, r"holds 146 weights, but .* has 147 \(it lacks double_blocks.1.txt_mod.lin.bias\)"),
         (_other_channels, "16 latent channels, but HunyuanVideo 1.5 32"),
     ],
 )
