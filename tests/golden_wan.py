@@ -7,6 +7,7 @@ that it predicts in every pass, block by block with its KV cache, and its text e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ def fingerprint() -> dict[str, str]:
 def golden() -> dict[str, Tensor]:
     """Flows [B, C, F, h, w] by the pass's name, and "text", [8, W]: the first case's seven tokens and a padding row."""
     with safe_open(FILE, "pt") as file:
-        assert file.metadata()["sum"] == fingerprint()["sum"], "torch draws other numbers from the seeds; make the file anew"
+        # torch's loops for old and new processors round the same draws differently, to 1.2e-6; other draws differ by 1e-3.
+        same = math.isclose(float(file.metadata()["sum"]), float(fingerprint()["sum"]), rel_tol=1e-6)
+        assert same, "torch draws other numbers from the seeds; make the file anew"
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
