@@ -9,7 +9,7 @@ from ..kernels import BACKENDS
 from ..kernels.kmeans import MAX_CLUSTERS
 from ..kernels.lloyd_max import MAX_BITS
 from ..kernels.packing import BITS
-from .errors import ConfigError
+from .errors import ConfigError, quoted
 
 CODECS = ("none", "qvg", "klt", "rtn", "kivi", "quarot")
 READS = ("auto", "exact", "fast", "direct")
@@ -142,19 +142,21 @@ def require_bits(name: str, bits: float, codec: str) -> None:
     if codec != "klt":
         _require_choice(name, bits, BITS)
     elif isinstance(bits, bool) or not isinstance(bits, int | float) or not 0.25 <= bits <= MAX_BITS or bits * 16 % 1:
-        raise ConfigError(f"{name} is {bits!r}, but codec 'klt' takes multiples of 1/16 from 0.25 to {MAX_BITS}; start with 2")
+        raise ConfigError(
+            f"{name} is {quoted(bits)}, but codec 'klt' takes multiples of 1/16 from 0.25 to {MAX_BITS}; start with 2"
+        )
 
 
 def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
-        raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}; choose one of these")
+        raise ConfigError(f"{name} is {quoted(value)}, but must be one of {', '.join(map(repr, allowed))}; choose one of these")
 
 
 def _require_between(name: str, value: object, low: int, high: int, why: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         reason = f" ({why})" if why else ""
         raise ConfigError(
-            f"{name} is {value!r}, but must be a whole number from {low} to {high}{reason}; choose one in that range"
+            f"{name} is {quoted(value)}, but must be a whole number from {low} to {high}{reason}; choose one in that range"
         )
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
+
 from ..kernels.errors import BackendError as BackendError
+
+_short = reprlib.Repr()
+_short.maxstring = 60
+
+
+def quoted(value: object) -> str:
+    """A value as Python would write it, for a sentence: cut where it is long, without control characters."""
+    return _short.repr(value)
 
 
 class QVGError(Exception):

@@ -410,10 +410,10 @@ def tried(path: Path, out: Path) -> Outcome:
     said, wrong, taken = io.StringIO(), "", False
     try:
         signal.alarm(PATIENCE)
-        for node in registry.loaders(lambda family: family.files is not None):
-            with contextlib.suppress(QVGError):
-                registry.read(path, node=node)
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            for node in registry.loaders(lambda family: family.files is not None):
+                with contextlib.suppress(QVGError):
+                    registry.read(path, node=node)
             taken = qvg(["convert", str(path), str(out)]) == 0
     except HangsError:
         wrong = f"hangs: not done after {PATIENCE} s"
@@ -425,6 +425,7 @@ def tried(path: Path, out: Path) -> Outcome:
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     for condition, what in (
         (not taken and not wrong and len(errors) != 1, f"no one sentence: {text!r}"),
+        ("Warning" in text, f"a warning: {text!r}"),
         (len(text) > LETTERS, f"{len(text)} letters are said"),
         (not text.replace("\n", "").isprintable(), f"not fit for a terminal: {text[:LETTERS]!r}"),
         (megabytes > MEGABYTES, f"{megabytes:.0f} MB"),

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..errors import ConfigError, MediaError
+from ..errors import ConfigError, MediaError, quoted
+from ..models.common.tensor_names import shown
 from .methods import METHODS, QUICK, REFERENCE, Method, choose
 from .opening_rows import OpeningRow, opening_row, row_text, summary, write_openings
 from .openings import DEVELOPMENT_SEED, SHOWN_SEED, Scene, scenes
@@ -25,6 +26,7 @@ from .settings import write_settings
 from .walks import FIRST_SEED, PATHS, Case, Walker, WalkResult, cases
 
 FULL_WORLDS, FULL_FRAMES = 8, 70
+MOST_WORLDS = 1000  # more than anybody has months for
 QUICK_WORLDS, QUICK_FRAMES = 2, 54
 _OUTLIERS = 0.01
 
@@ -47,13 +49,15 @@ def bench_codecs(
     development: bool = False,
 ) -> int:
     """Measure and write. What is finished is kept in `out/walks`, so a broken-off run goes on there. -> exit code."""
-    if worlds is not None and worlds < 1:
-        raise ConfigError(f"worlds is {worlds}, but at least one is needed; leave it out for {FULL_WORLDS}")
+    if worlds is not None and not 1 <= worlds <= MOST_WORLDS:
+        raise ConfigError(
+            f"worlds is {shown(worlds, 20)}, but 1 to {MOST_WORLDS} can be walked through; leave it out for {FULL_WORLDS}"
+        )
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}, but at least one process must work; leave it out for 1")
     for part in parts:
         if part not in PARTS:
-            raise ConfigError(f"part is {part!r}, but must be one of {', '.join(PARTS)}; leave it out for both")
+            raise ConfigError(f"part is {quoted(part)}, but must be one of {', '.join(PARTS)}; leave it out for both")
     known = list(names) or list(QUICK)
     methods = choose(list(names) or (list(QUICK) if quick else [method.name for method in METHODS]))
     count = worlds or (QUICK_OPENING_WORLDS if quick else FULL_OPENING_WORLDS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import PRESETS, QVGConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, quoted
 
 _COMMON: dict[str, Any] = {"span_frames": 16, "sink_frames": 1, "recent_frames": 3}
 
@@ -63,5 +63,5 @@ def choose(names: list[str]) -> list[Method]:
     known = {method.name: method for method in METHODS}
     for name in names:
         if name not in known:
-            raise ConfigError(f"method is {name!r}, but must be one of: {'; '.join(known)}")
+            raise ConfigError(f"method is {quoted(name)}, but must be one of: {'; '.join(known)}")
     return [known[name] for name in dict.fromkeys([REFERENCE, *names])]

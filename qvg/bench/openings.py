@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..demo.command import Walk, plan_walk
-from ..errors import ConfigError
+from ..errors import ConfigError, quoted
 from ..models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig
 from ..models.demo_world.painted_map import JUDGED, paint
 
@@ -51,7 +51,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
-            raise ConfigError(f"scenario is {self.scenario!r}, but must be one of {', '.join(SCENARIOS)}")
+            raise ConfigError(f"scenario is {quoted(self.scenario)}, but must be one of {', '.join(SCENARIOS)}")
 
     @property
     def given_frames(self) -> int:

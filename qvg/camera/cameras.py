@@ -38,7 +38,7 @@ class Cameras:
             raise CameraPathError(
                 f"intrinsics have the shape {list(intrinsics.shape)} for {len(poses)} poses; give [3, 3], or one such per pose"
             )
-        for frame in range(len(poses)):
+        for frame in np.flatnonzero(_odd_poses(poses) | _odd_intrinsics(intrinsics)).tolist():
             complaint = pose_complaint(poses[frame]) or intrinsics_complaint(intrinsics[frame])
             if complaint:
                 raise CameraPathError(f"frame {frame} of the camera's poses {complaint}")
@@ -77,6 +77,25 @@ def invert_rigid(matrices: Array) -> Array:
     result[..., :3, 3] = -np.einsum("...ij,...j->...i", turn, matrices[..., :3, 3])
     result[..., 3, 3] = 1.0
     return result
+
+
+def _odd_poses(poses: Array) -> NDArray[np.bool_]:
+    """Of [F, 4, 4] all at once: which may have a `pose_complaint`."""
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(poses).all((1, 2)))
+    poses = np.asarray(np.where(finite[:, None, None], poses, np.eye(4)))
+    turns: Array = poses[:, :3, :3]
+    stretched = np.abs(np.swapaxes(turns, 1, 2) @ turns - np.eye(3)).max((1, 2)) > _RIGID_TOLERANCE / 2
+    bottom = np.abs(poses[:, 3] - (0, 0, 0, 1)).max(1) > _RIGID_TOLERANCE / 2
+    odd: NDArray[np.bool_] = ~finite | stretched | bottom | (np.linalg.det(turns) < 0.5)
+    return odd
+
+
+def _odd_intrinsics(intrinsics: Array) -> NDArray[np.bool_]:
+    """Of [F, 3, 3] all at once: which may have an `intrinsics_complaint`."""
+    sides = intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]]
+    bottom = np.abs(intrinsics[:, 2] - (0, 0, 1)).max(1) > _RIGID_TOLERANCE / 2
+    odd: NDArray[np.bool_] = ~np.isfinite(intrinsics).all((1, 2)) | (sides <= 0).any(1) | bottom
+    return odd
 
 
 def pose_complaint(pose: Array) -> str:

@@ -6,7 +6,8 @@ latent frame (four video frames), so larger ones are out of its distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, cycle, islice, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +39,7 @@ def walk_poses(moves: Sequence[Move], start: NDArray[np.float64] | None = None) 
 
     In every frame the camera turns (yaw, then pitch, about its own axes) and then moves (forward, then right, as it now looks).
     """
-    pose = np.eye(4) if start is None else np.array(start, np.float64)
-    poses = [pose]
-    for move in moves:
-        step = _step(move.keys)
-        for _ in range(move.frames):
-            pose = pose @ step
-            poses.append(pose)
-    return np.stack(poses)
+    return _walked(_steps(moves), np.eye(4) if start is None else np.array(start, np.float64))
 
 
 def camera_poses(moves: Sequence[Move], frames: int, beyond: str = "refuse") -> NDArray[np.float64]:
@@ -69,11 +63,21 @@ def camera_poses(moves: Sequence[Move], frames: int, beyond: str = "refuse") -> 
             f"the camera path has {count} poses (the start, and one after each of its {count - 1} latent frames), but the video "
             f"has {frames} latent frames; {difference}, or let the path be fitted to the video"
         )
-    poses = walk_poses(moves)
-    while beyond == "again" and len(poses) < frames:
-        poses = np.concatenate([poses, walk_poses(moves, poses[-1])[1:]])
-    held = np.repeat(poses[-1:], max(0, frames - len(poses)), axis=0)
-    return np.concatenate([poses, held])[:frames]
+    steps = cycle(_steps(moves)) if beyond == "again" else _steps(moves)
+    poses = _walked(islice(steps, frames - 1), np.eye(4))
+    held = np.repeat(poses[-1:], frames - len(poses), axis=0)
+    return np.concatenate([poses, held])
+
+
+def _steps(moves: Sequence[Move]) -> Iterator[NDArray[np.float64]]:
+    """The motion of every latent frame of a path."""
+    for move in moves:
+        yield from repeat(_step(move.keys), move.frames)
+
+
+def _walked(steps: Iterable[NDArray[np.float64]], pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`pose`, and where every step leads from there. -> [steps + 1, 4, 4]"""
+    return np.stack([*accumulate(steps, np.matmul, initial=pose)])
 
 
 def _step(keys: Sequence[str]) -> NDArray[np.float64]:

@@ -25,12 +25,14 @@ from tqdm import tqdm
 from ..cache import KVCache
 from ..cache.spec import CacheBytes
 from ..camera import parse_path, visits, walk
+from ..camera.paths import MAX_PATH_FRAMES
 from ..config import QVGConfig
 from ..errors import ConfigError, MediaError
 from ..files import written_whole
 from ..media import side_by_side
 from ..media.video_file import KeptVideo
 from ..metrics import psnr_db, ssim
+from ..models.common.tensor_names import shown
 from ..models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..models.demo_world.painted_map import JUDGED, MAP_PIXELS, paint
 from ..sampling import SamplerSettings, generate
@@ -94,6 +96,10 @@ def plan_walk(path: str, frames: int, seed: int) -> Walk:
     if frames < GIVEN_FRAMES + 1:
         raise ConfigError(
             f"frames is {frames}, but {GIVEN_FRAMES} are given and at least one must be generated; use {GIVEN_FRAMES + 1} or more"
+        )
+    if frames > MAX_PATH_FRAMES:
+        raise ConfigError(
+            f"frames is {shown(frames, 20)}, but a walk has at most {MAX_PATH_FRAMES}, which is hours of video; use fewer"
         )
     if not 0 <= seed < MAX_SEED:
         raise ConfigError(f"seed is {seed}, but must be a whole number from 0 to {MAX_SEED - 1}; choose one in that range")

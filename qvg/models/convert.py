@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, QVGError, UnsupportedModelError
+from ..errors import ConfigError, QVGError, UnsupportedModelError, quoted
 from ..files import written_new
 from ..safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
 from .common.checkpoint import LORA_KEY, CausalCheckpoint
@@ -54,7 +54,7 @@ def plan_conversion(
     if lora and known.no_lora:
         raise ConfigError(f"{source.name} {known.no_lora}")
     if dtype is not None and dtype not in DTYPE_NAMES:
-        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPE_NAMES)}")
+        raise ConfigError(f"dtype is {quoted(dtype)}; choose one of {', '.join(DTYPE_NAMES)}")
     if checkpoint.quantized and (dtype or lora):
         raise ConfigError(
             f"the weights of {source.name} come with scales, in 8 bits or fewer, and are copied as they are: leave out "

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from ..config import PRESETS, QVGConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, quoted
 from ..models.registry import networks
 from .advice import setting_that_fits
 from .estimate import Video, Weights, plan
@@ -24,7 +24,7 @@ def print_plan(options: Namespace) -> int:
     planned."""
     known = networks()
     if options.model not in known:
-        raise ConfigError(f"there is no model {options.model!r} to plan for; choose from {', '.join(known)}")
+        raise ConfigError(f"there is no model {quoted(options.model)} to plan for; choose from {', '.join(known)}")
     network, config = known[options.model], make_config(options)
     sizes = (options.width, options.height, options.frames, options.batch, options.given_frames, options.block_frames)
     video = Video(*sizes, options.mode)

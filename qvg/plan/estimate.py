@@ -20,7 +20,7 @@ from ..cache.growth import Growth, even_chunks
 from ..cache.peak import Peak, peaks
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, quoted
 from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
 from ..models.common.world_memory import vendor_config
@@ -325,7 +325,9 @@ def _mode(network: NetworkShape, video: Video, config: QVGConfig) -> str | None:
     """How a world keeps its memory; None for other models. Raises ConfigError for what it cannot."""
     if network.context_frames is None:
         if video.mode is not None:
-            raise ConfigError(f"mode is {video.mode!r}, but {network.title} is no world, whose memory has modes; leave it out")
+            raise ConfigError(
+                f"mode is {quoted(video.mode)}, but {network.title} is no world, whose memory has modes; leave it out"
+            )
         return None
     if config.window_frames is not None:
         raise ConfigError(
@@ -333,13 +335,13 @@ def _mode(network: NetworkShape, video: Video, config: QVGConfig) -> str | None:
         )
     mode = MODES[0] if video.mode is None else video.mode
     if mode not in MODES:
-        raise ConfigError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}; choose one of these")
+        raise ConfigError(f"mode is {quoted(mode)}, but must be one of {', '.join(MODES)}; choose one of these")
     return mode
 
 
 def _weights_bytes(network: NetworkShape, weights: Weights) -> int:
     if weights.dtype not in WEIGHT_BYTES:
-        raise ConfigError(f"weights is {weights.dtype!r}, but must be one of {', '.join(WEIGHT_BYTES)}")
+        raise ConfigError(f"weights is {quoted(weights.dtype)}, but must be one of {', '.join(WEIGHT_BYTES)}")
     if weights.size_bytes is not None:
         return weights.size_bytes
     each = WEIGHT_BYTES[weights.dtype]

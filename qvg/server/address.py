@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import quote, urlsplit
 
-from ..errors import ConfigError
+from ..errors import ConfigError, quoted
 
 DEFAULT_PORT = 8188  # ComfyUI's own
 DEFAULT_SERVER = f"127.0.0.1:{DEFAULT_PORT}"
@@ -19,7 +19,7 @@ def server_url(text: str) -> str:
     """
     typed = text.strip()
     has_scheme = "://" in typed
-    refusal = ConfigError(f"server is {text!r}, but must be HOST:PORT or an http(s) address; for example {EXAMPLE}")
+    refusal = ConfigError(f"server is {quoted(text)}, but must be HOST:PORT or an http(s) address; for example {EXAMPLE}")
     try:
         parts = urlsplit(typed if has_scheme else f"http://{typed}")
         port = parts.port

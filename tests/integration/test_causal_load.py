@@ -349,6 +349,10 @@ def test_weights_of_8_bits_are_computed_in_bf16_where_the_card_has_it(client: Cl
 BAD: dict[str, tuple[Prompt, str]] = {
     "plain": (ours("plain.safetensors"), "nothing says that it is causal: an ordinary Wan 2.1"),
     "cut off": (ours("cut.pt"), "cut.pt is cut off ("),
+    "behind core's loader": (
+        changed(native(EXACT, frames=FRAMES), "loader", unet_name="plain.safetensors"),
+        "load it with 'Load Causal Wan', or convert it once with `qvg convert`. Of a GGUF take the .pt or .safetensors",
+    ),
     "packed as nobody knows yet": (
         ours("new.safetensors", variant="self-forcing"),
         "new.safetensors is packed as of tomorrow, which this ComfyUI does not unpack (it knows float8_e4m3fn, ",

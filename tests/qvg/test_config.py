@@ -127,3 +127,17 @@ def test_every_sixteenth_of_a_bit_that_is_whole_bytes_is_taken() -> None:
 def test_spec_refuses_nonsense() -> None:
     with pytest.raises(ConfigError, match="heads is 0"):
         CacheSpec(1, 0, 128, 64)
+
+
+def test_what_a_user_gave_is_shown_briefly() -> None:
+    """And without control characters."""
+    long = "\x1b[2J" + "x" * 1_000_000
+    for refused in (
+        lambda: QVGConfig.preset(long),
+        lambda: QVGConfig(codec=long),
+        lambda: QVGConfig(sink_frames=10**400),
+        lambda: QVGConfig(bits=10**400),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            refused()
+        assert len(str(caught.value)) < 400 and str(caught.value).isprintable()

@@ -35,6 +35,7 @@ _PIECES = re.compile(r"torch\.distributed\.(_tensor|tensor|_shard)\b")
 # Endings of what stands beside a packed weight, and of what must be values of a network.
 _OF_WEIGHTS = (".weight_scale", ".scale_weight", ".weight_s_rel")
 _VALUES = (".weight", ".bias", "modulation", "scale_shift_table")
+_FEW = 2
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -99,11 +100,17 @@ def require_readable(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
 
 
 def _require_most_alike(tensors: Mapping[str, Tensor], file_name: str) -> None:
-    """Matrices in fp8 without scales are plain values, if that is how the file was made."""
-    matrices = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 2 and name.endswith(".weight")}
-    small = [name for name, tensor in matrices.items() if tensor.dtype in _FP8]
-    if small and 4 * len(small) < len(matrices):
-        others = next(tensor.dtype for tensor in matrices.values() if tensor.dtype not in _FP8)
+    """Matrices in fp8 without scales are plain values, if that is how the file was made: then they are many, and the same ones of
+    every block, or all of some blocks."""
+    weights = {name: tensor for name, tensor in tensors.items() if name.endswith(".weight")}
+    matrices = {name: tensor.dtype in _FP8 for name, tensor in weights.items() if tensor.ndim == 2}
+    small = [name for name, is_small in matrices.items() if is_small]
+    alike: dict[str, set[bool]] = {}
+    for name, is_small in matrices.items():
+        alike.setdefault(re.sub(r"\.\d+\.", ".", name, count=1), set()).add(is_small)
+    uneven = any(len(kinds) > 1 for kinds in alike.values())
+    if 0 < len(small) <= _FEW or (uneven and small and 4 * len(small) < len(matrices)):
+        others = next(tensor.dtype for name, tensor in tensors.items() if not matrices.get(name, True))
         raise UnsupportedModelError(
             f"{file_name} has {len(small)} of its {len(matrices)} matrices in fp8 without a scale ({some(small)}) and the others "
             f"in {others}; a file of fp8 has most of them so: it is damaged, or was changed"

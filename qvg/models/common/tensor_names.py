@@ -84,6 +84,17 @@ def count_blocks(names: Iterable[str], before: str) -> int:
     return len(numbers)
 
 
+def uneven(names: Collection[str], before: str, known: re.Pattern[str]) -> str:
+    """What is wrong with a network's names, in brackets: those that are not `known`, or what one block has and another lacks."""
+    odd = [name for name in names if not known.search(name)]
+    if odd:
+        return f" (it has {some(odd)})"
+    inside = [name.removeprefix(before).partition(".") for name in names if name.startswith(before)]
+    numbers, parts = dict.fromkeys(number for number, _, _ in inside), dict.fromkeys(part for _, _, part in inside)
+    lacks = [name for number in numbers for part in parts if (name := f"{before}{number}.{part}") not in names]
+    return f" (it lacks {some(lacks)})" if lacks else ""
+
+
 def shown(name: object, letters: int = 80) -> str:
     """A name out of a file for a sentence: short, on one line, of characters that a terminal shows."""
     text = name[: letters + 1] if isinstance(name, str) else str(name) if isinstance(name, int) else type(name).__name__

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import ConfigError, UnsupportedModelError
+from ...errors import ConfigError, UnsupportedModelError, quoted
 from .found import AUTO
+from .pickles import Thing
 from .strangers import LORA
 from .tensor_names import plain_name, shown, some, without_wrappers
 from .weight_files import MOST_WRAPPINGS, WeightFile, named_tensors
@@ -89,8 +90,12 @@ def weight_sets(file: WeightFile, anchors: Sequence[str]) -> WeightSets:
         if not others:
             raise _no_weights(file, of_training)
         return WeightSets((WeightSet(PLAIN, others[0]),))
-    said = f"a LoRA in it ({some(loras)}) was left out; give it as LoRA, if it belongs to the model"
-    return WeightSets(_labelled(found), (said,) if loras else ())
+    remarks = [f"a LoRA in it ({some(loras)}) was left out; give it as LoRA, if it belongs to the model"] if loras else []
+    read = {path[0] for path, _ in found if path}
+    nameless = [name for name, each in file.content.items() if _is_averages(name, each) and name not in read]
+    if nameless:
+        remarks.append(f"an average of its weights ({some(nameless)}) has no names of this network and was left out")
+    return WeightSets(_labelled(found), tuple(remarks))
 
 
 def choose_set(file_name: str, found: WeightSets, wanted: str, released: str, whose: str) -> tuple[WeightSet, list[str]]:
@@ -99,7 +104,7 @@ def choose_set(file_name: str, found: WeightSets, wanted: str, released: str, wh
     ConfigError: `wanted` is not there. UnsupportedModelError: nothing tells which of several is the model.
     """
     if wanted not in (AUTO, *WEIGHTS):
-        raise ConfigError(f"weights is {wanted!r}; choose {AUTO}, {' or '.join(WEIGHTS)}")
+        raise ConfigError(f"weights is {quoted(wanted)}; choose {AUTO}, {' or '.join(WEIGHTS)}")
     sets, said = found.sets, list(found.remarks)
     if not found.labels and len(sets) == 1:
         # Repackaged: somebody has chosen before.
@@ -164,8 +169,13 @@ def _dictionaries(file: WeightFile) -> Iterator[tuple[tuple[str, ...], dict[str,
         level = inner
 
 
+def _is_averages(name: Any, content: Any) -> bool:
+    return isinstance(name, str) and isinstance(content, (dict, list)) and bool(content) and bool(_EMA.search(name.lower()))
+
+
 def _may_hold_a_model(name: Any, content: Any) -> bool:
-    return isinstance(name, str) and isinstance(content, dict) and not _OF_TRAINING.search(name.lower())
+    is_network = isinstance(content, Thing) and "_modules" in content  # as an object: its parts have no whole names
+    return isinstance(name, str) and isinstance(content, dict) and not is_network and not _OF_TRAINING.search(name.lower())
 
 
 def _no_weights(file: WeightFile, of_training: Sequence[str]) -> UnsupportedModelError:
@@ -175,6 +185,11 @@ def _no_weights(file: WeightFile, of_training: Sequence[str]) -> UnsupportedMode
         depth, content = depth + 1, inside
     if {"state", "param_groups"} <= file.content.keys():
         return UnsupportedModelError(f"{file.path.name} holds an optimizer's state and no model; give the checkpoint beside it")
+    objects = [each.kind for each in file.content.values() if isinstance(each, Thing) and "_modules" in each]
+    if objects:
+        return UnsupportedModelError(
+            f"{file.path.name} holds {some(objects)} as an object, not weights by name; save its state_dict() where it was made"
+        )
     if depth > MOST_WRAPPINGS or id(content) in seen:
         return UnsupportedModelError(
             f"{file.path.name} has more than {MOST_WRAPPINGS} dictionaries in one another, or one in itself, and no weights on "

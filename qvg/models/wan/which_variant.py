@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ...errors import ConfigError, UnsupportedModelError
+from ...errors import ConfigError, UnsupportedModelError, quoted
 from ..common.found import AUTO, DOUBT_KEY, METADATA_KEY, Found, Members
 from ..common.shards import whole_name
 from ..common.tensor_names import shown
@@ -68,7 +68,7 @@ def find_variant(
     variants, metadata = members.variants, metadata or {}
     if wanted != AUTO:
         if wanted not in variants:
-            raise ConfigError(f"variant is {wanted!r}; choose {AUTO} or one of {', '.join(variants)}")
+            raise ConfigError(f"variant is {quoted(wanted)}; choose {AUTO} or one of {', '.join(variants)}")
         return Found(variants[wanted], "your choice")
     marked = is_marked_causal(metadata)
     if metadata.get(METADATA_KEY) in variants:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...errors import ConfigError, UnsupportedModelError
+from ...errors import ConfigError, UnsupportedModelError, quoted
 from ..common.checkpoint import CausalCheckpoint
 from ..common.found import AUTO, METADATA_KEY, Found
 from ..common.packing import require_readable
@@ -80,7 +80,7 @@ def find_stage(path: Path, wanted: str = AUTO, metadata: Mapping[str, str] | Non
     if wanted != AUTO:
         if wanted not in WORLDPLAY_8B:
             raise ConfigError(
-                f"variant is {wanted!r}, but {path.name} is HY-WorldPlay on HunyuanVideo 1.5; choose {AUTO} or one of "
+                f"variant is {quoted(wanted)}, but {path.name} is HY-WorldPlay on HunyuanVideo 1.5; choose {AUTO} or one of "
                 f"{', '.join(WORLDPLAY_8B)}"
             )
         return Found(WORLDPLAY_8B[wanted], "your choice")
@@ -128,7 +128,9 @@ def _check_shapes(parted: Mapping[str, tuple[Tensor, ...]]) -> None:
     for name, weight in expected.items():
         if name not in parted:
             raise UnsupportedModelError(f"the checkpoint lacks {name!r}, so it is incomplete, or one of several files; {GET_8B}")
-        shape = [sum(part.shape[0] for part in parted[name]), *parted[name][0].shape[1:]]
+        sides = [list(part.shape) for part in parted[name]]
+        alike = all(sides) and all(each[1:] == sides[0][1:] for each in sides)
+        shape = [sum(each[0] for each in sides), *sides[0][1:]] if alike else sides[0] if len(sides) == 1 else sides
         if shape != list(weight.shape):
             raise UnsupportedModelError(f"{name} is {shape}, but {list(weight.shape)} in a HunyuanVideo of these sizes; {GET_8B}")
     if config.channels != LATENT_CHANNELS:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
-from ..common.tensor_names import count_blocks, shown, some
+from ..common.tensor_names import count_blocks, shown, uneven
 
 # By these the network is known, whatever stands in front of its names.
 ANCHORS = ("cond_type_embedding.weight", "double_blocks.0.img_attn_q.weight", "double_blocks.0.img_attn.qkv.weight")
@@ -86,16 +86,16 @@ def _check_layers(names: Mapping[str, object]) -> None:
         raise UnsupportedModelError(f"the checkpoint is no HunyuanVideo at all; {GET_8B}")
     own = _worldplay_layers(blocks)
     lacks = [name for name in own if name not in names]
-    if len(lacks) == len(own):
+    if lacks:
+        where = "" if len(lacks) == len(own) else " in some places"
         raise UnsupportedModelError(
-            f"the checkpoint is a HunyuanVideo without HY-WorldPlay's layers (it lacks {lacks[0]!r}); {GET_8B}"
+            f"the checkpoint is a HunyuanVideo without HY-WorldPlay's layers{where} (it lacks {lacks[0]!r}); {GET_8B}"
         )
     expected = PER_BLOCK * blocks + AROUND
-    if lacks or len(names) > expected:
-        odd = [f"not {shown(name)}" for name in lacks] or [name for name in names if not _KNOWN.search(name)]
+    if len(names) != expected:
         raise UnsupportedModelError(
             f"the checkpoint holds {len(names)} weights, but HY-WorldPlay of {blocks} blocks has {expected}"
-            f"{f' (it has {some(odd)})' if odd else ''}; {GET_8B}"
+            f"{uneven(names, 'double_blocks.', _KNOWN)}; {GET_8B}"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...errors import ConfigError, UnsupportedModelError
+from ...errors import ConfigError, UnsupportedModelError, quoted
 from ..common.checkpoint import CausalCheckpoint
 from ..common.found import AUTO, METADATA_KEY, Found
 from ..common.packing import require_readable
@@ -83,7 +83,7 @@ def read_worldplay(path: Path, weights: str = AUTO, file: WeightFile | None = No
 def require_variant(wanted: str) -> None:
     """ConfigError where a variant was asked for that these weights are not."""
     if wanted not in (AUTO, WORLDPLAY_5B.name):
-        raise ConfigError(f"variant is {wanted!r}, but the file holds {WORLDPLAY_5B.name} or its base; choose {AUTO}")
+        raise ConfigError(f"variant is {quoted(wanted)}, but the file holds {WORLDPLAY_5B.name} or its base; choose {AUTO}")
 
 
 def _refuse_hunyuan(names: Mapping[str, Tensor], file_name: str) -> None:

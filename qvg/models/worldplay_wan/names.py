@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
-from ..common.tensor_names import count_blocks, some
+from ..common.tensor_names import count_blocks, uneven
 from ..wan.diffusers_names import wan_name
 
 _WRAPPING = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.")
@@ -46,21 +46,16 @@ def wan_names(state: Mapping[str, Any]) -> dict[str, Tensor]:
     blocks = count_blocks(renamed, "blocks.")
     own = _worldplay_layers(blocks)
     lacks = [name for name in own if name not in renamed]
-    if not blocks or len(lacks) == len(own):
+    if not blocks or lacks:
         known = any(name.endswith(".self_attn.q.weight") for name in renamed)
-        what = f"a Wan without HY-WorldPlay's layers (it lacks {lacks[0]!r})" if known and lacks else "no Wan at all"
+        where = "" if len(lacks) == len(own) else " in some places"
+        what = f"a Wan without HY-WorldPlay's layers{where} (it lacks {lacks[0]!r})" if known and lacks else "no Wan at all"
         raise UnsupportedModelError(f"the checkpoint is {what}; {GET_5B}")
-    if lacks:
-        raise UnsupportedModelError(
-            f"the checkpoint is HY-WorldPlay's, but incomplete (it lacks {some(map(repr, lacks))}): if it is one of several "
-            f"files, put all of them into one folder; if not, {GET_5B}"
-        )
     expected = PER_BLOCK * blocks + AROUND
-    if len(renamed) > expected:
-        odd = some(name for name in renamed if not _KNOWN.search(name))
+    if len(renamed) != expected:
         raise UnsupportedModelError(
             f"the checkpoint holds {len(renamed)} weights, but HY-WorldPlay of {blocks} blocks has {expected}"
-            f"{f' (it has {odd})' if odd else ''}; {GET_5B}"
+            f"{uneven(renamed, 'blocks.', _KNOWN)}; {GET_5B}"
         )
     return renamed
 

@@ -152,7 +152,13 @@ def test_the_command_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("extra", "words"), [(["--worlds", "0"], "worlds is 0"), (["--jobs", "0"], "jobs is 0"), (["--methods", "x"], "'x'")]
+    ("extra", "words"),
+    [
+        (["--worlds", "0"], "worlds is 0"),
+        (["--worlds", "1000000000000"], "worlds is 1000000000000, but 1 to 1000 can be walked through"),
+        (["--jobs", "0"], "jobs is 0"),
+        (["--methods", "x"], "'x'"),
+    ],
 )
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], words: str) -> None:
     assert main(["bench", "codecs", "--out", str(tmp_path), *extra]) == 2

@@ -13,6 +13,7 @@ from comfyui_qvg.qvg.camera.pose_files import read_poses, write_poses
 from comfyui_qvg.qvg.camera.poses import camera_poses, walk_poses
 from comfyui_qvg.qvg.errors import CameraPathError
 
+from ...bounded import bounded
 from ...golden_worldplay import GOLDEN, text
 
 RETURN = "w-8,s-8,a-8,d-8,up-8,down-8"
@@ -178,3 +179,37 @@ def test_rounded_poses_are_taken():
 def test_cameras_refuse_other_shapes(poses, intrinsics):
     with pytest.raises(CameraPathError, match="shape"):
         Cameras(poses, *([] if intrinsics is None else [intrinsics]))
+
+
+def test_a_path_walked_again_goes_on_from_where_it_is():
+    moves = parse_path("w-2,right+d-3")
+    poses = walk_poses(moves)
+    for _ in range(3):
+        poses = np.concatenate([poses, walk_poses(moves, poses[-1])[1:]])
+    for frames in (1, 6, 7, 17):
+        assert np.array_equal(camera_poses(moves, frames, "again"), poses[:frames])
+    stays = camera_poses(moves, 9, "stay")
+    assert np.array_equal(stays[:6], walk_poses(moves)) and np.array_equal(stays[6:], np.repeat(stays[5:6], 3, axis=0))
+
+
+def test_a_hundred_thousand_frames_take_no_minutes():
+    """As many as the nodes take."""
+    with bounded(10, 200):
+        cameras = Cameras(camera_poses(parse_path("w-1"), 100_000, "again"))
+    assert len(cameras) == 100_000
+
+
+@pytest.mark.parametrize("frame", [0, 70_000, 99_999])
+def test_a_wrong_pose_among_many_is_found(frame):
+    poses = np.repeat(np.eye(4)[None], 100_000, axis=0)
+    intrinsics = np.repeat(DEFAULT_INTRINSICS[None], 100_000, axis=0)
+    for change, said in ((np.nan, "holds NaN"), (2.0, "is not rigid"), (0.0, "is singular"), (-1.0, "is not rigid")):
+        wrong = poses.copy()
+        wrong[frame, 0, 0] = change
+        with pytest.raises(CameraPathError, match=f"frame {frame} of the camera's poses {said}"):
+            Cameras(wrong)
+    for change, said in ((np.inf, "has a K with NaN"), (0.0, "has a singular K"), (-5.0, "has a singular K")):
+        odd = intrinsics.copy()
+        odd[frame, 1, 1] = change
+        with pytest.raises(CameraPathError, match=f"frame {frame} of the camera's poses {said}"):
+            Cameras(poses, odd)

@@ -85,9 +85,22 @@ def test_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) ->
         (["--path", "d--3"], "part 1 of the camera path, 'd--3'"),
         (["--path", "left-3"], "the demo world looks straight down"),
         (["--frames", "4"], "frames is 4, but 4 are given and at least one must be generated; use 5 or more"),
+        (["--frames", "100001"], "frames is 100001, but a walk has at most 100000, which is hours of video; use fewer"),
+        (["--frames", "1" + "0" * 400], "frames is 10000000000000000000..., but a walk has at most 100000"),
         (["--seed", "-1"], "seed is -1"),
     ],
-    ids=["unknown_key", "empty_part", "fraction", "zero", "negative", "key_of_another_world", "too_short", "seed"],
+    ids=[
+        "unknown_key",
+        "empty_part",
+        "fraction",
+        "zero",
+        "negative",
+        "key_of_another_world",
+        "too_short",
+        "too_long",
+        "huge",
+        "seed",
+    ],
 )
 def test_bad_arguments_get_one_sentence(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -184,6 +184,8 @@ TAKEN: dict[str, Tensors] = {
     "fp8": {name: each.to(E4M3) if each.ndim == 2 else each for name, each in NETWORK.items()},
     "fp8 e5m2": {name: each.to(torch.float8_e5m2) if each.ndim == 2 else each for name, each in NETWORK.items()},
     "fp8 in the blocks": {n: t.to(E4M3) if t.ndim == 2 and n.startswith("blocks.") else t.bfloat16() for n, t in NETWORK.items()},
+    "fp8 in one half of every block": {n: t.to(E4M3) if ".ffn." in n and t.ndim == 2 else t for n, t in NETWORK.items()},
+    "fp8 in one block of two": {n: t.to(E4M3) if "blocks.1." in n and t.ndim == 2 else t for n, t in NETWORK.items()},
     "fp8 scaled": tiny_wan.scaled(NETWORK),
     "nvfp4": packed(
         NETWORK,

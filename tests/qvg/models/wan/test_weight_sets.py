@@ -46,6 +46,13 @@ def diffusers(name: str) -> str:
     return name
 
 
+class Average:
+    """As trainers that keep averages do: an object with a dictionary."""
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.decay, self.shadow = 0.99, tensors
+
+
 def saved(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -141,6 +148,18 @@ SETS: dict[str, tuple[Any, str, str | None, str | None, str]] = {
         *("B", "A", "B"),
         "model_ema was taken, which is what self-forcing releases; ",
     ),
+    "an average without names": (
+        {"model": A, "ema": {"decay": 0.99, "shadow_params": [torch.zeros(2)]}},
+        *("A", "A", "A"),
+        "an average of its weights (ema) has no names of this network and was left out",
+    ),
+    "an average as an object": (
+        {"model": A, "ema": Average(B)},
+        "B",
+        "A",
+        "B",
+        "was taken, which is what self-forcing releases; model",
+    ),
     "a critic": ({"generator_ema": B, "critic": A, "step": 600}, "B", None, "B", ""),
     "a flat critic": (named(B, "generator_ema.") | named(A, "critic.model."), "B", None, "B", ""),
     "a teacher and scores": ({"student": B, "teacher": A, "fake_score": A, "real_score": A}, "B", "B", "B", ""),
@@ -233,6 +252,10 @@ def test_what_nothing_decides_is_refused(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        (
+            {"model": torch.nn.Linear(2, 2)},
+            "holds torch.nn.modules.linear.Linear as an object, not weights by name; save its state_dict",
+        ),
         ({"critic": A}, "holds no weights that are known .critic."),
         (named(A, "critic.model."), "holds no weights that are known .critic.model.."),
         ({"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{}]}, "holds an optimizer's state and no model; give the"),

@@ -127,6 +127,22 @@ def _wrong_shape(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**state, "double_blocks.0.txt_attn_k.weight": torch.zeros(WIDTH - 1, WIDTH)}
 
 
+def _a_number(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**state, "double_blocks.0.txt_attn_proj.bias": torch.zeros(())}
+
+
+def _keys_of_another_width(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**state, "double_blocks.0.txt_attn_k.weight": torch.zeros(WIDTH, WIDTH - 1)}
+
+
+def _a_side_of_nothing(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**state, "byt5_in.fc1.weight": torch.zeros(0, 0)}
+
+
+def _one_missing(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight for name, weight in state.items() if name != "double_blocks.1.txt_mod.linear.bias"}
+
+
 def _other_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         **state,
@@ -140,6 +156,10 @@ def _other_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         (_base, "model.safetensors: .*HunyuanVideo without HY-WorldPlay's layers .*get the file in ar_distilled_action_model"),
         (_wrong_shape, r"double_blocks.0.txt_attn.qkv.weight is \[767, 256\], but \[768, 256\]"),
+        (_a_number, r"double_blocks.0.txt_attn.proj.bias is \[\], but \[256\]"),
+        (_keys_of_another_width, r"txt_attn.qkv.weight is \[\[256, 256\], \[256, 255\], \[256, 256\]\], but \[768, 256\]"),
+        (_a_side_of_nothing, "its first weights are of no HunyuanVideo's shape .one of their sides is 0."),
+        (_one_missing, r"holds 146 weights, but .* has 147 \(it lacks double_blocks.1.txt_mod.lin.bias\)"),
         (_other_channels, "16 latent channels, but HunyuanVideo 1.5 32"),
     ],
 )
