@@ -16,7 +16,7 @@ from typing import Any
 
 import folder_paths
 
-from ...qvg.errors import ConfigError
+from ...qvg.errors import ConfigError, quoted
 from ...qvg.file_names import parts_of, safe_part
 from ..placeholders import filled
 
@@ -67,7 +67,7 @@ def _parts_inside(text: str) -> list[str]:
     parts = _parts(text, output)
     inside = None if parts is None else os.path.realpath(os.path.join(output, *parts[:-1]))  # a link may lead out, too
     if parts is None or inside is None or not Path(inside).is_relative_to(output):
-        raise ConfigError(f"filename_prefix {_short(text)!r} leads out of the output folder; use a name in it, such as QVG/video")
+        raise ConfigError(f"filename_prefix {quoted(text)} leads out of the output folder; use a name in it, such as QVG/video")
     return parts
 
 
@@ -99,7 +99,7 @@ def _require_room(parts: list[str], ending: str) -> None:
     for path in (*(there / name for name in longest), output.joinpath(*longest)):
         if (reason := _refused(path)) is not None:
             raise ConfigError(
-                f"the disk takes no file or folder called {_short(path.name)!r}, {len(path.name.encode())} bytes ({reason}); "
+                f"the disk takes no file or folder called {quoted(path.name)}, {len(path.name.encode())} bytes ({reason}); "
                 "use a shorter filename_prefix"
             )
     for count in range(1, len(parts)):
@@ -117,7 +117,3 @@ def _refused(path: Path) -> str | None:
         if not absent or getattr(error, "winerror", None) in _REFUSED_ON_WINDOWS:
             return error.strerror or type(error).__name__
     return None
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:40]}...{text[-16:]}"
