@@ -32,6 +32,7 @@ def numbered(count: int, name: str = "blocks.{}.self_attn.q.weight") -> dict[str
     return {name.format(i): {**FLOAT, "data_offsets": [4 * i, 4 * i + 4]} for i in range(count)}
 
 
+OF_NOTHING = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 # Of nothing, so that they take no bytes: names by which HY-WorldPlay 5B is known.
 OF_A_WORLD = {
     "patch_embedding.weight": [0, 48, 1, 2, 2],
@@ -54,15 +55,15 @@ LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "is of another architecture",
     ),
     "as many buffers": (
-        lambda path: safetensors(path, numbered(49_999, "b{}.freqs") | {"head.modulation": ONE["a"]}, bytes(4 * 49_999)),
+        lambda path: safetensors(path, numbered(49_998, "b{}.freqs") | {"head.modulation": OF_NOTHING}, bytes(4 * 49_998)),
         "is of another architecture",
     ),
     "blocks that have nothing in common": (
         lambda path: safetensors(
             path,
-            {f"blocks.{i % 150}.x{i}.self_attn.q.weight": {**FLOAT, "data_offsets": [4 * i, 4 * i + 4]} for i in range(49_900)}
+            {f"blocks.{i % 150}.x{i}.self_attn.q.weight": {**FLOAT, "data_offsets": [4 * i, 4 * i + 4]} for i in range(49_000)}
             | {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in OF_A_WORLD.items()},
-            bytes(4 * 49_900),
+            bytes(4 * 49_000),
         ),
         "holds 49[0-9]+ weights, but HY-WorldPlay of 150 blocks has",
     ),
