@@ -136,10 +136,8 @@ def dtype_options(checkpoint: CausalCheckpoint, dtype: str) -> tuple[dict[str, A
     in bf16: what the families are trained in, where ComfyUI would take fp16 first, which overflows sooner."""
     has_bf16 = mm.should_use_bf16(mm.get_torch_device()) and not any(getattr(args, name, False) for name in _START_OPTIONS)
     if dtype in _DTYPES:
-        wanted = _DTYPES[dtype]
-        return {"dtype": wanted, **({"fp8_optimizations": True} if dtype.endswith("_fast") else {})}, has_bf16 and _is_small(
-            wanted
-        )
+        options = {"dtype": _DTYPES[dtype], **({"fp8_optimizations": True} if dtype.endswith("_fast") else {})}
+        return options, has_bf16 and _is_small(_DTYPES[dtype])
     if not has_bf16:
         return {}, False
     stored = checkpoint.stored_dtype

@@ -36,6 +36,7 @@ _PIECES = re.compile(r"torch\.distributed\.(_tensor|tensor|_shard)\b")
 _OF_WEIGHTS = (".weight_scale", ".scale_weight", ".weight_s_rel")
 _VALUES = (".weight", ".bias", "modulation", "scale_shift_table")
 _FEW = 2
+_MOST_RECORD = 1000  # bytes, of one layer
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -166,6 +167,6 @@ def packed_layers(
 
 
 def _text(tensor: Tensor) -> bytes:
-    if tensor.numel() > 10_000:
+    if tensor.numel() > _MOST_RECORD:
         raise ValueError(f"{tensor.numel()} bytes")
     return bytes(tensor.flatten().to(torch.uint8).tolist())

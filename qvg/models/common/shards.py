@@ -113,8 +113,8 @@ def joined(
                 "models: put each model's parts into a folder of their own"
             )
         content |= tensors
+        require_bounded(content, path.name)
         metadata = {**said, **metadata, **_layers(metadata, said)}
-    require_bounded(content, path.name)
     lacks = sorted(parts.names - {name for name, each in content.items() if isinstance(each, Tensor)})
     if lacks:
         raise UnsupportedModelError(

@@ -1,9 +1,11 @@
-"""Files that are taken for a model's and are something else, whatever the model: told by names that only such have."""
+"""Files that are taken for a model's and are something else, or packed by others: told by names that only such have."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+
+from .packing import foreign_packing, needs_loader
 
 LORA = re.compile(r"(^|[._])lora_(A|B|up|down)\b")
 UNMERGED = (
@@ -28,6 +30,10 @@ _KINDS = (
 
 
 def what_else(names: Iterable[str]) -> str | None:
-    """A sentence's second half, with the way out; None of names that say nothing of the kind."""
+    """A sentence's second half, with the way out; None of names that say nothing of the kind. A model that others have packed is
+    said to be that first: some packers have LoRAs in their files."""
     listed = list(names)
+    packer = foreign_packing(listed)
+    if packer:
+        return needs_loader(packer)
     return next((what for pattern, what in _KINDS if any(re.search(pattern, name) for name in listed)), None)

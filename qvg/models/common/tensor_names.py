@@ -53,8 +53,8 @@ def is_quantized(names: Iterable[str]) -> bool:
 
 def without_buffers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """`tensors` without the tables and counters among them, and the names of those."""
-    left = [name for name in tensors if _BUFFERS.search(name)]
-    return {name: tensor for name, tensor in tensors.items() if name not in set(left)}, left
+    left = dict.fromkeys(name for name in tensors if _BUFFERS.search(name))
+    return {name: tensor for name, tensor in tensors.items() if name not in left}, [*left]
 
 
 def require_bounded(names: Collection[object], file_name: str) -> None:
@@ -91,8 +91,9 @@ def uneven(names: Collection[str], before: str, known: re.Pattern[str]) -> str:
         return f" (it has {some(odd)})"
     inside = [name.removeprefix(before).partition(".") for name in names if name.startswith(before)]
     numbers, parts = dict.fromkeys(number for number, _, _ in inside), dict.fromkeys(part for _, _, part in inside)
-    lacks = [name for number in numbers for part in parts if (name := f"{before}{number}.{part}") not in names]
-    return f" (it lacks {some(lacks)})" if lacks else ""
+    lacks = (name for number in numbers for part in parts if (name := f"{before}{number}.{part}") not in names)
+    listed = some(lacks)  # which stops early: of names without order there would be millions
+    return f" (it lacks {listed})" if listed else ""
 
 
 def shown(name: object, letters: int = 80) -> str:

@@ -55,7 +55,7 @@ def read_causal_wan(
     tensors, buffers = without_buffers(chosen.tensors)
     metadata = _plain_record(file.metadata, chosen, path.name)
     require_readable(tensors, metadata, path.name)
-    unused = [*buffers, *require_whole(tensors, path.name)]
+    unused = dict.fromkeys([*buffers, *require_whole(tensors, path.name)])
     tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
     remarks += [f"of no use to the network and left out: {some(unused, 5)}"] if unused else []
     remarks += _remarks(found, has_lora or LORA_KEY in file.metadata)

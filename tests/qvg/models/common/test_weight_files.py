@@ -32,6 +32,13 @@ def numbered(count: int, name: str = "blocks.{}.self_attn.q.weight") -> dict[str
     return {name.format(i): {**FLOAT, "data_offsets": [4 * i, 4 * i + 4]} for i in range(count)}
 
 
+OF_NOTHING = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+# Of nothing, so that they take no bytes: names by which HY-WorldPlay 5B is known.
+OF_A_WORLD = {
+    "patch_embedding.weight": [0, 48, 1, 2, 2],
+    **{f"action_embedding.{layer}.{kind}": [0] for layer in (0, 2) for kind in ("weight", "bias")},
+    **{f"blocks.{block}.self_attn.o_prope.{kind}": [0] for block in range(150) for kind in ("weight", "bias")},
+}
 ONE = {"a": {**FLOAT, "data_offsets": [0, 4]}}
 LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a million tensors": (
@@ -46,6 +53,19 @@ LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "as many prefixes": (
         lambda path: safetensors(path, numbered(49_999, "p{}.head.modulation"), bytes(4 * 49_999)),
         "is of another architecture",
+    ),
+    "as many buffers": (
+        lambda path: safetensors(path, numbered(49_998, "b{}.freqs") | {"head.modulation": OF_NOTHING}, bytes(4 * 49_998)),
+        "is of another architecture",
+    ),
+    "blocks that have nothing in common": (
+        lambda path: safetensors(
+            path,
+            {f"blocks.{i % 150}.x{i}.self_attn.q.weight": {**FLOAT, "data_offsets": [4 * i, 4 * i + 4]} for i in range(49_000)}
+            | {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in OF_A_WORLD.items()},
+            bytes(4 * 49_000),
+        ),
+        "holds 49[0-9]+ weights, but HY-WorldPlay of 150 blocks has",
     ),
     "a key of megabytes": (
         lambda path: safetensors(path, {"k" * 5_000_000: ONE["a"]}, bytes(4)),

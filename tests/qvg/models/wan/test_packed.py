@@ -103,7 +103,7 @@ def test_formats_of_others_are_named(tmp_path: Path, kind: str, whole: bool, cap
     assert "is packed by" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["bitsandbytes nf4", "bitsandbytes int8", "sdnq"])
+@pytest.mark.parametrize("kind", ["bitsandbytes nf4", "bitsandbytes int8", "sdnq", "nunchaku"])
 def test_those_of_worlds_too(tmp_path: Path, kind: str) -> None:
     weight, beside, title = FOREIGN[kind]
     for state, layer in (
