@@ -10,7 +10,7 @@ from torch import Tensor
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 # Of every version of the file format.
-CACHES = {1: EARLIER / "caches", 2: EARLIER / "caches_2"}
+CACHES = {1: EARLIER / "caches", 2: EARLIER / "caches_2", 3: EARLIER / "caches_3"}
 
 _FREQUENCIES = tuple(3 * 10 ** (-channel / 7) for channel in range(8))
 ROPE = GridRope(2, 2, ((), _FREQUENCIES, _FREQUENCIES))

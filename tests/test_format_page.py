@@ -140,7 +140,7 @@ def test_the_decoder_stands_alone() -> None:
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
     found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
-    allowed = {"__future__", "dataclasses", "json", "numpy", "pathlib", "re", "struct", "typing"}
+    allowed = {"__future__", "dataclasses", "json", "numpy", "pathlib", "re", "struct", "typing", "zlib"}
     assert {str(name).split(".")[0] for name in found} <= allowed
 
 

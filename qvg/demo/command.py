@@ -27,12 +27,11 @@ from ..cache.spec import CacheBytes
 from ..camera import parse_path, visits, walk
 from ..camera.paths import MAX_PATH_FRAMES
 from ..config import QVGConfig
-from ..errors import ConfigError, MediaError
+from ..errors import ConfigError, MediaError, shown
 from ..files import written_whole
 from ..media import side_by_side
 from ..media.video_file import KeptVideo
 from ..metrics import psnr_db, ssim
-from ..models.common.tensor_names import shown
 from ..models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..models.demo_world.painted_map import JUDGED, MAP_PIXELS, paint
 from ..sampling import SamplerSettings, generate
