@@ -14,6 +14,8 @@ from .rope import GridRope, Rotation
 # Time, row and column of a frame's first token.
 Origin = tuple[float, float, float]
 Origins = Sequence[Sequence[float]] | Tensor
+# Of a position: float32 tells no tokens apart so far out.
+MOST_TOKENS = 10**9
 
 
 class FramePositions:
@@ -85,7 +87,9 @@ def _rows(origins: Origins) -> list[Origin]:
             time, line, column = (float(part) for part in row)
         except (TypeError, ValueError, OverflowError):
             time = line = column = math.nan
-        if not math.isfinite(time + line + column):
-            raise CacheError(f"frame {frame} is placed at {quoted(row)}; give time, row and column, three finite numbers")
+        if not max(abs(time), abs(line), abs(column)) <= MOST_TOKENS or math.isnan(time + line + column):
+            raise CacheError(
+                f"frame {frame} is placed at {quoted(row)}; give time, row and column, three numbers up to {MOST_TOKENS}"
+            )
         placed.append((time, line, column))
     return placed

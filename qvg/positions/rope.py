@@ -9,7 +9,6 @@ Channel order is [first halves | second halves]: channel p rotates with channel 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, quoted
+
+# Far more than any model turns; without an end angles would overflow.
+MOST_RADIANS = 1000
 
 
 class Rotation(NamedTuple):
@@ -34,7 +36,7 @@ class Rotation(NamedTuple):
 class GridRope:
     """Angles of a token grid. `axis_frequencies`: radians per token for the time, row and column axis, D/2 in all.
 
-    ConfigError: a grid without tokens, other than three axes, a frequency that is no finite number.
+    ConfigError: a grid without tokens, other than three axes, a frequency beyond MOST_RADIANS.
     """
 
     grid_rows: int
@@ -49,8 +51,10 @@ class GridRope:
             axes = len(self.axis_frequencies)
             raise ConfigError(f"the rope has {axes} axes, but time, row and column are three; an axis may be empty")
         for frequency in (each for axis in self.axis_frequencies for each in axis):
-            if not isinstance(frequency, int | float) or not math.isfinite(frequency):
-                raise ConfigError(f"a frequency of the rope is {quoted(frequency)}; give radians per token, a finite number")
+            if not isinstance(frequency, int | float) or not abs(frequency) <= MOST_RADIANS:
+                raise ConfigError(
+                    f"a frequency of the rope is {quoted(frequency)}; give radians per token, {MOST_RADIANS} at most"
+                )
 
     @property
     def tokens_per_frame(self) -> int:

@@ -101,7 +101,8 @@ def _empty(path: Path, state: SavedState, backend: str | None) -> KVCache:
         if backend is not None:
             raise
         raise CacheFileError(
-            f"{path} was saved with backend {config.backend!r}, which does not run here ({error.reason}); give load_cache backend='auto'"
+            f"{path} was saved with backend {config.backend!r}, which does not run here ({error.reason}); give load_cache "
+            "backend='auto'"
         ) from error
 
 

@@ -18,7 +18,7 @@ from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import quoted, shown
 from ..json_text import read_json
-from ..positions.frames import Origin
+from ..positions.frames import MOST_TOKENS, Origin
 from ..positions.rope import GridRope
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def _record_of(saved: Any, version: int) -> SavedState:
     _each_layer(get("spans_encoded"), "spans_encoded", spec.layers, lambda value, name: _equal(value, due, name))
     _each_layer(get("encode_calls"), "encode_calls", spec.layers, lambda value, name: _equal(value, 2 * due, name))
     rope = _rope(get("rope"), spec)
-    origins = _list(get("origins"), "origins", lambda value, name: _list(value, name, _finite, 3))
+    origins = _list(get("origins"), "origins", lambda value, name: _list(value, name, _position, 3))
     if len(origins) != (layout.frames if rope is not None else 0):
         raise MisfitError(f"it has {len(origins)} positions for {layout.frames} frames{'' if rope else ' without a rope'}")
     planes, directions = _bases(spec, config, get("planes"), get("directions"))
@@ -291,6 +291,12 @@ def _finite(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise MisfitError(f"{name} holds {quoted(value)}, but must hold finite numbers")
     return float(value)
+
+
+def _position(value: object, name: str) -> float:
+    if not abs(found := _finite(value, name)) <= MOST_TOKENS:
+        raise MisfitError(f"{name} holds {found}, but a position is at most {MOST_TOKENS} tokens away")
+    return found
 
 
 def _name(value: object, name: str) -> str:
