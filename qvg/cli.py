@@ -149,6 +149,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from .server.address import DEFAULT_SERVER
     from .server.command import DEFAULT_TIMEOUT_SECONDS, EXIT_CODES_TEXT
+    from .server.login import EXAMPLE, VARIABLE
 
     command = commands.add_parser(
         "run",
@@ -159,7 +160,11 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
-        "workflow", type=Path, metavar="FILE", help="workflow in API format, such as workflows/api/demo_world.json"
+        "workflow",
+        type=Path,
+        metavar="FILE",
+        help="workflow in API format, such as workflows/api/demo_world.json; or a picture or video that ComfyUI saved with one, "
+        "an entry of /history, the body of a request to /prompt",
     )
     command.add_argument(
         "--server", default=DEFAULT_SERVER, metavar="ADDRESS", help="HOST:PORT, or an http(s) address; default %(default)s"
@@ -183,6 +188,15 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="SECONDS",
         help="how long a server that has fallen silent is waited for; default %(default)g",
     )
+    command.add_argument(
+        "--header",
+        dest="headers",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help=f"a header for a server behind a login, such as {EXAMPLE}; may be given several times; also, one a line, in the "
+        f"variable {VARIABLE}",
+    )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     command.set_defaults(run=_run)
 
@@ -193,7 +207,9 @@ def _run(options: argparse.Namespace) -> int:
 
     # Whoever ends this program does not want the run on the server either.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
-        return run_workflow(options.workflow, options.server, options.settings, options.out, options.timeout, options.json)
+        return run_workflow(
+            options.workflow, options.server, options.settings, options.out, options.timeout, options.json, options.headers
+        )
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
