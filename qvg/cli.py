@@ -16,8 +16,8 @@ from .errors import BackendError, QVGError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. -> exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted; `run` has one more, 3: server gone."""
     with _all_letters():
-        options = _parser().parse_args(arguments)
         try:
+            options = _parser().parse_args(arguments)
             return int(options.run(options))
         except (QVGError, BackendError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -84,11 +84,13 @@ def _demo(options: argparse.Namespace) -> int:
         DEFAULT_SEED,
         demo,
     )
+    from .server.interrupt import interrupted_by
 
-    _heed_interrupts()
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
-    return demo(options.out, **{**defaults, **chosen})
+    # However it is ended, the results so far are written.
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return demo(options.out, **{**defaults, **chosen})
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -277,21 +279,18 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _bench_codecs(options: argparse.Namespace) -> int:
     from .bench.codecs import PARTS, bench_codecs  # matplotlib and tqdm are needed by this command only
+    from .server.interrupt import interrupted_by
 
-    _heed_interrupts()
     names = _listed(options.methods, ";")
     parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
-    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development)
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return bench_codecs(
+            options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development
+        )
 
 
 def _listed(text: str | None, separator: str) -> list[str]:
     return [name.strip() for name in (text or "").split(separator) if name.strip()]
-
-
-def _heed_interrupts() -> None:
-    """Started in the background by a script, a process is told to ignore SIGINT: nothing could stop it and keep what there is."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

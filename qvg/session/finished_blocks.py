@@ -1,4 +1,4 @@
-"""Finished blocks of a run, on disk while the run goes on: what ends it without a word loses what came after the last part, and
+"""Finished blocks of a run, on disk while it goes on: what ends it without a word loses what came after the last part, and
 nothing else.
 
     finished = FinishedBlocks(folder)      # a folder of this run's own
@@ -9,9 +9,9 @@ nothing else.
     kept = read_blocks(folder)             # it did not: kept.blocks are the latents
     FinishedBlocks(folder, after=kept)     # goes on behind them
 
-Every part is a file of its own that is there whole or not at all, and is never written again. It is one that ComfyUI's LoadLatent
-reads. Parts are written as often as a share of the run's time allows, whatever the disk takes for one: on a slow disk they are few
-and long.
+Every part is a file of its own that is there whole or not at all, and is never written again; ComfyUI's LoadLatent reads it.
+Parts are written as often as a share of the run's time allows, whatever the disk takes for one: on a slow disk they are few and
+long.
 """
 
 from __future__ import annotations
