@@ -6,8 +6,9 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -67,16 +68,17 @@ def bench_codecs(
     _make_folder(out)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    if "openings" in parts:
-        _bench_openings(choose(known), stage, out, jobs)
-    if "walks" in parts:
-        walks = cases(
-            worlds or (QUICK_WORLDS if quick else FULL_WORLDS),
-            1 if quick else len(PATHS),
-            QUICK_FRAMES if quick else FULL_FRAMES,
-            DEVELOPMENT_SEED if development else FIRST_SEED,
-        )
-        _bench_walks(methods, walks, out, quick, jobs)
+    with _disk_may_be_full(out):
+        if "openings" in parts:
+            _bench_openings(choose(known), stage, out, jobs)
+        if "walks" in parts:
+            walks = cases(
+                worlds or (QUICK_WORLDS if quick else FULL_WORLDS),
+                1 if quick else len(PATHS),
+                QUICK_FRAMES if quick else FULL_FRAMES,
+                DEVELOPMENT_SEED if development else FIRST_SEED,
+            )
+            _bench_walks(methods, walks, out, quick, jobs)
     return 0
 
 
@@ -91,7 +93,7 @@ def _bench_openings(methods: Sequence[Method], stage: Sequence[Scene], out: Path
         rows.append(opening_row(method.name, scene, result, reference))
         print(row_text(rows[-1]), flush=True)
     print(summary(rows))
-    _written(out, lambda: write_openings(rows, out / "openings.csv"))
+    write_openings(rows, out / "openings.csv")
     print(f"wrote {out / 'openings.csv'}")
 
 
@@ -101,24 +103,24 @@ def _bench_walks(methods: Sequence[Method], walks: Sequence[Case], out: Path, qu
     reference = next(entry for entry in measured if entry.method.name == REFERENCE)
     rows = [row(entry, reference, walks) for entry in measured]
 
-    def write() -> None:
-        write_csv(rows, out / "codecs.csv")
-        write_settings(rows, out / "settings.md")
-        write_page(rows, measured, walks, Walker(out / "walks"), out / "codecs.html", _conditions())
-
-    _written(out, write)
+    write_csv(rows, out / "codecs.csv")
+    write_settings(rows, out / "settings.md")
+    write_page(rows, measured, walks, Walker(out / "walks"), out / "codecs.html", _conditions())
     _print_table(rows)
     for name in ("codecs.csv", "codecs.html", "settings.md"):
         print(f"wrote {out / name}")
 
 
-def _written(out: Path, write: Callable[[], None]) -> None:
+@contextmanager
+def _disk_may_be_full(out: Path) -> Iterator[None]:
+    """What the disk refuses, walks and tables, is a MediaError in one sentence."""
     try:
-        write()
+        yield
+    except (MediaError, ConnectionError):
+        raise
     except OSError as error:
-        raise MediaError(
-            f"{out} could not be written to ({error}); free space, the walks are kept and are not done again"
-        ) from error
+        reason = error.strerror or type(error).__name__
+        raise MediaError(f"{out} could not be written to ({reason}); free space, the walks so far are kept there") from error
 
 
 def _require_matplotlib() -> None:
