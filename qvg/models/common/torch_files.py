@@ -26,8 +26,10 @@ from .pickles import MOST_OPERATIONS, DamagedPickleError, ForeignPickleError, La
 from .tensor_names import MOST_TENSORS, shown, some
 
 AGAIN = "download it again"
+# Of the pickle, and of a zip archive's table: 200,000 entries.
 _MOST_PICKLE = 16 << 20
-_MOST_TABLE = 8 << 20  # of a zip archive: 100,000 tensors
+_PARTS_OF_STORAGE = 6
+_MOST_SIDES = 64  # of a tensor: torch's own limit
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _UTILS = "torch._utils._rebuild_"
@@ -97,7 +99,7 @@ class _Bounded(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         left = Path(self.name).stat().st_size - self.tell()
         wanted = left if size is None or size < 0 else min(size, left)
-        if wanted > max(_MOST_TABLE, _MOST_PICKLE):
+        if wanted > _MOST_PICKLE:
             raise LargePickleError(f"{wanted / 1e6:.0f} MB")
         return super().read(wanted) or b""
 
@@ -209,7 +211,7 @@ def _mapped(path: Path) -> torch.UntypedStorage:
 
 def _saved(saved: Any) -> tuple[torch.dtype, str, int, Any]:
     """dtype, key, number of values and the view of a storage's id."""
-    kind, named, key, _, numel, *view = saved
+    kind, named, key, _, numel, *view = saved[:_PARTS_OF_STORAGE]
     name = named.full.rpartition(".")[2].removeprefix("_").removesuffix("Storage")
     if kind != "storage" or not isinstance(key, str) or type(numel) is not int or numel < 0 or name not in _STORAGES:
         raise DamagedPickleError("a storage is described wrongly")
@@ -239,7 +241,7 @@ class _Makers:
     def call(self, full: str, arguments: tuple[Any, ...]) -> Any:
         """NotImplemented: no tensor, or of a kind that no weights are."""
         if full == "torch.Size":
-            return tuple(arguments[0])
+            return _sides(arguments[0])
         if full.startswith("torch._tensor._rebuild_from_type"):
             function, _, inner = arguments[:3]
             return self.call(function.full, inner)
@@ -257,9 +259,10 @@ class _Makers:
             return _tensor(arguments, _dtype(arguments[6]))
         # Whose values are not in the file, or lie apart: readers say what is wrong with such.
         if kind == "meta_tensor_no_storage":
-            return torch.empty(arguments[1], dtype=_dtype(arguments[0]), device="meta")
+            return torch.empty(_sides(arguments[1]), dtype=_dtype(arguments[0]), device="meta")
         if kind == "sparse_tensor":
-            return torch.empty(next(each for each in arguments[1] if isinstance(each, tuple)), device="meta")
+            size = next(each for each in arguments[1][:_PARTS_OF_STORAGE] if isinstance(each, tuple))
+            return torch.empty(_sides(size), device="meta")
         return NotImplemented
 
 
@@ -270,8 +273,17 @@ def _dtype(name: Any) -> torch.dtype:
     return dtype
 
 
+def _sides(size: Any) -> tuple[int, ...]:
+    """Sides of a tensor, or its strides. Lists and numbers of megabytes would take hours to be worked with."""
+    if not isinstance(size, (tuple, list)) or len(size) > _MOST_SIDES:
+        raise DamagedPickleError("a tensor has no shape")
+    if not all(type(side) is int and 0 <= side < 1 << 63 for side in size):
+        raise DamagedPickleError("a tensor has a side that is no number")
+    return tuple(size)
+
+
 def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
-    storage, offset, size, stride = arguments[:4]
+    storage, offset, size, stride = *arguments[:2], *map(_sides, arguments[2:4])
     if storage.values is None or not prod(size):
         return torch.empty(size, dtype=dtype, device="cpu" if not prod(size) else "meta")
     return torch.empty(0, dtype=dtype).set_(storage.values, offset, size, stride)
