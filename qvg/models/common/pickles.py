@@ -22,7 +22,7 @@ _HARMLESS = (
     *("torch.", "numpy.", "collections.", "datetime.", "pathlib.", "enum.", "decimal.", "uuid.", "copyreg._reconstructor"),
     *("copy_reg._reconstructor", "_codecs.encode", "argparse.", "typing.", "omegaconf.", "hydra.", "yacs.", "ml_collections."),
     *("easydict.", "addict.", "mmengine.", "lightning", "pytorch_lightning.", "transformers.", "diffusers.", "accelerate."),
-    *("deepspeed.", "peft.", "functools.partial", "operator.attrgetter"),
+    *("deepspeed.", "peft.", "functools.partial", "operator.attrgetter", "types.SimpleNamespace"),
     *(
         f"{module}.{name}"
         for module in ("builtins", "__builtin__")

@@ -7,6 +7,7 @@ a hostile file says.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -26,6 +27,8 @@ from .pickles import MOST_OPERATIONS, DamagedPickleError, ForeignPickleError, La
 from .tensor_names import MOST_TENSORS, shown, some
 
 AGAIN = "download it again"
+# What systems say of a file that is larger than memory and swap together: its pages are private, so they want room for all.
+NO_ROOM = re.compile(r"annot allocate memory|not enough memory|paging file|os error (8|12|1455)\b|error code: <(8|1455)>", re.I)
 # Of the pickle, and of a zip archive's table: 200,000 entries.
 _MOST_PICKLE = 16 << 20
 _PARTS_OF_STORAGE = 6
@@ -73,10 +76,12 @@ def read_torch(path: Path, zipped: bool) -> dict[str, Any]:
         ) from error
     except UnsupportedModelError:
         raise
+    except MemoryError as error:
+        raise too_large(path, error) from error
     except Exception as error:  # what a damaged file trips over is anything: struct.error, LookupError, UnicodeDecodeError ...
         reason = shown(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
         raise UnsupportedModelError(f"{path.name} is damaged, or no file of torch's ({reason}); {AGAIN}") from error
-    if isinstance(content, Thing):
+    if isinstance(content, Thing) and ("_modules" in content or not _holds_more(content)):
         raise _runs_code(path, content.kind)
     if not isinstance(content, dict):
         kind = type(content).__name__
@@ -84,6 +89,20 @@ def read_torch(path: Path, zipped: bool) -> dict[str, Any]:
             f"{path.name} holds {'an' if kind[0] in 'aeiou' else 'a'} {kind}, not weights by name; it is no model's file"
         )
     return content
+
+
+def _holds_more(content: dict[Any, Any]) -> bool:
+    """Whether an object has weights in it, or what may have: a trainer's state, or a dictionary of its own class."""
+    return any(isinstance(each, (Tensor, dict)) for each in content.values())
+
+
+def too_large(path: Path, error: Exception) -> UnsupportedModelError:
+    """Of a file that the system does not map to memory."""
+    return UnsupportedModelError(
+        f"{path.name} has {path.stat().st_size / 1e9:.1f} GB, and this system has no room to map it "
+        f"({shown(str(error) or type(error).__name__, 200)}); close other programs, make the swap or page file larger, or use a "
+        "smaller file, such as 'qvg convert' makes of it on another machine"
+    )
 
 
 def _runs_code(path: Path, name: str) -> UnsupportedModelError:
@@ -175,7 +194,7 @@ def _read_old(path: Path) -> Any:
             dtypes[key] = dtype
             return _Storage(dtype, None)
 
-        _content(path, stream, noted)
+        _content(path, stream, _or_layer(noted))
         keys = _plain(stream)
     except DamagedPickleError:
         if path.stat().st_size > stream.tell() == _MOST_PICKLE:
@@ -199,14 +218,29 @@ def _read_old(path: Path) -> Any:
         return _Storage(dtype, whole[at : at + numel * dtype.itemsize])
 
     stream.seek(begin)
-    return _content(path, stream, storage)
+    return _content(path, stream, _or_layer(storage))
 
 
 def _mapped(path: Path) -> torch.UntypedStorage:
     with in_utf8(path) as name:
-        whole = torch.UntypedStorage.from_file(name, False, path.stat().st_size)
+        try:
+            whole = torch.UntypedStorage.from_file(name, False, path.stat().st_size)
+        except RuntimeError as error:
+            if NO_ROOM.search(str(error)):
+                raise too_large(path, error) from error
+            raise
     assert isinstance(whole, torch.UntypedStorage)
     return whole
+
+
+def _or_layer(storage: Callable[[Any], _Storage]) -> Callable[[Any], Any]:
+    """`storage`, and of the id of a network's layer its class: the old format keeps that with its source text."""
+
+    def found(saved: Any) -> Any:
+        is_layer = isinstance(saved, tuple) and len(saved) == 4 and saved[0] == "module"
+        return saved[1] if is_layer else storage(saved)
+
+    return found
 
 
 def _saved(saved: Any) -> tuple[torch.dtype, str, int, Any]:
@@ -223,7 +257,7 @@ def _plain(stream: IO[bytes]) -> Any:
     return read_pickle(stream, lambda *unused: NotImplemented, lambda saved: None)[0]
 
 
-def _content(path: Path, stream: IO[bytes], storage: Callable[[Any], _Storage]) -> Any:
+def _content(path: Path, stream: IO[bytes], storage: Callable[[Any], Any]) -> Any:
     makers = _Makers()
     content, names = read_pickle(stream, makers.call, storage)
     why = next((why for name in sorted(names) if (why := other_loader(name))), None)
@@ -283,7 +317,8 @@ def _sides(size: Any) -> tuple[int, ...]:
 
 
 def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
-    storage, offset, size, stride = *arguments[:2], *map(_sides, arguments[2:4])
+    storage, offset = arguments[:2]
+    size, stride = map(_sides, arguments[2:4])
     if storage.values is None or not prod(size):
         return torch.empty(size, dtype=dtype, device="cpu" if not prod(size) else "meta")
     return torch.empty(0, dtype=dtype).set_(storage.values, offset, size, stride)

@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import struct
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 import torch
 from comfyui_qvg.qvg import UnsupportedModelError
 from comfyui_qvg.qvg.models import registry
+from comfyui_qvg.qvg.models.common import safetensors_files
 from comfyui_qvg.qvg.models.common.weight_files import open_weights
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ....bounded import bounded
@@ -90,6 +93,7 @@ def beside() -> dict[str, Any]:
         },
         "counts": collections.Counter("abca"),
         "by name": collections.defaultdict(list, {"a": [1]}),
+        "simple": types.SimpleNamespace(a=1),
         "a set": {1, 2},
         "frozen": frozenset({3}),
         "bytes": b"abc",
@@ -110,6 +114,47 @@ def test_a_trainers_settings_do_no_harm(tmp_path: Path, zipped: bool, protocol: 
     found = open_weights(tmp_path / "a.pt").content
     assert found.keys() == content.keys() and same(found["generator"]["a"], SHARED)
     assert not isinstance(found["settings"], Settings)
+
+
+class Dictionary(dict[str, Any]):
+    """As trainers' own, whose entries are attributes, too."""
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_a_state_of_the_trainers_own_class_holds_its_weights(tmp_path: Path, zipped: bool) -> None:
+    state = Settings()
+    state.generator = {"a": SHARED}  # type: ignore[attr-defined]
+    for content in (state, Dictionary(generator={"a": SHARED})):
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        assert same(open_weights(tmp_path / "a.pt").content["generator"]["a"], SHARED)
+    for nothing in (torch.nn.Linear(2, 2), argparse.Namespace(a=1)):
+        torch.save(nothing, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UnsupportedModelError, match=r"holds more than weights \(\w+.*(Linear|Namespace)\)"):
+            open_weights(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unable to mmap 40000000000 bytes from file </a/b.pt>: Cannot allocate memory (12)",
+        "Couldn't map view of file <C:/b.pt>, error code: <1455>",
+        "The paging file is too small for this operation to complete. (os error 1455)",
+    ],
+)
+def test_a_file_larger_than_memory_is_not_called_damaged(tmp_path: Path, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of a file are mapped as private ones, for which systems want room in memory and swap."""
+
+    def fail(*unused: object) -> None:
+        raise RuntimeError(said)
+
+    torch.save({"a": SHARED}, tmp_path / "a.pt")
+    save_file({"a": SHARED}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", fail)
+    monkeypatch.setattr(safetensors_files, "safe_open", fail)
+    for name in ("a.pt", "a.safetensors"):
+        with pytest.raises(UnsupportedModelError, match=f"{name} has 0.0 GB, and this system has no room to map it") as refused:
+            open_weights(tmp_path / name)
+        assert "swap or page file larger" in str(refused.value) and "again" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
