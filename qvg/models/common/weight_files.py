@@ -114,8 +114,8 @@ def _require_file(path: Path) -> None:
     unended = path.with_name(path.name + _UNENDED)
     if unended.is_file():
         raise UnsupportedModelError(
-            f"{path.name} is a download that has not ended, as {unended.name} beside it says; let aria2 end it, or, if the file is "
-            f"whole, delete {unended.name}"
+            f"{path.name} is a download that has not ended, as {unended.name} beside it says; let aria2 end it, or, if the file "
+            f"is whole, delete {unended.name}"
         )
 
 
