@@ -74,8 +74,8 @@ def open_weights(path: Path) -> WeightFile:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     _require_file(path)
     head = _head(path)
-    # A length in 8 bytes, then JSON. First, as the length may begin like one of the others.
-    if head[7:9] == b"\0{":
+    # First, as the length may begin like one of the others.
+    if _is_safetensors(head):
         return read_safetensors(path)
     if head[:2] == b"PK":
         return read_torch(path, zipped=True), {}
@@ -87,6 +87,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         found = "is a tar archive; unpack it first"
     found = found or _text(head, small) or f"begins as no weight file does, neither .safetensors nor .pt; {AGAIN}"
     raise UnsupportedModelError(f"{path.name} {found}")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is of that format, whatever its name says."""
+    return _is_safetensors(_head(path))
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """A length in 8 bytes, then JSON."""
+    return head[7:9] == b"\0{"
 
 
 def _text(head: bytes, small: bytes) -> str | None:
