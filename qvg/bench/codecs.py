@@ -26,6 +26,7 @@ from .settings import write_settings
 from .walks import FIRST_SEED, PATHS, Case, Walker, WalkResult, cases
 
 FULL_WORLDS, FULL_FRAMES = 8, 70
+MOST_JOBS = 256
 MOST_WORLDS = 1000  # more than anybody has months for
 QUICK_WORLDS, QUICK_FRAMES = 2, 54
 _OUTLIERS = 0.01
@@ -53,8 +54,8 @@ def bench_codecs(
         raise ConfigError(
             f"worlds is {shown(worlds, 20)}, but 1 to {MOST_WORLDS} can be walked through; leave it out for {FULL_WORLDS}"
         )
-    if jobs < 1:
-        raise ConfigError(f"jobs is {jobs}, but at least one process must work; leave it out for 1")
+    if not 1 <= jobs <= MOST_JOBS:
+        raise ConfigError(f"jobs is {shown(jobs, 20)}, but 1 to {MOST_JOBS} processes can work; leave it out for 1")
     for part in parts:
         if part not in PARTS:
             raise ConfigError(f"part is {quoted(part)}, but must be one of {', '.join(PARTS)}; leave it out for both")
