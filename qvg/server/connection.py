@@ -25,7 +25,7 @@ CHUNK_BYTES = 1 << 20
 # What is said of a run, of a queue with others' workflows, or of a class of nodes.
 MOST_JSON_BYTES = 32 << 20
 # Slower is silence: of an answer that is waited for, and of a file.
-JSON_BYTES_PER_SECOND, FILE_BYTES_PER_SECOND = 64 << 10, 1 << 10
+JSON_BYTES_PER_SECOND, FILE_BYTES_PER_SECOND = 16 << 10, 1 << 10
 GATEWAY_ERRORS = (502, 503, 504)  # what a proxy says for a server that is not there
 LOGIN_ERRORS = (401, 407)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -441,3 +442,35 @@ def test_a_machine_that_lacks_the_backend(saved: Path, monkeypatch: pytest.Monke
     with pytest.raises(CacheFileError, match=r"saved with backend 'triton', which does not run here .* backend='auto'"):
         load_cache(saved)
     assert load_cache(saved, backend="auto").config.backend == "auto"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_a_run_comes_to_is_read(seed: int, tmp_path: Path) -> None:
+    """Blocks of any sizes, sinks, windows and spans: what the checks of a state refuse, no cache comes to."""
+    dice = random.Random(seed)
+    loaded = 0
+    while loaded < 12:
+        chunk = dice.choice([1, 1, 2, 3])
+        spec = CacheSpec(1, 1, 16, 2, chunk_frames=chunk)
+        try:
+            config = QVGConfig(
+                codec=dice.choice(["none", "rtn", "kivi", "klt"]),
+                clusters=1,
+                group_size=16,
+                sink_frames=dice.choice([0, 1, 2, 5]),
+                recent_frames=dice.choice([0, 1, 3]),
+                span_frames=dice.choice([1, 2, 5, "auto"]),
+                window_frames=dice.choice([None, 6, 9, 14]),
+                spans_per_codebook=dice.choice([1, 3]),
+            )
+            cache = KVCache(spec, config)
+        except ConfigError:
+            continue
+        for _ in range(dice.randrange(0, 20)):
+            tokens = 2 * dice.choice([chunk, chunk, dice.randrange(1, chunk + 1)])
+            cache.layers[0].append(*torch.randn(2, 1, 1, tokens, 16, generator=torch.Generator().manual_seed(seed)))
+            cache.commit()
+        save_cache(cache, tmp_path / "cache")
+        again = load_cache(tmp_path / "cache")
+        assert (again.layout, again.frames_committed, again.spans_due) == (cache.layout, cache.frames_committed, cache.spans_due)
+        loaded += 1
