@@ -17,7 +17,7 @@ from .connection import Server
 from .display import Display
 from .login import login_headers
 from .outputs import Outputs
-from .prompt import check_input, load_prompt, named_files, override, use_listed_names
+from .prompt import check_input, load_prompt, named_files, override, require_shallow, use_listed_names
 from .run import RefusedError, Run, answered_from_cache, failure
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -94,6 +94,7 @@ def _prepared(
     prompt = load_prompt(workflow)
     fresh = {node: set(step["inputs"]) for node, step in prompt.items()}
     changed = [override(prompt, setting) for setting in settings]
+    require_shallow(prompt)
     display = Display()
     connection = Server(server_url(server), timeout_seconds, display.say, login_headers(headers, server))
     outcome.server = connection.url

@@ -12,6 +12,7 @@ from ..json_text import read_json
 from .carried import MOST_FILE_BYTES, graphs, is_page_format, texts_of_media
 
 Prompt = dict[str, dict[str, Any]]
+MOST_DEPTH = 100
 _NAME_ONE = "name a workflow saved in API format"
 
 
@@ -110,6 +111,19 @@ def override(prompt: Prompt, setting: str) -> tuple[str, str]:
     inputs = prompt[node]["inputs"]
     inputs[name] = text if isinstance(inputs.get(name), str) else _value(text)
     return node, name
+
+
+def require_shallow(prompt: Prompt) -> None:
+    """ConfigError for values in values in values without end: what is read may be too deep to be written again."""
+    level: list[Any] = [prompt]
+    for _ in range(MOST_DEPTH):
+        level = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise ConfigError(
+        f"the workflow has values more than {MOST_DEPTH} deep inside of one another, as no node's are; take them out"
+    )
 
 
 def _targets(prompt: Prompt, target: str) -> list[tuple[str, str]]:

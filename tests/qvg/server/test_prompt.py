@@ -104,6 +104,21 @@ def test_a_file_for_the_page_names_its_twin(capsys: pytest.CaptureFixture[str]) 
     assert str(ROOT / "workflows" / "api" / "demo_world.json") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("depth", [50, 300, 900, 960, 980, 2000, 200_000])
+def test_values_without_end(depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, deep = tmp_path / "a.json", "[" * depth + "]" * depth
+    for text, settings in ((f'{{"1": {{"class_type": "A", "inputs": {{"x": {deep}}}}}}}', []), (NODE, ["--set", f"1.x={deep}"])):
+        file.write_text(text, encoding="utf-8")
+        assert main(["run", str(file), "--server", "127.0.0.1:1", "--out", str(tmp_path / "out"), *settings]) in (2, 3)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and (
+            "more than 100 deep" in said or "nested too deeply" in said or "no server answers" in said
+        )
+
+
+NODE = '{"1": {"class_type": "A", "inputs": {"x": 1}}}'
+
+
 @pytest.mark.parametrize("arguments", [["run"], ["run", "x.json", "--timeout", "soon"], ["run", "x.json", "--port", "1"]])
 def test_wrong_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
