@@ -30,6 +30,7 @@ _FOREIGN = (
     ("MLX", r"\.(scales|biases)$"),
     ("LightX2V or vLLM (NVFP4)", r"\.(weight_global_scale|input_global_scale|weight_packed)$"),
 )
+_LONGEST_ENDING = 80
 _MODULES = {"torchao": "torchao", "bitsandbytes": "bitsandbytes", "optimum.quanto": "Quanto", "quanto": "Quanto", "hqq": "HQQ"}
 _PIECES = re.compile(r"torch\.distributed\.(_tensor|tensor|_shard)\b")
 # Endings of what stands beside a packed weight, and of what must be values of a network.
@@ -63,7 +64,7 @@ def pieces_of_training(folder: str = "DIR") -> str:
 
 def foreign_packing(names: Iterable[str]) -> str | None:
     """What packed weights of these names, where ComfyUI does not unpack that."""
-    listed = list(names)
+    listed = list({name[-_LONGEST_ENDING:] for name in names})
     return next((title for title, ending in _FOREIGN if any(re.search(ending, name) for name in listed)), None)
 
 

@@ -190,6 +190,12 @@ def _no_weights(file: WeightFile, of_training: Sequence[str]) -> UnsupportedMode
         return UnsupportedModelError(
             f"{file.path.name} holds {some(objects)} as an object, not weights by name; save its state_dict() where it was made"
         )
+    arrays = [name for name, each in file.content.items() if isinstance(each, Thing) and each.kind.startswith("numpy.")]
+    if arrays:
+        return UnsupportedModelError(
+            f"{file.path.name} holds arrays of numpy's ({some(arrays)}) and no tensors; save it where it was made, with "
+            "torch.from_numpy around each"
+        )
     if depth > MOST_WRAPPINGS or id(content) in seen:
         return UnsupportedModelError(
             f"{file.path.name} has more than {MOST_WRAPPINGS} dictionaries in one another, or one in itself, and no weights on "

@@ -71,6 +71,18 @@ LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: safetensors(path, {"k" * 5_000_000: ONE["a"]}, bytes(4)),
         "names a tensor with 5000000 letters",
     ),
+    "names full of dots": (
+        lambda path: safetensors(path, {"." * 400 + str(i): OF_NOTHING for i in range(15_000)}),
+        "names a tensor with 400 dots, and no model's names have more than 40",
+    ),
+    "as many dots as are read": (
+        lambda path: safetensors(path, {"." * 40 + f"a{i}": OF_NOTHING for i in range(40_000)}),
+        "is of another architecture",
+    ),
+    "long names, many": (
+        lambda path: safetensors(path, {"k" * 900 + str(i): OF_NOTHING for i in range(10_000)}),
+        "has 9 MB of names, and QVG reads files of up to 4 MB of them",
+    ),
     "metadata of megabytes": (lambda path: safetensors(path, ONE, bytes(4), {"x": "y" * 90_000_000}), "has 90 MB of names"),
     "brackets": (
         lambda path: path.write_bytes(struct.pack("<Q", 5_000_006) + b'{"a":' + b"[" * 5_000_001 + bytes(64)),
