@@ -77,13 +77,14 @@ def require_bounded(names: Collection[object], file_name: str) -> None:
     dots = max((name.count(".") for name in texts), default=0)
     if dots > _MOST_DOTS:
         raise UnsupportedModelError(
-            f"{file_name} names a tensor with {dots} dots, and no model's names have more than {_MOST_DOTS}; it is damaged, or no "
-            "model's file"
+            f"{file_name} names a tensor with {dots} dots, and no model's names have more than {_MOST_DOTS}; it is damaged, or "
+            "no model's file"
         )
-    if sum(map(len, texts)) > _MOST_IN_ALL:
+    letters = sum(map(len, texts))
+    if letters > _MOST_IN_ALL:
         raise UnsupportedModelError(
-            f"{file_name} has {sum(map(len, texts)) / 1e6:.0f} MB of names, and QVG reads files of up to {_MOST_IN_ALL / 1e6:.0f} "
-            "MB of them; it is no model that QVG knows, or far more than a model: save its weights alone"
+            f"{file_name} has {letters / 1e6:.0f} MB of names, and QVG reads files of up to {_MOST_IN_ALL / 1e6:.0f} MB of them; "
+            "it is no model that QVG knows, or far more than a model: save its weights alone"
         )
 
 
