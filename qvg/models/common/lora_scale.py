@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ _NOT_THE_MODEL = ("text_encoder", "critic", "discriminator", "fake_score", "opti
 _OTHER_JSON = ("ss_network_args", "ss_tag_frequency", "ss_bucket_info", "ss_dataset_dirs", "ss_datasets")
 _MOST_LETTERS = 1_000_000
 _MOST_LEVELS, _MOST_ENTRIES = 5, 10_000
+_PLAIN = re.compile(r"[\w.-]*")
+_MOST_NAME, _MOST_REPEATS = 200, 3
 _WEIGHT_ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -99,7 +102,7 @@ def scales(ranks: Mapping[str, int], own: Mapping[str, float], records: Iterable
     if chosen is not None and chosen.stable:
         by_layer |= {layer: alphas[layer] / math.sqrt(rank) for layer, rank in ranks.items() if layer not in own}
     rest = {layer: rank for layer, rank in ranks.items() if layer not in own}
-    said = [*remarks, *_about_ranks(chosen, rest, by_layer)] if rest else []
+    said = [*remarks, *_unread_patterns(chosen), *_about_ranks(chosen, rest, by_layer)] if rest else []
     return Scales(by_layer, (*_about_own(chosen, own), *said))
 
 
@@ -147,12 +150,41 @@ def _about_ranks(record: Record | None, ranks: Mapping[str, int], by_layer: Mapp
 
 
 def _of_layer(pattern: Any, layer: str) -> float | None:
-    """Of PEFT's exceptions by layer: ends of names, or, with ^ in front, whole names in the network."""
+    """Of PEFT's exceptions by layer: ends of names, or, with ^ in front, whole names in the network; or patterns of either."""
     for name, value in pattern.items() if isinstance(pattern, dict) else ():
         plain = str(name).removeprefix("^").removesuffix("$")
         if layer == plain or layer.endswith(f"model.{plain}" if str(name).startswith("^") else f".{plain}"):
             return _number(value)
+        found = _pattern(plain)
+        before = r"(.*model\.)?" if str(name).startswith("^") else r"(.*\.)?"
+        if found and len(layer) <= _MOST_NAME and re.fullmatch(f"{before}(?:{found})", layer):
+            return _number(value)
     return None
+
+
+def _pattern(text: str) -> str | None:
+    """`text`, if it is a pattern that takes no long time to look for; None for a plain name too."""
+    if _PLAIN.fullmatch(text) or not _is_quick(text):
+        return None
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return None
+    return text
+
+
+def _is_quick(text: str) -> bool:
+    """Whether little in it may repeat, and nothing that has alternatives."""
+    return len(text) <= _MOST_NAME and len(re.findall(r"[*+{]", text)) <= _MOST_REPEATS and not re.search(r"\)[*+{?]", text)
+
+
+def _unread_patterns(record: Record | None) -> Iterator[str]:
+    """Exceptions by layer that are neither names nor patterns of that kind."""
+    said = record.facts.get(_ALPHAS) if record is not None else None
+    plain = [str(name).removeprefix("^").removesuffix("$") for name in said] if isinstance(said, dict) else []
+    unread = [text for text in plain if not _PLAIN.fullmatch(text) and _pattern(text) is None]
+    if unread and record is not None:
+        yield f"says another alpha for {some(unread)} in {record.where}, a pattern that QVG does not read; it was not heeded"
 
 
 def _number(value: Any) -> float | None:
@@ -167,22 +199,23 @@ def _number(value: Any) -> float | None:
 
 
 def _records(where: str, content: Mapping[Any, Any], pickled: bool = False) -> list[Record]:
-    groups: dict[str, dict[str, Any]] = {}
-    for of, word, value in _entries(content, "", 0, set()):
-        groups.setdefault(of, {})[word] = value
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for text, of, word, value in _entries(content, "", "", 0, set()):
+        groups.setdefault((of, text), {})[word] = value
     found = []
-    for of, facts in sorted(groups.items()):  # metadata has no order of its own
+    for (of, text), facts in sorted(groups.items()):  # metadata has no order of its own
         known = any(word in facts for word in _ALPHA)
         alone = not of and not pickled and _BARE_ALPHA in facts and any(word in facts for word in _RANK)
         if (known or alone) and not any(word in of.lower() for word in _NOT_THE_MODEL):
             left_out = {_BARE_ALPHA if known else "", _BARE_RANK if pickled else ""}
-            found.append(Record(where, of, {word: value for word, value in facts.items() if word not in left_out}))
+            place = f"{shown(text, 40)} in {where}" if text else where
+            found.append(Record(place, of, {word: value for word, value in facts.items() if word not in left_out}))
     return found
 
 
-def _entries(content: Mapping[Any, Any], of: str, level: int, seen: set[int]) -> Iterator[tuple[str, str, Any]]:
-    """(network, word, value) of what is said of LoRAs, at any depth, JSON in texts included. A dictionary in a pickle may hold
-    itself."""
+def _entries(content: Mapping[Any, Any], text: str, of: str, level: int, seen: set[int]) -> Iterator[tuple[str, str, str, Any]]:
+    """(name of the text in JSON that says it, network, word, value) of what is said of LoRAs, at any depth, JSON in texts
+    included. A dictionary in a pickle may hold itself."""
     seen.add(id(content))
     for count, (key, value) in enumerate(content.items()):
         if count == _MOST_ENTRIES:
@@ -192,13 +225,13 @@ def _entries(content: Mapping[Any, Any], of: str, level: int, seen: set[int]) ->
         inner, _, word = f"{of}.{key}".strip(".").rpartition(".")
         parsed = _json(value) if isinstance(value, str) else value
         if word in (*_ALPHA, _BARE_ALPHA, *_RANK, _STABLE, _ALPHAS, _RANKS):
-            yield inner, word, value if parsed is None else parsed
+            yield text, inner, word, value if parsed is None else parsed
         elif isinstance(parsed, dict) and level < _MOST_LEVELS:
             # A text in JSON is about the file that it is in; a dictionary about what it is called.
             if isinstance(value, str):
-                yield from _entries(parsed, of, level + 1, set())
+                yield from _entries(parsed, key, of, level + 1, set())
             elif id(parsed) not in seen:
-                yield from _entries(parsed, f"{of}.{key}".strip("."), level + 1, seen)
+                yield from _entries(parsed, text, f"{of}.{key}".strip("."), level + 1, seen)
 
 
 def _json(text: str) -> Any:
