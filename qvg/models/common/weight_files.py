@@ -43,6 +43,7 @@ _STRANGERS = {
     b"\x89png": "is a picture; give a weight file",
     bytes(32): f"begins with nothing but zeros, as a download does that did not end; {AGAIN}",
 }
+_TEXT = re.compile(rb"[\t\r\n\x20-\x7e]{32,}\Z")
 _JSON = re.compile(rb"[{\[]\s*[\"{}\[\]]")
 
 
@@ -82,8 +83,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if found is None and head[257:262] == b"ustar":
         found = "is a tar archive; unpack it first"
     if found is None and _JSON.match(small):
-        found = "is text in JSON, not weights; give the weight file beside it"
-    raise UnsupportedModelError(f"{path.name} {found or f'begins as no weight file does, neither .safetensors nor .pt; {AGAIN}'}")
+        found = "is text in JSON, not weights; give the weight file beside it, or download it again"
+    if found is None and _TEXT.match(head):
+        found = "is text, such as an answer of a server, not weights; give the weight file, or download it again"
+    begins = (
+        "begins as no weight file does, neither .safetensors nor .pt; give a file of one of these kinds, or download it again"
+    )
+    raise UnsupportedModelError(f"{path.name} {found or begins}")
 
 
 def _require_file(path: Path) -> None:

@@ -138,6 +138,11 @@ def test_safetensors_whose_length_begins_like_another_file(tmp_path: Path) -> No
         (b"\n\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an answer of a server"),
         (b'{"error": "Invalid username or password."}', "is text in JSON, not weights"),
+        (
+            b"Access to this model is restricted. " * 30,
+            "is text, such as an answer of a server, not weights; give the weight file",
+        ),
+        (b"\0\0\0\x20ftypisom" + bytes(99), "begins as no weight file does, .*; give a file of one of these kinds, or download"),
         (b"\xef\xbb\xbf" + b'{"_class_name": "WanTransformer3DModel"}', "is text in JSON, not weights"),
         (b"\x1f\x8b" + bytes(60), "is packed with gzip"),
         (b"7z\xbc\xaf" + bytes(60), "is a 7-Zip archive"),
