@@ -100,7 +100,8 @@ def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object]
 def check_out(out: Path) -> None:
     """Raise ConfigError unless a file can begin to be written at `out`."""
     if out.suffix.lower() != ".safetensors":
-        raise ConfigError(f"{out.name} is to be a .safetensors file: ComfyUI tells the format by the name's end")
+        name = quoted(out.name) if out.name in ("", ".safetensors") else out.name
+        raise ConfigError(f"{name} is to be a name and .safetensors behind it: ComfyUI tells the format by the name's end")
     try:
         os.lstat(out)  # a link that leads nowhere is something, too
     except (FileNotFoundError, NotADirectoryError):

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ _BARE_RANK = "rank"
 _NOT_THE_MODEL = ("text_encoder", "critic", "discriminator", "fake_score", "optim", "scheduler")
 _OTHER_JSON = ("ss_network_args", "ss_tag_frequency", "ss_bucket_info", "ss_dataset_dirs", "ss_datasets")
 _MOST_LETTERS = 1_000_000
+_MOST_SHORT = 1000  # letters of a text that may be read more than once
 _MOST_LEVELS, _MOST_ENTRIES = 5, 10_000
-_PLAIN = re.compile(r"[\w.-]*")
-_MOST_NAME, _MOST_REPEATS = 200, 3
+_PLAIN = re.compile(r"\^?[\w.-]*\$?")
+_MOST_NAME, _MOST_REPEATS, _MOST_EXPRESSIONS = 200, 3, 20
 _WEIGHT_ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -52,14 +54,23 @@ class Record:
             if word in self.facts:
                 yield (f"{shown(self.of, 30)}.{word}" if self.of else word), self.facts[word]
 
+    @cached_property
+    def alpha_exceptions(self) -> _Exceptions:
+        """Layers with an alpha of their own."""
+        return _Exceptions(self.facts.get(_ALPHAS))
+
+    @cached_property
+    def _rank_exceptions(self) -> _Exceptions:
+        return _Exceptions(self.facts.get(_RANKS))
+
     def alpha(self, layer: str) -> float | None:
         """Of one layer."""
-        special = _of_layer(self.facts.get(_ALPHAS), layer)
+        special = self.alpha_exceptions.of(layer)
         return special or next((number for _, value in self.alphas() if (number := _number(value))), None)
 
     def rank(self, layer: str) -> float | None:
         """Of one layer."""
-        special = _of_layer(self.facts.get(_RANKS), layer)
+        special = self._rank_exceptions.of(layer)
         return special or next((number for word in _RANK if (number := _number(self.facts.get(word)))), None)
 
     @property
@@ -102,7 +113,7 @@ def scales(ranks: Mapping[str, int], own: Mapping[str, float], records: Iterable
     if chosen is not None and chosen.stable:
         by_layer |= {layer: alphas[layer] / math.sqrt(rank) for layer, rank in ranks.items() if layer not in own}
     rest = {layer: rank for layer, rank in ranks.items() if layer not in own}
-    said = [*remarks, *_unread_patterns(chosen), *_about_ranks(chosen, rest, by_layer)] if rest else []
+    said = [*remarks, *_about_exceptions(chosen, rest), *_about_ranks(chosen, rest, by_layer)] if rest else []
     return Scales(by_layer, (*_about_own(chosen, own), *said))
 
 
@@ -136,6 +147,18 @@ def _about_own(record: Record | None, own: Mapping[str, float]) -> Iterator[str]
     yield f"says alpha {said[layer]:g} in {record.where}, and {own[layer]:g} beside its layers; that beside the layers was taken"
 
 
+def _about_exceptions(record: Record | None, ranks: Mapping[str, int]) -> Iterator[str]:
+    """Of those that no layer is: names of another model, or expressions that could take for ever here."""
+    if record is None:
+        return
+    others = {*record.alpha_exceptions.said}.difference(*(record.alpha_exceptions.names(layer) for layer in ranks))
+    if others:
+        yield (
+            f"says another alpha for {some(sorted(map(str, others)))} in {record.where}, and has no layer of such a name; layers "
+            "that are meant by it have the alpha of all others"
+        )
+
+
 def _about_ranks(record: Record | None, ranks: Mapping[str, int], by_layer: Mapping[str, float]) -> Iterator[str]:
     """Of the first layer whose matrices have another rank than is said."""
     for layer, rank in ranks.items() if record is not None else ():
@@ -149,42 +172,46 @@ def _about_ranks(record: Record | None, ranks: Mapping[str, int], by_layer: Mapp
             return
 
 
-def _of_layer(pattern: Any, layer: str) -> float | None:
-    """Of PEFT's exceptions by layer: ends of names, or, with ^ in front, whole names in the network; or patterns of either."""
-    for name, value in pattern.items() if isinstance(pattern, dict) else ():
-        plain = str(name).removeprefix("^").removesuffix("$")
-        if layer == plain or layer.endswith(f"model.{plain}" if str(name).startswith("^") else f".{plain}"):
-            return _number(value)
-        found = _pattern(plain)
-        before = r"(.*model\.)?" if str(name).startswith("^") else r"(.*\.)?"
-        if found and len(layer) <= _MOST_NAME and re.fullmatch(f"{before}(?:{found})", layer):
-            return _number(value)
-    return None
+class _Exceptions:
+    """PEFT's exceptions by layer: ends of names, or, with ^ in front, whole names in the network; or expressions for either.
+
+    Names are looked up, as there may be as many exceptions as layers. Of expressions few are heeded, and those alone that take
+    no long time to look for.
+    """
+
+    def __init__(self, said: Any):
+        self.said: dict[Any, Any] = said if isinstance(said, dict) else {}
+        odd = [str(name) for name in self.said if not _PLAIN.fullmatch(str(name))]
+        self.expressions = {name: found for name in odd[:_MOST_EXPRESSIONS] if (found := _expression(name)) is not None}
+
+    def of(self, layer: str) -> float | None:
+        """What the first says that this layer is."""
+        found = self.names(layer)
+        if len(found) < 2:
+            return _number(self.said[found[0]]) if found else None
+        return _number(next(value for name, value in self.said.items() if name in found))
+
+    def names(self, layer: str) -> list[str]:
+        """Those that a layer is."""
+        words, found = layer.split("."), list[str]()
+        for at in range(len(words)):
+            fronts = ("", "^") if at == 0 or words[at - 1].endswith("model") else ("",)
+            names = (f"{front}{'.'.join(words[at:])}{back}" for front in fronts for back in ("", "$"))
+            found += [name for name in names if name in self.said]
+        if len(layer) <= _MOST_NAME:
+            found += [name for name, expression in self.expressions.items() if expression.fullmatch(layer)]
+        return found
 
 
-def _pattern(text: str) -> str | None:
-    """`text`, if it is a pattern that takes no long time to look for; None for a plain name too."""
-    if _PLAIN.fullmatch(text) or not _is_quick(text):
+def _expression(name: str) -> re.Pattern[str] | None:
+    """If little in it may repeat, and nothing that has alternatives."""
+    inner = name.removeprefix("^").removesuffix("$")
+    if len(inner) > _MOST_NAME or len(re.findall(r"[*+{]", inner)) > _MOST_REPEATS or re.search(r"\)[*+{?]", inner):
         return None
     try:
-        re.compile(text)
+        return re.compile((r"(.*model\.)?" if name.startswith("^") else r"(.*\.)?") + f"(?:{inner})")
     except (re.error, RecursionError, OverflowError):
         return None
-    return text
-
-
-def _is_quick(text: str) -> bool:
-    """Whether little in it may repeat, and nothing that has alternatives."""
-    return len(text) <= _MOST_NAME and len(re.findall(r"[*+{]", text)) <= _MOST_REPEATS and not re.search(r"\)[*+{?]", text)
-
-
-def _unread_patterns(record: Record | None) -> Iterator[str]:
-    """Exceptions by layer that are neither names nor patterns of that kind."""
-    said = record.facts.get(_ALPHAS) if record is not None else None
-    plain = [str(name).removeprefix("^").removesuffix("$") for name in said] if isinstance(said, dict) else []
-    unread = [text for text in plain if not _PLAIN.fullmatch(text) and _pattern(text) is None]
-    if unread and record is not None:
-        yield f"says another alpha for {some(unread)} in {record.where}, a pattern that QVG does not read; it was not heeded"
 
 
 def _number(value: Any) -> float | None:
@@ -223,7 +250,12 @@ def _entries(content: Mapping[Any, Any], text: str, of: str, level: int, seen: s
         if not isinstance(key, str) or len(key) > 1000 or key in _OTHER_JSON:
             continue
         inner, _, word = f"{of}.{key}".strip(".").rpartition(".")
-        parsed = _json(value) if isinstance(value, str) else value
+        parsed = value
+        if isinstance(value, str):
+            if len(value) > _MOST_SHORT and id(value) in seen:
+                continue
+            seen.add(id(value))
+            parsed = _json(value)
         if word in (*_ALPHA, _BARE_ALPHA, *_RANK, _STABLE, _ALPHAS, _RANKS):
             yield text, inner, word, value if parsed is None else parsed
         elif isinstance(parsed, dict) and level < _MOST_LEVELS:

@@ -197,7 +197,9 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 ) -> None:
     out = tmp_path / "out.safetensors"
     for arguments, sentence in (
-        ([str(source), str(tmp_path / "out.pt")], "out.pt is to be a .safetensors file"),
+        ([str(source), str(tmp_path / "out.pt")], "out.pt is to be a name and .safetensors behind it"),
+        ([str(source), ""], "'' is to be a name and .safetensors behind it"),
+        ([str(source), str(tmp_path / ".safetensors")], "'.safetensors' is to be a name and .safetensors behind it"),
         ([str(source), str(tmp_path / "no" / "out.safetensors")], "is no folder; make it first"),
         ([str(source), str(out), "--dtype", "fp8"], "dtype is 'fp8'; choose one of bf16, fp16, fp32"),
         ([str(source), str(out), "--variant", "x"], "variant is 'x'; choose auto or one of"),

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ....bounded import bounded
 from ....integration import tiny_wan
 
 NETWORK = tiny_wan.state_dict(seed=1)
@@ -366,6 +367,11 @@ SCALES: dict[str, tuple[dict[str, str], float]] = {
         },
         2.0,
     ),
+    "by a whole name": (
+        {"peft": json.dumps({"lora_alpha": 8, "r": 4, "alpha_pattern": {"^blocks.0.self_attn.q$": 64, "q": 2}})},
+        16.0,
+    ),
+    "by the first of two": ({"peft": json.dumps({"lora_alpha": 8, "r": 4, "alpha_pattern": {"q": 2, "self_attn.q": 64}})}, 0.5),
     "Diffusers, by layer": ({"lora_adapter_metadata": json.dumps(PATTERN)}, 16.0),
     "PEFT's JSON": ({"adapter_config": json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 64, "alpha_pattern": {}})}, 16.0),
     "JSON in JSON": ({"peft": json.dumps({"default": {"r": 4, "lora_alpha": 64}})}, 16.0),
@@ -379,9 +385,7 @@ SCALES: dict[str, tuple[dict[str, str], float]] = {
             (r".*self_attn.*q", 16.0),
             ("self_attn.(q|k)", 16.0),
             (r"^blocks\.0\..*", 16.0),
-            (r"^self_attn.*", 2.0),  # with ^ a whole name
-            (r"attn\.q", 2.0),
-            (r"blocks\.[1-9].*", 2.0),
+            ("blocks.*.q", 16.0),
         )
     },
     "rsLoRA": ({"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "r": 4, "use_rslora": True})}, 4.0),
@@ -450,9 +454,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, str], float, str]] = {
         f"the pattern {pattern[:12]}": (
             {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "r": 4, "alpha_pattern": {pattern: 64}})},
             2.0,
-            "a pattern that QVG does not read; it was not heeded",
+            "in its metadata, and has no layer of such a name; layers that are meant by it have the alpha of all others",
         )
-        for pattern in ("(a+)+$", "(.*)*q", "(", "[a-z]*" * 60)
+        # Others' layers (with ^ a whole name), and what could take for ever.
+        for pattern in ("^self_attn.*", r"attn\.q", r"blocks\.[1-9].*", "(a+)+$", "(.*)*q", "(", "[a-z]*" * 60)
     },
     "broken JSON": (
         {"lora_adapter_metadata": '{"transformer.lora_alpha": 64,'},
@@ -469,6 +474,25 @@ def test_contradictions_are_said(tmp_path: Path, how: str) -> None:
     path = written(tmp_path, BOTH, metadata)
     (said,) = on_network(path).remarks
     assert scale_of(path) == scale and said.startswith("lora.safetensors ") and remark in said
+
+
+def test_records_that_would_take_all_there_is(tmp_path: Path) -> None:
+    """As many exceptions as fit, for many layers; one dictionary, or one text in JSON, under many names."""
+    parts = {name: tensor for at in range(8000) for name, tensor in _ones(f"blocks.{at}.q").items()}
+    pattern = {f"a{number}": 1 for number in range(30_000)}
+    record = {"lora_alpha": 4, "r": 4, "alpha_pattern": pattern, "rank_pattern": pattern}
+    many = written(tmp_path, parts, {"peft": json.dumps(record)}, "many.safetensors")
+    settings = dict.fromkeys(map(str, range(50_000)), 1)
+    same = written(tmp_path, {**{f"s{number}": settings for number in range(50_000)}, "lora": _ones("a")}, name="same.pt")
+    text = json.dumps({"a": [0] * 250_000})
+    texts = written(tmp_path, {**{f"t{number}": text for number in range(9000)}, **_ones("a")}, name="texts.pt")
+    for path in (many, same, texts):
+        with bounded(10, 100):
+            read_lora(path)
+
+
+def _ones(layer: str) -> Tensors:
+    return {f"{layer}.lora_A.weight": torch.ones(1, 1), f"{layer}.lora_B.weight": torch.ones(1, 1)}
 
 
 def test_an_alpha_beside_a_layer_counts_most(tmp_path: Path) -> None:
