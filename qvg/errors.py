@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 from ..kernels.errors import BackendError as BackendError
@@ -13,6 +14,16 @@ _short.maxstring = 60
 def quoted(value: object) -> str:
     """A value as Python would write it, for a sentence: cut where it is long, without control characters."""
     return _short.repr(value)
+
+
+# What is no letter but an order to a terminal: control characters, ends of lines, turns of the direction of writing; and bytes of
+# a file's name that are no text.
+_ORDERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: object) -> str:
+    """A sentence as a terminal may have it, names of files in it included: on one line, what is no letter escaped (`\\x1b`)."""
+    return _ORDERS.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 class QVGError(Exception):

@@ -27,7 +27,7 @@ from ..cache.spec import CacheBytes
 from ..camera import parse_path, visits, walk
 from ..camera.paths import MAX_PATH_FRAMES
 from ..config import QVGConfig
-from ..errors import ConfigError, MediaError
+from ..errors import ConfigError, MediaError, one_line
 from ..files import written_whole
 from ..media import side_by_side
 from ..media.video_file import KeptVideo
@@ -204,10 +204,10 @@ def _write_results(out: Path, runs: Sequence[Run], plan: Walk, path: str, interr
     for name, write in steps:
         try:
             write(out / name)
-            print(f"wrote {out / name}" + (" (up to where it was interrupted)" if interrupted else ""))
+            print(f"wrote {one_line(out / name)}" + (" (up to where it was interrupted)" if interrupted else ""))
         except (MediaError, OSError) as error:
             failed = True
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
     return failed
 
 
