@@ -88,26 +88,31 @@ def try_folder(folder: Path) -> None:
 @contextmanager
 def _unfinished(final: Path) -> Iterator[Path]:
     """A new, empty file beside `final`, gone after the `with` unless it was renamed."""
-    path = _created(final)
+    made: list[Path] = []
     try:
+        path = _created(final, made)
         remove_leftovers(final.parent, now=path.stat().st_mtime)
         yield path
     finally:
-        with suppress(OSError):
-            path.unlink()
+        for each in made:
+            with suppress(OSError):
+                each.unlink()
 
 
-def _created(final: Path) -> Path:
-    """An empty file with the permissions that the user's files get, under a name that nothing else has."""
+def _created(final: Path, made: list[Path]) -> Path:
+    """An empty file with the permissions that the user's files get, under a name that nothing else has. It is in `made` from
+    before it is there: an interrupt may come at any moment."""
     # Where a path may have but 260 letters, ours may be too long though the final one is not. Then a name that is no longer
     # than the final one, but does not tell whose it is: nobody removes it after a kill.
     short = f".{secrets.token_hex(8)}"[: max(len(final.name), 9)]
     for name in (own_name(), short):
         path = final.with_name(name)
+        made.append(path)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return path
         except OSError as error:
+            made.remove(path)
             # Windows says of a path that is too long that it is not there.
             if name == short or error.errno not in (errno.ENAMETOOLONG, errno.ENOENT):
                 raise OSError(error.errno, error.strerror, str(final)) from error

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import BackendError, ConfigError, QVGError, quoted, shown
+from .errors import BackendError, ConfigError, QVGError, one_line, quoted, shown
 
 MESSAGE_LETTERS = 500
+# How writing to a stream ends that takes no more. On Windows a pipe without a reader is an invalid argument.
+_UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EINVAL, errno.EBADF, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,20 +25,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _all_letters():
         try:
             options = _parser().parse_args(arguments)
-            return int(options.run(options))
+            code = int(options.run(options))
+            _flush()
+            return code
         except (QVGError, BackendError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            _complain(f"error: {one_line(error)}")
             return 2 if isinstance(error, ValueError) else 1
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            _complain("interrupted")
             return 130
+        except OSError as error:
+            # Files are named in errors of theirs. This is of a pipe whose reader has left, or of a full disk behind `>`.
+            if error.filename is not None or error.errno not in _UNHEARD:
+                raise
+            _complain(f"error: what was to be said cannot be written ({error.strerror}); what had been done by then is done")
+            _leave_stdout()
+            return 1
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # nobody listens there either
+        print(text, file=sys.stderr)
+
+
+def _flush() -> None:
+    if not sys.stdout.closed:
+        sys.stdout.flush()
+
+
+def _leave_stdout() -> None:
+    """What is left in it would be tried again, and complained about, when Python ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 @contextmanager
 def _all_letters() -> Iterator[None]:
     """Letters that a stream's encoding lacks are written as escapes: a console of Windows, or a pipe, may have those of one part
-    of the world, and a file may have any name."""
+    of the world, and a file may have any name. A program that was started without a stream has one that leads nowhere: else what
+    is said to people would go to the other."""
     changed: list[tuple[io.TextIOWrapper, str | None]] = []
+    absent = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    for name in absent:
+        setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (closed below)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             changed.append((stream, stream.errors))
@@ -45,6 +80,9 @@ def _all_letters() -> Iterator[None]:
         for stream, errors in changed:
             if not stream.closed:
                 stream.reconfigure(errors=errors)
+        for name in absent:
+            getattr(sys, name).close()
+            setattr(sys, name, None)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "demo",
         help="walk through a small world with three memories and compare them",
@@ -101,7 +139,7 @@ def _demo(options: argparse.Namespace) -> int:
         return demo(options.out, **{**defaults, **chosen})
 
 
-def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     from .config import CODECS, OFFLOADS, PRESETS
     from .models.common.world_schedule import MODES
     from .models.registry import networks
@@ -156,7 +194,7 @@ def _plan(options: argparse.Namespace) -> int:
     return print_plan(options)
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     from .server.address import DEFAULT_SERVER
     from .server.command import DEFAULT_TIMEOUT_SECONDS, EXIT_CODES_TEXT
     from .server.login import EXAMPLE, VARIABLE
@@ -222,7 +260,7 @@ def _run(options: argparse.Namespace) -> int:
         )
 
 
-def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
     from .models.common.found import AUTO
     from .models.common.weight_sets import WEIGHTS
     from .models.convert import DTYPE_NAMES
@@ -259,7 +297,7 @@ def _convert(options: argparse.Namespace) -> int:
         )
 
 
-def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("bench", help="measure and compare", description="Measurements that anyone can repeat.")
     topics = command.add_subparsers(title="topics", required=True, metavar="TOPIC")
     codecs = topics.add_parser(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .errors import one_line
 from .models.convert import Conversion, check_out, plan_conversion, write_conversion
 
 
@@ -18,7 +19,7 @@ def convert(
     check_out(out)
     plan = plan_conversion(source, variant, weights, dtype, lora)
     for remark in plan.remarks:
-        print(f"note: {remark}", file=sys.stderr)
+        print(f"note: {one_line(remark)}", file=sys.stderr)
     began = time.monotonic()
     bar = _bar(sum(tensor.nbytes for tensor in plan.tensors.values()))
     try:
@@ -27,7 +28,7 @@ def convert(
         if bar is not None:
             bar.close()
     result = _result(plan, out, time.monotonic() - began)
-    print(json.dumps(result) if as_json else _sentence(plan, result))
+    print(json.dumps(result) if as_json else one_line(_sentence(plan, result)))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 from ..kernels.errors import BackendError as BackendError
@@ -20,6 +21,16 @@ def shown(name: object, letters: int = 80) -> str:
     text = name[: letters + 1] if isinstance(name, str) else str(name) if isinstance(name, int) else type(name).__name__
     text = "".join(each if each.isprintable() else "?" for each in text)
     return text if len(text) <= letters else f"{text[:letters]}..."
+
+
+# What is no letter but an order to a terminal: control characters, ends of lines, turns of the direction of writing; and bytes of
+# a file's name that are no text.
+_ORDERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: object) -> str:
+    """A sentence as a terminal may have it, names of files in it included: on one line, what is no letter escaped (`\\x1b`)."""
+    return _ORDERS.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 class QVGError(Exception):

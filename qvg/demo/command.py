@@ -27,7 +27,7 @@ from ..cache.spec import CacheBytes
 from ..camera import parse_path, visits, walk
 from ..camera.paths import MAX_PATH_FRAMES
 from ..config import QVGConfig
-from ..errors import ConfigError, MediaError, shown
+from ..errors import ConfigError, MediaError, one_line, shown
 from ..files import written_whole
 from ..media import side_by_side
 from ..media.video_file import KeptVideo
@@ -126,7 +126,7 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
     runs: list[Run] = []
     interrupted = False
     unfinished = Unfinished(out, [seed, plan.positions.tolist(), asdict(quantized_for(frames))], RUNS)
-    print(_where(unfinished))
+    print(one_line(_where(unfinished)))
     try:
         _warm_up(model)
         _walk_all(runs, plan, model, unfinished)
@@ -139,7 +139,7 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
     if not interrupted and not failed:
         unfinished.remove()
     elif unfinished.keep():
-        print(f"the frames so far are in {unfinished.folder}; the same command goes on behind them")
+        print(f"the frames so far are in {one_line(unfinished.folder)}; the same command goes on behind them")
     return 130 if interrupted else int(failed)
 
 
@@ -227,10 +227,10 @@ def _write_results(out: Path, runs: Sequence[Run], plan: Walk, path: str, interr
     for name, write in steps:
         try:
             write(out / name)
-            print(f"wrote {out / name}" + (" (up to where it was interrupted)" if interrupted else ""))
+            print(f"wrote {one_line(out / name)}" + (" (up to where it was interrupted)" if interrupted else ""))
         except (MediaError, OSError) as error:
             failed = True
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
     return failed
 
 

@@ -147,7 +147,7 @@ def _made(name: str, tensor: Tensor, dtype: torch.dtype, change: Change | None) 
     whole = tensor if change is None else added(change, tensor)
     made = whole.to(dtype)
     if not bool(made.isfinite().all()):
-        if not bool(tensor.float().isfinite().all()):
+        if not bool((tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all()):
             raise UnsupportedModelError(
                 f"{name} holds NaN or infinity, so the file is damaged; get it again from where it was published"
             )

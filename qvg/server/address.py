@@ -25,14 +25,15 @@ def server_url(text: str) -> str:
     try:
         parts = urlsplit(typed if has_scheme else f"http://{typed}")
         port = parts.port
-        (parts.hostname or "").encode("idna")  # as it is looked up: no empty part, none of more than 63 letters
+        # As it is looked up and sent: no empty part, none of more than 63 letters, and no letters but ASCII's.
+        hostname = (parts.hostname or "").encode("idna").decode("ascii")
     except ValueError:
         raise refusal from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or port == 0:
+    if parts.scheme not in ("http", "https") or not hostname or parts.query or parts.fragment or port == 0:
         raise refusal
     if any(letter.isspace() for letter in typed) or (parts.path.strip("/") and not has_scheme):
         raise refusal
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"[{hostname}]" if ":" in hostname else hostname
     if port is None and not has_scheme:
         port = DEFAULT_PORT
     return (

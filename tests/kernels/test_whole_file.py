@@ -394,3 +394,17 @@ def test_a_folder_that_cannot_be_listed_is_no_reason_to_fail(tmp_path: Path) -> 
 def test_names_are_never_the_same_and_short() -> None:
     names = {leftovers.own_name() for _ in range(100)}
     assert len(names) == 100 and max(map(len, names)) <= 70
+
+
+def test_an_interrupt_right_after_the_file_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.close
+
+    def interrupted(descriptor: int) -> None:
+        real(descriptor)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "a"):
+            pass
+    assert os.listdir(tmp_path) == []

@@ -86,3 +86,43 @@ def test_a_real_pipe(source: Path, tmp_path: Path, encoding: str) -> None:
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.decode(encoding))["out"] == str(out) and out.is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names that only other systems have")
+@pytest.mark.parametrize("odd", ["\x1b[2J", "a\nerror: b", "\u202egnp", os.fsdecode(b"\xff"), "\x9b"], ids=ascii)
+def test_names_that_would_move_the_cursor(source: Path, tmp_path: Path, odd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the sentence of what is done, of a note, and of what is wrong."""
+    file, out = source.rename(tmp_path / f"{odd}self_forcing.pt"), tmp_path / f"{odd}.safetensors"
+    torch.save({"generator": tiny_wan.state_dict(seed=1)}, file)
+    for code in (0, 2):
+        assert main(["convert", str(file), str(out)]) == code
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    assert len(lines) == 3 and all(line.isprintable() and ascii(odd)[1:-1] in line for line in lines)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="shells of other systems")
+@pytest.mark.parametrize(
+    ("to", "unbuffered", "code"),
+    [("| true", "1", 0), ("> /dev/full", "1", 1), ("> /dev/full", "", 1), (">&-", "", 0), ("2>&-", "", 0)],
+)
+def test_streams_that_take_nothing(source: Path, tmp_path: Path, to: str, unbuffered: str, code: int) -> None:
+    """What can be done is done, and no one sees a traceback."""
+    if "full" in to and not Path("/dev/full").exists():
+        pytest.skip("this system has no full device")
+    out = tmp_path / "out.safetensors"
+    program = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bootstrap_package\n"
+    program += f"from comfyui_qvg.qvg.cli import main; sys.exit(main(['convert', {str(source)!r}, {str(out)!r}, '--json']))"
+    ran = subprocess.run(
+        f"{sys.executable} - {to}",
+        shell=True,
+        input=program,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        timeout=120,
+    )
+    assert ran.returncode == code and len(load_file(out)) == len(tiny_wan.state_dict())
+    said = ran.stderr.strip().splitlines()
+    assert not said or (len(said) == 1 and said[0].startswith("error: what was to be said cannot be written (")), ran.stderr
+    assert not ran.stdout or json.loads(ran.stdout)["out"] == str(out)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ _OTHER_JSON = ("ss_network_args", "ss_tag_frequency", "ss_bucket_info", "ss_data
 _MOST_LETTERS = 1_000_000
 _MOST_SHORT = 1000  # letters of a text that may be read more than once
 _MOST_LEVELS, _MOST_ENTRIES = 5, 10_000
+_PLAIN = re.compile(r"\^?[\w.-]*\$?")
+_MOST_NAME, _MOST_REPEATS, _MOST_EXPRESSIONS = 200, 3, 20
 _WEIGHT_ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -50,14 +54,23 @@ class Record:
             if word in self.facts:
                 yield (f"{shown(self.of, 30)}.{word}" if self.of else word), self.facts[word]
 
+    @cached_property
+    def alpha_exceptions(self) -> _Exceptions:
+        """Layers with an alpha of their own."""
+        return _Exceptions(self.facts.get(_ALPHAS))
+
+    @cached_property
+    def _rank_exceptions(self) -> _Exceptions:
+        return _Exceptions(self.facts.get(_RANKS))
+
     def alpha(self, layer: str) -> float | None:
         """Of one layer."""
-        special = _of_layer(self.facts.get(_ALPHAS), layer)
+        special = self.alpha_exceptions.of(layer)
         return special or next((number for _, value in self.alphas() if (number := _number(value))), None)
 
     def rank(self, layer: str) -> float | None:
         """Of one layer."""
-        special = _of_layer(self.facts.get(_RANKS), layer)
+        special = self._rank_exceptions.of(layer)
         return special or next((number for word in _RANK if (number := _number(self.facts.get(word)))), None)
 
     @property
@@ -135,11 +148,10 @@ def _about_own(record: Record | None, own: Mapping[str, float]) -> Iterator[str]
 
 
 def _about_exceptions(record: Record | None, ranks: Mapping[str, int]) -> Iterator[str]:
-    """PEFT takes regular expressions, too, which could take for ever here."""
-    pattern = record.facts.get(_ALPHAS) if record is not None else None
-    if record is None or not isinstance(pattern, dict):
+    """Of those that no layer is: names of another model, or expressions that could take for ever here."""
+    if record is None:
         return
-    others = {*pattern}.difference(*(_exceptions(pattern, layer) for layer in ranks))
+    others = {*record.alpha_exceptions.said}.difference(*(record.alpha_exceptions.names(layer) for layer in ranks))
     if others:
         yield (
             f"says another alpha for {some(sorted(map(str, others)))} in {record.where}, and has no layer of such a name; layers "
@@ -160,25 +172,46 @@ def _about_ranks(record: Record | None, ranks: Mapping[str, int], by_layer: Mapp
             return
 
 
-def _of_layer(pattern: Any, layer: str) -> float | None:
-    """Of PEFT's exceptions by layer, the first that this layer is."""
-    found = _exceptions(pattern, layer)
-    if len(found) < 2:
-        return _number(pattern[found[0]]) if found else None
-    return _number(next(value for name, value in pattern.items() if name in found))
+class _Exceptions:
+    """PEFT's exceptions by layer: ends of names, or, with ^ in front, whole names in the network; or expressions for either.
+
+    Names are looked up, as there may be as many exceptions as layers. Of expressions few are heeded, and those alone that take
+    no long time to look for.
+    """
+
+    def __init__(self, said: Any):
+        self.said: dict[Any, Any] = said if isinstance(said, dict) else {}
+        odd = [str(name) for name in self.said if not _PLAIN.fullmatch(str(name))]
+        self.expressions = {name: found for name in odd[:_MOST_EXPRESSIONS] if (found := _expression(name)) is not None}
+
+    def of(self, layer: str) -> float | None:
+        """What the first says that this layer is."""
+        found = self.names(layer)
+        if len(found) < 2:
+            return _number(self.said[found[0]]) if found else None
+        return _number(next(value for name, value in self.said.items() if name in found))
+
+    def names(self, layer: str) -> list[str]:
+        """Those that a layer is."""
+        words, found = layer.split("."), list[str]()
+        for at in range(len(words)):
+            fronts = ("", "^") if at == 0 or words[at - 1].endswith("model") else ("",)
+            names = (f"{front}{'.'.join(words[at:])}{back}" for front in fronts for back in ("", "$"))
+            found += [name for name in names if name in self.said]
+        if len(layer) <= _MOST_NAME:
+            found += [name for name, expression in self.expressions.items() if expression.fullmatch(layer)]
+        return found
 
 
-def _exceptions(pattern: Any, layer: str) -> list[str]:
-    """Those that a layer is: ends of its name, or, with ^ in front, its whole name in the network. The ends are looked up, as
-    there may be as many exceptions as layers."""
-    if not isinstance(pattern, dict):
-        return []
-    words, found = layer.split("."), list[str]()
-    for at in range(len(words)):
-        fronts = ("", "^") if at == 0 or words[at - 1].endswith("model") else ("",)
-        names = (f"{front}{'.'.join(words[at:])}{back}" for front in fronts for back in ("", "$"))
-        found += [name for name in names if name in pattern]
-    return found
+def _expression(name: str) -> re.Pattern[str] | None:
+    """If little in it may repeat, and nothing that has alternatives."""
+    inner = name.removeprefix("^").removesuffix("$")
+    if len(inner) > _MOST_NAME or len(re.findall(r"[*+{]", inner)) > _MOST_REPEATS or re.search(r"\)[*+{?]", inner):
+        return None
+    try:
+        return re.compile((r"(.*model\.)?" if name.startswith("^") else r"(.*\.)?") + f"(?:{inner})")
+    except (re.error, RecursionError, OverflowError):
+        return None
 
 
 def _number(value: Any) -> float | None:
@@ -193,22 +226,23 @@ def _number(value: Any) -> float | None:
 
 
 def _records(where: str, content: Mapping[Any, Any], pickled: bool = False) -> list[Record]:
-    groups: dict[str, dict[str, Any]] = {}
-    for of, word, value in _entries(content, "", 0, set()):
-        groups.setdefault(of, {})[word] = value
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for text, of, word, value in _entries(content, "", "", 0, set()):
+        groups.setdefault((of, text), {})[word] = value
     found = []
-    for of, facts in sorted(groups.items()):  # metadata has no order of its own
+    for (of, text), facts in sorted(groups.items()):  # metadata has no order of its own
         known = any(word in facts for word in _ALPHA)
         alone = not of and not pickled and _BARE_ALPHA in facts and any(word in facts for word in _RANK)
         if (known or alone) and not any(word in of.lower() for word in _NOT_THE_MODEL):
             left_out = {_BARE_ALPHA if known else "", _BARE_RANK if pickled else ""}
-            found.append(Record(where, of, {word: value for word, value in facts.items() if word not in left_out}))
+            place = f"{shown(text, 40)} in {where}" if text else where
+            found.append(Record(place, of, {word: value for word, value in facts.items() if word not in left_out}))
     return found
 
 
-def _entries(content: Mapping[Any, Any], of: str, level: int, seen: set[int]) -> Iterator[tuple[str, str, Any]]:
-    """(network, word, value) of what is said of LoRAs, at any depth, JSON in texts included. A dictionary in a pickle may hold
-    itself."""
+def _entries(content: Mapping[Any, Any], text: str, of: str, level: int, seen: set[int]) -> Iterator[tuple[str, str, str, Any]]:
+    """(name of the text in JSON that says it, network, word, value) of what is said of LoRAs, at any depth, JSON in texts
+    included. A dictionary in a pickle may hold itself."""
     seen.add(id(content))
     for count, (key, value) in enumerate(content.items()):
         if count == _MOST_ENTRIES:
@@ -223,13 +257,13 @@ def _entries(content: Mapping[Any, Any], of: str, level: int, seen: set[int]) ->
             seen.add(id(value))
             parsed = _json(value)
         if word in (*_ALPHA, _BARE_ALPHA, *_RANK, _STABLE, _ALPHAS, _RANKS):
-            yield inner, word, value if parsed is None else parsed
+            yield text, inner, word, value if parsed is None else parsed
         elif isinstance(parsed, dict) and level < _MOST_LEVELS:
             # A text in JSON is about the file that it is in; a dictionary about what it is called.
             if isinstance(value, str):
-                yield from _entries(parsed, of, level + 1, set())
+                yield from _entries(parsed, key, of, level + 1, set())
             elif id(parsed) not in seen:
-                yield from _entries(parsed, f"{of}.{key}".strip("."), level + 1, seen)
+                yield from _entries(parsed, text, f"{of}.{key}".strip("."), level + 1, seen)
 
 
 def _json(text: str) -> Any:

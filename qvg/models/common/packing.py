@@ -30,12 +30,14 @@ _FOREIGN = (
     ("MLX", r"\.(scales|biases)$"),
     ("LightX2V or vLLM (NVFP4)", r"\.(weight_global_scale|input_global_scale|weight_packed)$"),
 )
+_LONGEST_ENDING = 80
 _MODULES = {"torchao": "torchao", "bitsandbytes": "bitsandbytes", "optimum.quanto": "Quanto", "quanto": "Quanto", "hqq": "HQQ"}
 _PIECES = re.compile(r"torch\.distributed\.(_tensor|tensor|_shard)\b")
 # Endings of what stands beside a packed weight, and of what must be values of a network.
 _OF_WEIGHTS = (".weight_scale", ".scale_weight", ".weight_s_rel")
 _VALUES = (".weight", ".bias", "modulation", "scale_shift_table")
 _FEW = 2
+_RECORD = ".comfy_quant"
 _MOST_RECORD = 1000  # bytes, of one layer
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -43,6 +45,11 @@ _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 def needs_loader(packer: str) -> str:
     """Of a file in a format that is not read here, a sentence's second half."""
     return f"is packed by {packer}, which only a loader of its own unpacks; {_INSTEAD}"
+
+
+def unknown_packing(names: Iterable[str]) -> str:
+    """The same of one that has `names` in place of its weights, or beside those of few bits, of which nothing is known."""
+    return f"has {some(names)}, by which its weights are packed in a way that QVG does not know; {_INSTEAD}"
 
 
 def other_loader(full_name: str) -> str | None:
@@ -63,7 +70,7 @@ def pieces_of_training(folder: str = "DIR") -> str:
 
 def foreign_packing(names: Iterable[str]) -> str | None:
     """What packed weights of these names, where ComfyUI does not unpack that."""
-    listed = list(names)
+    listed = list({name[-_LONGEST_ENDING:] for name in names})
     return next((title for title, ending in _FOREIGN if any(re.search(ending, name) for name in listed)), None)
 
 
@@ -154,19 +161,28 @@ def packed_layers(
 ) -> dict[str, object]:
     """How each layer is packed, by the layer's name as `plain` makes it: of the metadata, or of the tensors called comfy_quant.
     Raises UnsupportedModelError for a record that cannot be read."""
+    where = f"its {LAYERS_KEY}"
     try:
         if LAYERS_KEY in metadata:
-            return {plain(name): how for name, how in json.loads(metadata[LAYERS_KEY]).get("layers", {}).items()}
-        named = {name: tensor for name, tensor in tensors.items() if name.endswith(".comfy_quant")}
-        return {name.removesuffix(".comfy_quant"): json.loads(_text(tensor)) for name, tensor in named.items()}
+            layers = {plain(name): how for name, how in json.loads(metadata[LAYERS_KEY]).get("layers", {}).items()}
+        else:
+            layers = {}
+            for name in (name for name in tensors if name.endswith(_RECORD)):
+                where = f"its {shown(name)}"
+                layers[name.removesuffix(_RECORD)] = json.loads(_text(tensors[name]))
+        for name, how in layers.items():
+            if not isinstance(how, dict) or not isinstance(how.get("format"), str):
+                where = f"its {LAYERS_KEY if LAYERS_KEY in metadata else shown(name + _RECORD)}"
+                raise ValueError(f"no format for {shown(name)}")
+        return layers
     except (ValueError, AttributeError, RecursionError) as error:
         raise UnsupportedModelError(
-            f"{file_name} does not say how its weights were packed: its {LAYERS_KEY} cannot be read ({shown(str(error), 120)}); "
+            f"{file_name} does not say how its weights were packed: {where} cannot be read ({shown(str(error), 120)}); "
             "start from the model that it was made of"
         ) from error
 
 
 def _text(tensor: Tensor) -> bytes:
-    if tensor.numel() > _MOST_RECORD:
-        raise ValueError(f"{tensor.numel()} bytes")
-    return bytes(tensor.flatten().to(torch.uint8).tolist())
+    if tensor.numel() > _MOST_RECORD or tensor.dtype != torch.uint8:
+        raise ValueError(f"{tensor.numel()} values in {tensor.dtype}")
+    return bytes(tensor.flatten().tolist())

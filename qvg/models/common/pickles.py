@@ -8,6 +8,7 @@ says.
 from __future__ import annotations
 
 import pickletools
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -22,7 +23,8 @@ _HARMLESS = (
     *("torch.", "numpy.", "collections.", "datetime.", "pathlib.", "enum.", "decimal.", "uuid.", "copyreg._reconstructor"),
     *("copy_reg._reconstructor", "_codecs.encode", "argparse.", "typing.", "omegaconf.", "hydra.", "yacs.", "ml_collections."),
     *("easydict.", "addict.", "mmengine.", "lightning", "pytorch_lightning.", "transformers.", "diffusers.", "accelerate."),
-    *("deepspeed.", "peft.", "functools.partial", "operator.attrgetter", "types.SimpleNamespace"),
+    *("deepspeed.", "peft.", "functools.partial", "operator.attrgetter", "fractions.", "types.SimpleNamespace", "ipaddress."),
+    *("re._compile", "builtins.type", "__builtin__.type", "__builtin__.xrange"),
     *(
         f"{module}.{name}"
         for module in ("builtins", "__builtin__")
@@ -170,7 +172,7 @@ class _Machine:
             return made
         if function.full in _DICTIONARIES:
             return {}
-        if not function.full.startswith(_HARMLESS):
+        if not function.full.startswith(_HARMLESS) and not _is_some_class(function.full):
             raise ForeignPickleError(function.full)
         return Thing(function.full)
 
@@ -208,6 +210,16 @@ class _Machine:
         if not isinstance(name, str) or not isinstance(module, str) or len(name) + len(module) > _MOST_LETTERS:
             raise DamagedPickleError("a class has no name")
         self.named(f"{module} {name}")
+
+
+def _is_some_class(full: str) -> bool:
+    """Whether it is named as classes are, and in no module of Python's: such as an enumeration in a trainer's settings. An error
+    that was kept is harmless, too."""
+    module, _, name = full.rpartition(".")
+    if module in ("builtins", "exceptions") and name.endswith(("Error", "Exception", "Warning")):
+        return True
+    pythons = {*sys.stdlib_module_names, "__builtin__", "exceptions"} - {"__main__"}
+    return name.lstrip("_")[:1].isupper() and bool(module) and module.partition(".")[0] not in pythons
 
 
 def _put(into: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:

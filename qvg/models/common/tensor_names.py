@@ -17,6 +17,9 @@ from ...errors import shown as shown
 # More than any model that QVG knows has, weights of 4 bits and a trainer's states beside them included.
 MOST_TENSORS = 50_000
 _MOST_LETTERS = 1000
+# In all names; real ones have about 60 letters each. And dots in one: wrappers in wrappers included, they have 20.
+_MOST_IN_ALL = 4_000_000
+_MOST_DOTS = 40
 _MOST_BLOCKS = 200
 _WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
 _PREFIXES = ("diffusion_model.", "module.", "model.")
@@ -65,11 +68,24 @@ def require_bounded(names: Collection[object], file_name: str) -> None:
             f"{file_name} holds {len(names)} tensors, and QVG reads files of up to {MOST_TENSORS}; it is no model that QVG "
             "knows, or far more than a model: save its weights alone"
         )
-    longest = max((len(name) for name in names if isinstance(name, str)), default=0)
+    texts = [name for name in names if isinstance(name, str)]
+    longest = max(map(len, texts), default=0)
     if longest > _MOST_LETTERS:
         raise UnsupportedModelError(
             f"{file_name} names a tensor with {longest} letters, and no model's names have more than {_MOST_LETTERS}; it is "
             "damaged, or no model's file"
+        )
+    dots = max((name.count(".") for name in texts), default=0)
+    if dots > _MOST_DOTS:
+        raise UnsupportedModelError(
+            f"{file_name} names a tensor with {dots} dots, and no model's names have more than {_MOST_DOTS}; it is damaged, or "
+            "no model's file"
+        )
+    letters = sum(map(len, texts))
+    if letters > _MOST_IN_ALL:
+        raise UnsupportedModelError(
+            f"{file_name} has {letters / 1e6:.0f} MB of names, and QVG reads files of up to {_MOST_IN_ALL / 1e6:.0f} MB of them; "
+            "it is no model that QVG knows, or far more than a model: save its weights alone"
         )
 
 

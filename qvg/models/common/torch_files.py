@@ -24,7 +24,7 @@ from ...errors import UnsupportedModelError
 from ...file_names import in_utf8
 from .packing import other_loader, pieces_of_training
 from .pickles import MOST_OPERATIONS, DamagedPickleError, ForeignPickleError, LargePickleError, Name, Thing, read_pickle
-from .tensor_names import MOST_TENSORS, shown, some
+from .tensor_names import MOST_TENSORS, require_bounded, shown, some
 
 AGAIN = "download it again"
 # What systems say of a file that is larger than memory and swap together: its pages are private, so they want room for all.
@@ -40,6 +40,8 @@ _STORAGES = {
     **{"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16},
     **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
     **{"Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "Untyped": torch.uint8},
+    # Of tensors that torch has quantized, by their size alone: the values are not read.
+    **{"QInt8": torch.int8, "QUInt8": torch.uint8, "QInt32": torch.int32, "QUInt4x2": torch.uint8, "QUInt2x4": torch.uint8},
 }
 
 
@@ -88,7 +90,22 @@ def read_torch(path: Path, zipped: bool) -> dict[str, Any]:
         raise UnsupportedModelError(
             f"{path.name} holds {'an' if kind[0] in 'aeiou' else 'a'} {kind}, not weights by name; it is no model's file"
         )
+    require_bounded(_names_of_tensors(content), path.name)
     return content
+
+
+def _names_of_tensors(content: dict[Any, Any]) -> list[str]:
+    """At any depth. A dictionary may hold itself."""
+    names: list[str] = []
+    seen, left = {id(content)}, [content]
+    while left:
+        for name, each in left.pop().items():
+            if isinstance(each, Tensor) and isinstance(name, str):
+                names.append(name)
+            elif isinstance(each, dict) and id(each) not in seen:
+                seen.add(id(each))
+                left.append(each)
+    return names
 
 
 def _holds_more(content: dict[Any, Any]) -> bool:
@@ -288,12 +305,14 @@ class _Makers:
         if self.made > MOST_TENSORS:
             raise LargePickleError(f"more than {MOST_TENSORS} tensors")
         if kind in ("tensor", "tensor_v2"):
-            return _tensor(arguments, arguments[0].dtype)
+            return _tensor(arguments, arguments[0].dtype, *arguments[6:7])
         if kind == "tensor_v3":
-            return _tensor(arguments, _dtype(arguments[6]))
+            return _tensor(arguments, _dtype(arguments[6]), *arguments[7:8])
         # Whose values are not in the file, or lie apart: readers say what is wrong with such.
         if kind == "meta_tensor_no_storage":
             return torch.empty(_sides(arguments[1]), dtype=_dtype(arguments[0]), device="meta")
+        if kind == "qtensor":
+            return torch.empty(_sides(arguments[2]), device="meta")
         if kind == "sparse_tensor":
             size = next(each for each in arguments[1][:_PARTS_OF_STORAGE] if isinstance(each, tuple))
             return torch.empty(_sides(size), device="meta")
@@ -316,9 +335,12 @@ def _sides(size: Any) -> tuple[int, ...]:
     return tuple(size)
 
 
-def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
+def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype, bits: Any = None) -> Tensor:
+    """`bits`: whether its values are those on disk with the other sign (`neg`), or conjugated; such are not read."""
     storage, offset = arguments[:2]
     size, stride = map(_sides, arguments[2:4])
+    if isinstance(bits, dict) and (bits.get("neg") or bits.get("conj")):
+        return torch.empty(size, dtype=dtype, device="meta")
     if storage.values is None or not prod(size):
         return torch.empty(size, dtype=dtype, device="cpu" if not prod(size) else "meta")
     return torch.empty(0, dtype=dtype).set_(storage.values, offset, size, stride)

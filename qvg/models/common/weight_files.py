@@ -85,7 +85,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     found = next((what for beginning, what in _STRANGERS.items() if small.startswith(beginning)), None)
     if found is None and head[257:262] == b"ustar":
         found = "is a tar archive; unpack it first"
-    found = found or _text(head, small) or f"begins as no weight file does, neither .safetensors nor .pt; {AGAIN}"
+    begins = f"begins as no weight file does, neither .safetensors nor .pt; give a file of one of these kinds, or {AGAIN}"
+    found = found or _text(head, small) or begins
     raise UnsupportedModelError(f"{path.name} {found}")
 
 

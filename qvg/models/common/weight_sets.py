@@ -75,7 +75,7 @@ def weight_sets(file: WeightFile, anchors: Sequence[str]) -> WeightSets:
     of_training: list[str] = []
     for path, tensors in _dictionaries(file):
         clean = _clean(tensors, file.path.name)
-        parts = _parts(clean, anchors)
+        parts = _joined(_parts(clean, anchors))
         beside = [name for name in clean if LORA.search(name) and not any(name.startswith(prefix) for prefix in parts)]
         loras += [".".join(path) or beside[0]] if beside else []
         for prefix, part in parts.items():
@@ -170,7 +170,9 @@ def _dictionaries(file: WeightFile) -> Iterator[tuple[tuple[str, ...], dict[str,
 
 
 def _is_averages(name: Any, content: Any) -> bool:
-    return isinstance(name, str) and isinstance(content, (dict, list)) and bool(content) and bool(_EMA.search(name.lower()))
+    if not isinstance(name, str) or not isinstance(content, (dict, list)) or not content:
+        return False
+    return bool(_EMA.search(name.lower())) and not _OF_TRAINING.search(name.lower())
 
 
 def _may_hold_a_model(name: Any, content: Any) -> bool:
@@ -185,10 +187,21 @@ def _no_weights(file: WeightFile, of_training: Sequence[str]) -> UnsupportedMode
         depth, content = depth + 1, inside
     if {"state", "param_groups"} <= file.content.keys():
         return UnsupportedModelError(f"{file.path.name} holds an optimizer's state and no model; give the checkpoint beside it")
+    if file.content.keys() & {"optimizer_state_dict", "ds_config", "ds_version"}:
+        return UnsupportedModelError(
+            f"{file.path.name} is a part of a checkpoint of DeepSpeed's without the model's weights by name; join the parts "
+            "first, with the zero_to_fp32.py that it has put there"
+        )
     objects = [each.kind for each in file.content.values() if isinstance(each, Thing) and "_modules" in each]
     if objects:
         return UnsupportedModelError(
             f"{file.path.name} holds {some(objects)} as an object, not weights by name; save its state_dict() where it was made"
+        )
+    arrays = [name for name, each in file.content.items() if isinstance(each, Thing) and each.kind.startswith("numpy.")]
+    if arrays:
+        return UnsupportedModelError(
+            f"{file.path.name} holds arrays of numpy's ({some(arrays)}) and no tensors; save it where it was made, with "
+            "torch.from_numpy around each"
         )
     if depth > MOST_WRAPPINGS or id(content) in seen:
         return UnsupportedModelError(
@@ -228,6 +241,15 @@ def _parts(tensors: Mapping[str, Tensor], anchors: Sequence[str]) -> dict[str, d
     return parts
 
 
+def _joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Where some names have words in front that mean nothing and others have none, and no tensor has two: they are one set."""
+    neutral = [part for prefix, part in parts.items() if _NEUTRAL.issuperset(_words(prefix))]
+    whole = {name: tensor for part in neutral for name, tensor in part.items()}
+    if len(neutral) < 2 or len(whole) < sum(map(len, neutral)):
+        return parts
+    return {"": whole} | {prefix: part for prefix, part in parts.items() if not _NEUTRAL.issuperset(_words(prefix))}
+
+
 def _without_dots(
     tensors: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -258,7 +280,8 @@ def _labelled(found: Sequence[tuple[tuple[str, ...], WeightSet]]) -> tuple[Weigh
     made = []
     for (words, each), label in zip(found, telling, strict=True):
         known = len(found) > 1 or GENERATOR in label or bool(_EMA.search(label.lower()))
-        flat = [word for word in _words(each.prefix) if word not in {*_NEUTRAL, *WEIGHTS} and not _EMA.search(word.lower())]
+        words_in_front = [word for word in _words(each.prefix) if word not in {*_NEUTRAL, *WEIGHTS} and not word.isdigit()]
+        flat = [word for word in words_in_front if not _EMA.search(word.lower())]
         averaged = bool(_EMA.search(".".join(words).lower()))
         made.append(replace(each, label=label if known else PLAIN, unknown=".".join(flat), averaged=averaged))
     return tuple(made)

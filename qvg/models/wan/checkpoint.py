@@ -16,7 +16,7 @@ from ..common.found import AUTO, DOUBT_KEY, Found, Members
 from ..common.packing import LAYERS_KEY, is_scalar_fp8, packed_layers, require_readable
 from ..common.tensor_names import SCALED, is_quantized, plain_name, some, without_buffers
 from ..common.weight_files import WeightFile, causal_metadata, open_weights
-from ..common.weight_sets import AVERAGED, WeightSet, WeightSets, choose_set, weight_sets
+from ..common.weight_sets import AVERAGED, WEIGHTS, WeightSet, WeightSets, choose_set, weight_sets
 from .diffusers_names import by_wans_names, wan_name
 from .names import ANCHORS, is_text_to_video, require_text_to_video, require_whole
 from .variants import MEMBERS
@@ -51,11 +51,19 @@ def read_causal_wan(
     found = find_variant(path, variant, file.metadata, sets.labels, width, members)
     released, whose = (found.variant.weights_key, found.variant.name) if found.variant else (AVERAGED, "a trainer")
     chosen, remarks = choose_set(path.name, sets, weights, released, whose)
-    require_text_to_video(chosen.tensors, path.name)
+    whole = [each.label for each in sets.sets if is_text_to_video(each.tensors) and each.label in WEIGHTS]
+    if whole and not is_text_to_video(chosen.tensors):
+        lacks = [name for name in first.tensors if name not in chosen.tensors]
+        raise UnsupportedModelError(
+            f"{path.name} has {len(lacks)} tensors less in its {chosen.label} than the network has ({some(lacks)}), and more in "
+            f"its {whole[0]}; choose {whole[0]} as weights"
+        )
+    name = f"{path.name} ({chosen.label})" if len(sets.sets) > 1 and chosen.label else path.name
+    require_text_to_video(chosen.tensors, name)
     tensors, buffers = without_buffers(chosen.tensors)
     metadata = _plain_record(file.metadata, chosen, path.name)
-    require_readable(tensors, metadata, path.name)
-    unused = dict.fromkeys([*buffers, *require_whole(tensors, path.name)])
+    require_readable(tensors, metadata, name)
+    unused = dict.fromkeys([*buffers, *require_whole(tensors, name)])
     tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
     remarks += [f"of no use to the network and left out: {some(unused, 5)}"] if unused else []
     remarks += _remarks(found, has_lora or LORA_KEY in file.metadata)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedModelError
 from ..common.modulation import SINES
-from ..common.packing import foreign_packing, needs_loader
+from ..common.packing import foreign_packing, needs_loader, unknown_packing
 from ..common.strangers import LORA, UNMERGED, what_else
 from ..common.tensor_names import is_quantized, some
 
@@ -95,6 +95,10 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> None
         raise UnsupportedModelError(f"{file_name} {found}")
     lacks = [name for name in _TELLING if name not in tensors]
     blocks = {match[1] for match in map(_WANS_BLOCK.match, tensors) if match}
+    layers = tuple(name.removesuffix("weight") for name in lacks if name.endswith(".weight"))
+    instead = [name for name in tensors if name.startswith(layers) and not name.endswith(".bias")]
+    if instead:
+        raise UnsupportedModelError(f"{file_name} {unknown_packing(instead)}")
     if lacks and blocks:
         raise UnsupportedModelError(
             f"{file_name} holds a part of a Wan ({len(blocks)} blocks, but not {some(lacks)}): if it is one of several files, "
@@ -102,6 +106,12 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> None
         )
     if lacks:
         raise UnsupportedModelError(f"{file_name} {_UNKNOWN.format(names=some(tensors))}")
+    empty = [name for name, tensor in tensors.items() if not tensor.numel()]
+    if 2 * len(empty) > len(tensors):
+        raise UnsupportedModelError(
+            f"{file_name} has no values in {len(empty)} of its {len(tensors)} tensors ({some(empty)}), as DeepSpeed leaves them "
+            "where several GPUs keep a part each; join the parts first, with the zero_to_fp32.py that DeepSpeed has put there"
+        )
     _check_channels(tensors, file_name)
 
 
@@ -121,6 +131,9 @@ def require_whole(tensors: Mapping[str, Tensor], file_name: str) -> list[str]:
     _check_shapes({name: tensors[name] for name in expected}, tensors, file_name)
     unknown = [name for name in tensors if name not in expected and not is_quantized([name])]
     inside = [name for name in unknown if name.startswith("blocks.")]
+    weights = [tensors.get(f"{name.rpartition('.')[0]}.weight") for name in inside]
+    if inside and all(weight is not None and weight.dtype.itemsize == 1 for weight in weights):
+        raise UnsupportedModelError(f"{file_name} {unknown_packing(inside)}")
     if inside:
         is_controlled = any(map(_CONTROLS.search, inside))
         what = "such as camera controls" if is_controlled else "which Wan's text-to-video network does not have"

@@ -33,6 +33,8 @@ GOLDEN = json.loads((ROOT / "tests" / "nodes" / "object_info.json").read_text(en
         ("[::1]:8188", "http://[::1]:8188"),
         ("http://gpu:9/", "http://gpu:9"),
         ("http://gpu/kü%20che", "http://gpu/k%C3%BC%20che"),
+        ("сервер:1", "http://xn--b1afb6bcb:1"),
+        ("http://пример.рф/猫", "http://xn--e1afmkfd.xn--p1ai/%E7%8C%AB"),
     ],
 )
 def test_addresses(text: str, url: str) -> None:

@@ -375,6 +375,19 @@ SCALES: dict[str, tuple[dict[str, str], float]] = {
     "Diffusers, by layer": ({"lora_adapter_metadata": json.dumps(PATTERN)}, 16.0),
     "PEFT's JSON": ({"adapter_config": json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 64, "alpha_pattern": {}})}, 16.0),
     "JSON in JSON": ({"peft": json.dumps({"default": {"r": 4, "lora_alpha": 64}})}, 16.0),
+    **{
+        f"Diffusers, by {pattern}": (
+            {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "r": 4, "alpha_pattern": {pattern: 64}})},
+            scale,
+        )
+        for pattern, scale in (
+            (r"blocks\.\d+\.self_attn\.q", 16.0),
+            (r".*self_attn.*q", 16.0),
+            ("self_attn.(q|k)", 16.0),
+            (r"^blocks\.0\..*", 16.0),
+            ("blocks.*.q", 16.0),
+        )
+    },
     "rsLoRA": ({"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "r": 4, "use_rslora": True})}, 4.0),
     # Words that mean other things, where they do.
     "a merge's alpha": ({"alpha": "0.5"}, 1.0),
@@ -432,16 +445,24 @@ CONTRADICTIONS: dict[str, tuple[dict[str, str], float, str]] = {
         f"says rank 8 in its metadata, and the matrices of {AT} have rank 4; alpha was divided by that of the matrices, which "
         "makes a scale of 16",
     ),
+    "JSON and another place": (
+        {"lora_alpha": "8", "lora_adapter_metadata": json.dumps({"lora_alpha": 64, "r": 4})},
+        2.0,
+        "says lora_alpha 8 in its metadata, and lora_alpha 64 in lora_adapter_metadata in its metadata; 8 was taken",
+    ),
+    **{
+        f"the pattern {pattern[:12]}": (
+            {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "r": 4, "alpha_pattern": {pattern: 64}})},
+            2.0,
+            "in its metadata, and has no layer of such a name; layers that are meant by it have the alpha of all others",
+        )
+        # Others' layers (with ^ a whole name), and what could take for ever.
+        for pattern in ("^self_attn.*", r"attn\.q", r"blocks\.[1-9].*", "(a+)+$", "(.*)*q", "(", "[a-z]*" * 60)
+    },
     "broken JSON": (
         {"lora_adapter_metadata": '{"transformer.lora_alpha": 64,'},
         1.0,
         "has lora_adapter_metadata in its metadata, which cannot be read; it was taken at scale 1",
-    ),
-    "an expression": (
-        {"peft": json.dumps({"lora_alpha": 64, "r": 4, "alpha_pattern": {"blocks.*.q": 8, "self_attn.q": 32}})},
-        8.0,
-        "says another alpha for blocks.*.q in its metadata, and has no layer of such a name; layers that are meant by it "
-        "have the alpha of all others",
     ),
     "brackets": ({"lora_adapter_metadata": "[" * 100_000}, 1.0, "which cannot be read; it was taken at scale 1"),
 }

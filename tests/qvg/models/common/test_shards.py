@@ -93,7 +93,7 @@ def test_parts_that_are_counted_from_0(tmp_path: Path) -> None:
     for given in parts:
         assert read_causal_wan(given).tensors.keys() == NETWORK.keys() and open_weights(given).parts == tuple(parts)
     parts[2].unlink()
-    with pytest.raises(UnsupportedModelError, match="is number 1 of 3 parts .from 0., and self_forcing-00002-of-00003"):
+    with pytest.raises(UnsupportedModelError, match="is part 1 of 3, counted from 0, and self_forcing-00002-of-00003"):
         open_weights(parts[1])
 
 
@@ -136,10 +136,12 @@ def _index(text: str) -> Callable[[Path], Path]:
         (_index("{"), "is an index of a model's parts that cannot be read"),
         (_index("[" * 100_000), "is an index of a model's parts that cannot be read"),
         (_index("[]"), "is an index of a model's parts that cannot be read"),
-        (_index('{"weight_map": {}}'), "it names no files of its own folder"),
-        (_index('{"weight_map": {"a": "../a.safetensors"}}'), "it names no files of its own folder"),
-        (_index('{"weight_map": {"a": "/etc/passwd"}}'), "it names no files of its own folder"),
-        (_index('{"weight_map": {"a": 5}}'), "is an index of a model's parts that cannot be read"),
+        (_index('{"weight_map": {}}'), "it lists no files"),
+        (_index('{"weight_map": {"a": "b.pt", "c": "../a.safetensors"}}'), r"lists files of other folders .\.\./a.safetensors.;"),
+        (_index('{"weight_map": {"a": "/etc/passwd"}}'), "lists files of other folders ./etc/passwd.; put all"),
+        (_index('{"weight_map": {"a": 5}}'), "it has no weight_map of names and files"),
+        (_index('{"weight_map": NaN}'), "it has no weight_map of names and files"),
+        (_index(json.dumps({"weight_map": {"a": "x" * 5000}})), "xxx.* is not beside it"),
         (
             _index('{"weight_map": {"a": "a.safetensors"}}'),
             "is the index of a model in 1 parts, and a.safetensors is not beside it",
@@ -177,3 +179,33 @@ def test_names() -> None:
     for name in ("model.safetensors", "best-of-3.safetensors", "1-of-2.pt"):
         assert whole_name(Path(name)) == Path(name)
     assert whole_name(Path("model.safetensors.index.fp16.json")) == Path("model.safetensors")
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("renamed", ["self_forcing-0000{}-of-00002", "0000{}-of-00002"])
+def test_parts_counted_from_0_and_without_a_stem(tmp_path: Path, renamed: str, indexed: bool) -> None:
+    *parts, index = split(tmp_path, NETWORK, "self_forcing")
+    first = 0 if "forcing" in renamed else 1
+    names = {part.name: f"{renamed.format(number)}.safetensors" for number, part in enumerate(parts, first)}
+    moved = [part.rename(part.with_name(names[part.name])) for part in parts]
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {name: names[file] for name, file in places.items()}}))
+    if not indexed:
+        index.unlink()
+    for given in moved:
+        assert open_weights(given).content.keys() == NETWORK.keys() and open_weights(given).parts == tuple(moved)
+    moved[1].unlink()
+    with pytest.raises(UnsupportedModelError, match=f"{moved[1].name} is not beside it"):
+        open_weights(moved[0])
+
+
+@pytest.mark.parametrize("place", ["./{}", "{}"])
+def test_parts_of_any_name_that_an_index_beside_them_lists(tmp_path: Path, place: str) -> None:
+    *parts, index = split(tmp_path, NETWORK, "self_forcing")
+    moved = [part.rename(tmp_path / f"weights.part{number}") for number, part in enumerate(parts)]
+    new = {part.name: place.format(other.name) for part, other in zip(parts, moved, strict=True)}
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text("\ufeff" + json.dumps({"weight_map": {name: new[file] for name, file in places.items()}}))
+    (tmp_path / "other.safetensors.index.json").write_text("{")
+    for given in (*moved, index):
+        assert open_weights(given).content.keys() == NETWORK.keys()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import enum
+import fractions
 import io
+import ipaddress
 import os
 import pickle
+import re
 import struct
 import types
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +78,12 @@ def test_values_are_mapped_and_not_read(tmp_path: Path, zipped: bool) -> None:
         assert found["b"][-1] == 1
 
 
+class Mode(enum.Enum):
+    """As in a trainer's settings: a pickle calls the class."""
+
+    FAST = 1
+
+
 class Settings:
     """As a trainer's own class of settings."""
 
@@ -99,6 +110,14 @@ def beside() -> dict[str, Any]:
         "bytes": b"abc",
         "complex": 1 + 2j,
         "queue": collections.deque([1, 2]),
+        "mode": Mode.FAST,
+        "share": fractions.Fraction(1, 3),
+        "space": types.SimpleNamespace(a=1),
+        "steps": range(4),
+        "nothing": type(None),
+        "pattern": re.compile("a"),
+        "address": ipaddress.ip_address("127.0.0.1"),
+        "failure": ValueError("x"),
     }
 
 
@@ -341,6 +360,41 @@ def test_other_files_of_these_kinds(tmp_path: Path, make: Callable[[Path], objec
     make(tmp_path / "a.pt")
     with pytest.raises(UnsupportedModelError, match=f"a.pt {said}"):
         open_weights(tmp_path / "a.pt")
+
+
+def quantized() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(4), 0.5, 0, torch.qint8)
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.imag(torch.complex(torch.zeros(4), torch.ones(4)).conj()), lambda: torch.ones(4) * (1 + 1j), quantized],
+    ids=["of the other sign", "complex", "quantized"],
+)
+def test_values_that_are_not_as_they_lie_on_disk(tmp_path: Path, make: Callable[[], Tensor], zipped: bool) -> None:
+    """Never read as if they were."""
+    made = make().conj() if make().is_complex() else make()
+    torch.save({"a": SHARED, "b": made}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    found = open_weights(tmp_path / "a.pt").content
+    assert same(found["a"], SHARED) and found["b"].is_meta and found["b"].shape == (4,)
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_names_that_are_no_names(tmp_path: Path, count: int) -> None:
+    """As of .safetensors files."""
+    names = [f"{'.' * (3_000_000 // count)}{number}" for number in range(count)]
+    torch.save({"generator": dict.fromkeys(names, torch.zeros(1))}, tmp_path / "self_forcing.pt")
+    with bounded(10, 200), pytest.raises(UnsupportedModelError, match="names a tensor with [0-9]+ letters, and no model's"):
+        registry.read(tmp_path / "self_forcing.pt")
+
+
+def test_weights_as_arrays_of_numpy(tmp_path: Path) -> None:
+    torch.save({"blocks.0.weight": np.ones(3)}, tmp_path / "a.pt")
+    with pytest.raises(UnsupportedModelError, match=r"holds arrays of numpy's .blocks.0.weight. and no tensors; save it where"):
+        registry.read(tmp_path / "a.pt")
 
 
 def test_a_piece_of_a_distributed_checkpoint(tmp_path: Path) -> None:

@@ -71,6 +71,18 @@ LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: safetensors(path, {"k" * 5_000_000: ONE["a"]}, bytes(4)),
         "names a tensor with 5000000 letters",
     ),
+    "names full of dots": (
+        lambda path: safetensors(path, {"." * 400 + str(i): OF_NOTHING for i in range(15_000)}),
+        "names a tensor with 400 dots, and no model's names have more than 40",
+    ),
+    "as many dots as are read": (
+        lambda path: safetensors(path, {"." * 40 + f"a{i}": OF_NOTHING for i in range(40_000)}),
+        "is of another architecture",
+    ),
+    "long names, many": (
+        lambda path: safetensors(path, {"k" * 900 + str(i): OF_NOTHING for i in range(10_000)}),
+        "has 9 MB of names, and QVG reads files of up to 4 MB of them",
+    ),
     "metadata of megabytes": (lambda path: safetensors(path, ONE, bytes(4), {"x": "y" * 90_000_000}), "has 90 MB of names"),
     "brackets": (
         lambda path: path.write_bytes(struct.pack("<Q", 5_000_006) + b'{"a":' + b"[" * 5_000_001 + bytes(64)),
@@ -135,6 +147,7 @@ def test_safetensors_whose_length_begins_like_another_file(tmp_path: Path) -> No
         ),
         (b"Entry not found", r"is text, not weights \(it begins 'Entry not found'\): if it is a server's answer, do what that"),
         (b"# xet version 0\nfilesize = 5000\nhash = 'a'", r"is text, not weights \(it begins \"# xet version 0 filesize"),
+        (b"\0\0\0\x20ftypisom" + bytes(99), "begins as no weight file does, .*; give a file of one of these kinds, or download"),
         (b"\xef\xbb\xbf" + b'{"_class_name": "WanTransformer3DModel"}', "is text in JSON, not weights"),
         (b"\x1f\x8b" + bytes(60), "is packed with gzip"),
         (b"7z\xbc\xaf" + bytes(60), "is a 7-Zip archive"),

@@ -281,3 +281,55 @@ def test_every_tensor_of_the_network_is_looked_at(tmp_path: Path) -> None:
         torch.save({**NETWORK, name: longer}, tmp_path / "self_forcing.pt")
         with pytest.raises(UnsupportedModelError, match=rf"has {name} in \[{tensor.shape[0] + 1}|257 channels wide"):
             read_causal_wan(tmp_path / "self_forcing.pt")
+
+
+def record(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (record("[1]"), "no format for blocks.0"),
+        (record("{}"), "no format for blocks.0"),
+        (record('{"format": 5}'), "no format for blocks.0"),
+        (record("{"), "Expecting"),
+        (torch.ones(3), "3 values in torch.float32"),
+    ],
+)
+def test_a_record_that_says_nothing(tmp_path: Path, how: Tensor, why: str) -> None:
+    """It would be a traceback in ComfyUI; and the sentence names what cannot be read."""
+    made = packed(NETWORK, MATRICES, None, comfy_quant=how, weight_scale=torch.ones(()))
+    small = {name: each.to(E4M3) if name.removesuffix(".weight") in MATRICES else each for name, each in made.items()}
+    save_file(small, tmp_path / "self_forcing.safetensors")
+    with pytest.raises(UnsupportedModelError, match=rf"its blocks\.\S+\.comfy_quant cannot be read \({why}"):
+        read_causal_wan(tmp_path / "self_forcing.safetensors")
+
+
+@pytest.mark.parametrize(
+    "beside", [{"weight_dot_q": torch.ones(3)}, {"B": torch.ones(3)}, {"weight:_data::qdata": torch.ones(3)}]
+)
+def test_weights_packed_in_a_way_that_nobody_knows(tmp_path: Path, beside: Tensors) -> None:
+    """They are not missing, and no other file has them."""
+    made = packed({name: each for name, each in NETWORK.items() if name.removesuffix(".weight") not in MATRICES}, MATRICES, None)
+    made |= packed({}, MATRICES, None, **beside)
+    save_file(made, tmp_path / "self_forcing.safetensors")
+    with pytest.raises(UnsupportedModelError, match="by which its weights are packed in a way that QVG does not know; take the"):
+        read_causal_wan(tmp_path / "self_forcing.safetensors")
+
+
+def test_scales_of_any_name_beside_small_weights(tmp_path: Path) -> None:
+    made = packed(NETWORK, MATRICES, torch.zeros(256, 256).to(E4M3), scale=torch.ones(()))
+    save_file(made, tmp_path / "self_forcing.safetensors")
+    with pytest.raises(UnsupportedModelError, match="packed in a way that QVG does not know|damaged, or was changed"):
+        read_causal_wan(tmp_path / "self_forcing.safetensors")
+
+
+def test_convert_copies_scales_of_eight_bit_exponents(tmp_path: Path) -> None:
+    scales = torch.ones(256, 8).to(torch.float8_e8m0fnu)
+    made = packed(NETWORK, MATRICES, None, weight_scale=scales, comfy_quant=record('{"format": "mxfp8"}'))
+    small = {name: each.to(E4M3) if name.removesuffix(".weight") in MATRICES else each for name, each in made.items()}
+    save_file(small, tmp_path / "self_forcing.safetensors")
+    assert main(["convert", str(tmp_path / "self_forcing.safetensors"), str(tmp_path / "out.safetensors")]) == 0
+    copied = load_file(tmp_path / "out.safetensors")[f"{MATRICES[0]}.weight_scale"]
+    assert copied.dtype == scales.dtype and copied.float().equal(scales.float())

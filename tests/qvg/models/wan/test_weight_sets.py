@@ -317,6 +317,47 @@ def test_convert_takes_the_same_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert written.keys() == B.keys() and all(written[name].equal(B[name]) for name in B)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "model.diffusion_model."])
+def test_words_in_front_of_some_names(tmp_path: Path, prefix: str) -> None:
+    """One set where no tensor has two names."""
+    mixed = {prefix + name if name.startswith("blocks.") else name: tensor for name, tensor in A.items()}
+    found = read_causal_wan(saved(tmp_path / "self_forcing.safetensors", mixed))
+    assert found.tensors.keys() == A.keys() and all(found.tensors[name].equal(A[name]) for name in A) and not found.remarks
+
+
+def test_a_set_that_lacks_tensors_is_named(tmp_path: Path) -> None:
+    """And the one beside it can be chosen."""
+    for lacks, said in (
+        (
+            "patch_embedding.weight",
+            r"1 tensors less in its generator_ema than the network has .patch_embedding.weight..*choose gen",
+        ),
+        ("blocks.1.ffn.0.bias", r"self_forcing.safetensors .generator_ema. lacks 1 of the 69 tensors of a Wan with 2 layers"),
+    ):
+        part = {name: tensor for name, tensor in B.items() if name != lacks}
+        file = saved(tmp_path / lacks / "self_forcing.safetensors", named(A, "generator.") | named(part, "generator_ema."))
+        with pytest.raises(UnsupportedModelError, match=said):
+            read_causal_wan(file)
+        assert read_causal_wan(file, weights="generator").tensors.keys() == A.keys()
+
+
+def test_numbers_in_an_averages_name_are_not_strange(tmp_path: Path) -> None:
+    file = saved(tmp_path / "self_forcing.safetensors", named(B, "model.") | named(A, "ema_0.9999."))
+    (remark,) = read_causal_wan(file).remarks
+    assert remark.startswith("ema_0.9999 was taken")
+
+
+def test_an_optimizers_averages_are_no_averages_of_weights(tmp_path: Path) -> None:
+    assert read_causal_wan(saved(tmp_path / "self_forcing.pt", {"model": A, "exp_avg": B, "exp_avg_sq": B})).remarks == ()
+
+
+def test_what_deepspeed_keeps_in_pieces(tmp_path: Path) -> None:
+    empty = {"module": {name: torch.zeros(0) for name in A}, "ds_version": "0.14"}
+    for content in (empty, {"optimizer_state_dict": {"zero_stage": 2}, "ds_version": "0.14"}):
+        with pytest.raises(UnsupportedModelError, match=r"join the parts first, with the zero_to_fp32\.py"):
+            read_causal_wan(saved(tmp_path / "self_forcing.pt", content))
+
+
 def test_long_prefixes_and_many_averages_without_dots(tmp_path: Path) -> None:
     long = {f"{'a.' * (400 + at)}head.modulation": torch.ones(1) for at in range(20)}
     save_file(long | {f"ema.x{at}": torch.ones(1) for at in range(20_000)}, tmp_path / "self_forcing.safetensors")
