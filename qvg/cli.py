@@ -11,9 +11,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
-from .errors import BackendError, QVGError, one_line
+from .errors import BackendError, ConfigError, QVGError, one_line, quoted, shown
 
+MESSAGE_LETTERS = 500
 # How writing to a stream ends that takes no more. On Windows a pipe without a reader is an invalid argument.
 _UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EINVAL, errno.EBADF, errno.EFBIG)
 
@@ -21,8 +23,8 @@ _UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EINVAL, errno.EBADF, err
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. -> exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted; `run` has one more, 3: server gone."""
     with _all_letters():
-        options = _parser().parse_args(arguments)
         try:
+            options = _parser().parse_args(arguments)
             code = int(options.run(options))
             _flush()
             return code
@@ -83,10 +85,15 @@ def _all_letters() -> Iterator[None]:
             setattr(sys, name, None)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an argument briefly, and what a terminal obeys not at all; its subcommands are of its kind."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message, MESSAGE_LETTERS))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="qvg", description="A long memory for autoregressive video models, in about two bits per value."
-    )
+    parser = _Parser(prog="qvg", description="A long memory for autoregressive video models, in about two bits per value.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_plan(commands)
@@ -96,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "demo",
         help="walk through a small world with three memories and compare them",
@@ -123,14 +130,16 @@ def _demo(options: argparse.Namespace) -> int:
         DEFAULT_SEED,
         demo,
     )
+    from .server.interrupt import interrupted_by
 
-    _heed_interrupts()
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
-    return demo(options.out, **{**defaults, **chosen})
+    # However it is ended, the results so far are written.
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return demo(options.out, **{**defaults, **chosen})
 
 
-def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     from .config import CODECS, OFFLOADS, PRESETS
     from .models.common.world_schedule import MODES
     from .models.registry import networks
@@ -185,9 +194,10 @@ def _plan(options: argparse.Namespace) -> int:
     return print_plan(options)
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     from .server.address import DEFAULT_SERVER
     from .server.command import DEFAULT_TIMEOUT_SECONDS, EXIT_CODES_TEXT
+    from .server.login import EXAMPLE, VARIABLE
 
     command = commands.add_parser(
         "run",
@@ -198,7 +208,11 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
-        "workflow", type=Path, metavar="FILE", help="workflow in API format, such as workflows/api/demo_world.json"
+        "workflow",
+        type=Path,
+        metavar="FILE",
+        help="workflow in API format, such as workflows/api/demo_world.json; or a picture or video that ComfyUI saved with one, "
+        "an entry of /history, the body of a request to /prompt",
     )
     command.add_argument(
         "--server", default=DEFAULT_SERVER, metavar="ADDRESS", help="HOST:PORT, or an http(s) address; default %(default)s"
@@ -222,6 +236,15 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="SECONDS",
         help="how long a server that has fallen silent is waited for; default %(default)g",
     )
+    command.add_argument(
+        "--header",
+        dest="headers",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help=f"a header for a server behind a login, such as {EXAMPLE}; may be given several times; also, one a line, in the "
+        f"variable {VARIABLE}",
+    )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     command.set_defaults(run=_run)
 
@@ -232,10 +255,12 @@ def _run(options: argparse.Namespace) -> int:
 
     # Whoever ends this program does not want the run on the server either.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
-        return run_workflow(options.workflow, options.server, options.settings, options.out, options.timeout, options.json)
+        return run_workflow(
+            options.workflow, options.server, options.settings, options.out, options.timeout, options.json, options.headers
+        )
 
 
-def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
     from .models.common.found import AUTO
     from .models.common.weight_sets import WEIGHTS
     from .models.convert import DTYPE_NAMES
@@ -272,7 +297,7 @@ def _convert(options: argparse.Namespace) -> int:
         )
 
 
-def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("bench", help="measure and compare", description="Measurements that anyone can repeat.")
     topics = command.add_subparsers(title="topics", required=True, metavar="TOPIC")
     codecs = topics.add_parser(
@@ -300,21 +325,20 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _bench_codecs(options: argparse.Namespace) -> int:
     from .bench.codecs import PARTS, bench_codecs  # matplotlib and tqdm are needed by this command only
+    from .server.interrupt import interrupted_by
 
-    _heed_interrupts()
     names = _listed(options.methods, ";")
+    if options.methods is not None and not names:
+        raise ConfigError(f"methods is {quoted(options.methods)}, which names none; leave it out for all of them")
     parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
-    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development)
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return bench_codecs(
+            options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development
+        )
 
 
 def _listed(text: str | None, separator: str) -> list[str]:
     return [name.strip() for name in (text or "").split(separator) if name.strip()]
-
-
-def _heed_interrupts() -> None:
-    """Started in the background by a script, a process is told to ignore SIGINT: nothing could stop it and keep what there is."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ def quoted(value: object) -> str:
     return _short.repr(value)
 
 
+def shown(name: object, letters: int = 80) -> str:
+    """What somebody else wrote, for a sentence: short, on one line, of characters that a terminal shows and does not obey."""
+    text = name[: letters + 1] if isinstance(name, str) else str(name) if isinstance(name, int) else type(name).__name__
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    return text if len(text) <= letters else f"{text[:letters]}..."
+
+
 # What is no letter but an order to a terminal: control characters, ends of lines, turns of the direction of writing; and bytes of
 # a file's name that are no text.
 _ORDERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -18,14 +18,10 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
-import signal
 import struct
 import sys
 import tempfile
-import time
-import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +38,7 @@ from comfyui_qvg.qvg.models.worldplay_hunyuan.modules import HunyuanConfig, Huny
 from comfyui_qvg.qvg.models.worldplay_wan.network import WorldPlay, WorldPlayConfig
 from safetensors.torch import save_file
 from torch import Tensor
+from watched import watched
 
 SECONDS, MEGABYTES, LETTERS = 20, 200, 2000
 PATIENCE = 120  # seconds of the clock: others may work on this machine, too
@@ -406,44 +403,29 @@ class Outcome:
 
 def tried(path: Path, out: Path) -> Outcome:
     """`qvg convert`, and every loader's reading, of one file."""
-    begin, before = time.process_time(), _peak_megabytes(reset=True)
-    said, wrong, taken = io.StringIO(), "", False
-    try:
-        signal.alarm(PATIENCE)
+    said, codes = io.StringIO(), []
+
+    def read() -> None:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             for node in registry.loaders(lambda family: family.files is not None):
                 with contextlib.suppress(QVGError):
                     registry.read(path, node=node)
-            taken = qvg(["convert", str(path), str(out)]) == 0
-    except HangsError:
-        wrong = f"hangs: not done after {PATIENCE} s"
-    except Exception:
-        wrong = traceback.format_exc()
-    finally:
-        signal.alarm(0)
-    text, seconds, megabytes = said.getvalue(), time.process_time() - begin, _peak_megabytes() - before
+            codes.append(qvg(["convert", str(path), str(out)]))
+
+    cost = watched(read, PATIENCE)
+    taken, text, wrong = codes == [0], said.getvalue(), cost.wrong
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     for condition, what in (
         (not taken and not wrong and len(errors) != 1, f"no one sentence: {text!r}"),
         ("Warning" in text, f"a warning: {text!r}"),
         (len(text) > LETTERS, f"{len(text)} letters are said"),
         (not text.replace("\n", "").isprintable(), f"not fit for a terminal: {text[:LETTERS]!r}"),
-        (megabytes > MEGABYTES, f"{megabytes:.0f} MB"),
-        (seconds > SECONDS, f"{seconds:.0f} s of work"),
+        (cost.megabytes > MEGABYTES, f"{cost.megabytes:.0f} MB"),
+        (cost.seconds > SECONDS, f"{cost.seconds:.0f} s of work"),
         ((path.parent / "it ran").exists(), "it ran"),
     ):
         wrong = wrong or (what if condition else "")
-    return Outcome(taken, errors[0] if errors else text.strip(), seconds, megabytes, wrong)
-
-
-def _peak_megabytes(reset: bool = False) -> float:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1000
+    return Outcome(taken, errors[0] if errors else text.strip(), cost.seconds, cost.megabytes, wrong)
 
 
 def run(count: int, seed: int, folder: Path) -> list[tuple[str, Outcome]]:
@@ -461,14 +443,6 @@ def run(count: int, seed: int, folder: Path) -> list[tuple[str, Outcome]]:
     return outcomes
 
 
-class HangsError(BaseException):
-    """No Exception: nothing that is tried may take it for an error of its own."""
-
-
-def _late(number: int, frame: object) -> None:
-    raise HangsError
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
@@ -476,7 +450,6 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR")
     parser.add_argument("--verbose", action="store_true", help="what is said of each")
     options = parser.parse_args()
-    signal.signal(signal.SIGALRM, _late)
     folder = options.keep or Path(tempfile.mkdtemp())
     folder.mkdir(exist_ok=True)
     try:

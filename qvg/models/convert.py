@@ -87,7 +87,7 @@ def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object]
         free = shutil.disk_usage(out.parent).free
         if free < plan.nbytes:
             raise QVGError(
-                f"{out.parent} has {free / 1e9:.2f} GB free and {out.name} takes {plan.nbytes / 1e9:.2f} GB; make room"
+                f"{out.parent} has {_size(free)} free and {out.name} takes {_size(plan.nbytes)}; make room, or give another place"
             )
         with written_new([out]) as new:
             write_safetensors(new.unfinished, plan.tensors, plan.metadata, wrote)
@@ -95,6 +95,13 @@ def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object]
         raise _taken(out) from error
     except OSError as error:
         raise QVGError(f"{out} cannot be written ({error.strerror}); give another place") from error
+
+
+def _size(count: int) -> str:
+    """In the unit in which it is a number to compare."""
+    if count < 10**6:
+        return f"{count} bytes"
+    return f"{count / 1e6:.1f} MB" if count < 10**9 else f"{count / 1e9:.2f} GB"
 
 
 def check_out(out: Path) -> None:

@@ -28,6 +28,7 @@ _NAMELESS = re.compile(
     r"(diffusion(?=pytorch)|pytorch|model|checkpoint|generator|ema|weights|transformer|bf16|fp16|fp32|fp8|e4m3fn|e5m2|scaled|\d)+$"
 )
 _CAUSAL_FORCING = "causalforcing"
+_WIDEST = 100_000  # channels
 # Of both Causal-Forcings the file is called causal_forcing.pt; which weights it has tells them apart.
 _BY_WEIGHTS: dict[tuple[str, ...], str] = {
     ("generator",): "causal-forcing-chunkwise",
@@ -100,6 +101,10 @@ def find_variant(
 
 
 def _refuse_wider(path: Path, name: str, width: int, released: int) -> None:
+    if width > _WIDEST:
+        raise UnsupportedModelError(
+            f"{path.name} says that it is {width} channels wide, and no model is: it is damaged, download it again"
+        )
     if width > released:
         raise UnsupportedModelError(
             f"{path.name} is named like {name} but {width} channels wide, and causal ones are {released}: larger models "

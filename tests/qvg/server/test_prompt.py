@@ -13,7 +13,7 @@ import pytest
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.errors import ConfigError
 from comfyui_qvg.qvg.server.address import is_on_this_machine, server_url
-from comfyui_qvg.qvg.server.events import Event, parse
+from comfyui_qvg.qvg.server.events import TEXT, Event, parse
 from comfyui_qvg.qvg.server.outputs import free_names, safe_name
 from comfyui_qvg.qvg.server.prompt import check_input, load_prompt, named_files, override, use_listed_names
 
@@ -53,7 +53,6 @@ def test_addresses(text: str, url: str) -> None:
         "ftp://gpu",
         "a b",
         "gpu/comfy",
-        "http://u:p@gpu",
         "http://gpu?a=1",
         "[::1",
         "a..b",
@@ -105,6 +104,21 @@ def test_a_byte_order_mark_is_no_part_of_a_workflow(tmp_path: Path) -> None:
 def test_a_file_for_the_page_names_its_twin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(ROOT / "workflows" / "demo_world.json")]) == 2
     assert str(ROOT / "workflows" / "api" / "demo_world.json") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [50, 300, 900, 960, 980, 2000, 200_000])
+def test_values_without_end(depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, deep = tmp_path / "a.json", "[" * depth + "]" * depth
+    for text, settings in ((f'{{"1": {{"class_type": "A", "inputs": {{"x": {deep}}}}}}}', []), (NODE, ["--set", f"1.x={deep}"])):
+        file.write_text(text, encoding="utf-8")
+        assert main(["run", str(file), "--server", "127.0.0.1:1", "--out", str(tmp_path / "out"), *settings]) in (2, 3)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and (
+            "more than 100 deep" in said or "nested too deeply" in said or "no server answers" in said
+        )
+
+
+NODE = '{"1": {"class_type": "A", "inputs": {"x": 1}}}'
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "x.json", "--timeout", "soon"], ["run", "x.json", "--port", "1"]])
@@ -198,11 +212,13 @@ def test_every_workflow_of_ours_is_read() -> None:
     ("message", "event"),
     [
         ('{"type": "executing", "data": {"node": "1"}}', Event("executing", {"node": "1"})),
-        (struct.pack(">II", 3, 2) + b"12block 3/9", Event("text", {"node": "12", "text": "block 3/9"})),
+        (struct.pack(">II", 3, 2) + b"12block 3/9", Event(TEXT, {"node": "12", "text": "block 3/9"})),
         (struct.pack(">II", 1, 1) + b"JPEG", None),
         (b"\0\0\0", None),
         ("not json", None),
         ('{"type": "status"}', None),
+        ('{"type": "a node\'s text", "data": {}}', None),
+        ("[" * 200_000, None),
         ('{"type": "x", "data": 3}', None),
         ("[]", None),
     ],
