@@ -10,8 +10,10 @@ from ..rotary import rotate_in_place
 
 # Tokens decoded at once: temporaries stay in a processor's cache.
 _STEP_TOKENS = 1024
-# With twice the gain of least squares the error is as large as the signal; E4M3 rounds by up to a sixteenth.
+# With twice the gain of least squares the error is as large as the signal; E4M3 rounds by up to a sixteenth, and by more where
+# gains are so faint that it has few steps left.
 MOST_OF_LEAST_SQUARES = 1.8
+TOO_MUCH = 2 / MOST_OF_LEAST_SQUARES
 
 
 def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -23,9 +25,11 @@ def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -
     # <x, x^> = |x|^2 asks for this gain; a token without energy gets 0.
     energy, product = (weights * y * y).sum(-1, keepdim=True), (weights * y * levels).sum(-1, keepdim=True)
     gain = torch.where(product > 0, energy / product.clamp(min=1e-30), torch.zeros_like(energy))
-    gain = torch.minimum(gain, MOST_OF_LEAST_SQUARES * _least_squares(product, (weights * levels * levels).sum(-1, keepdim=True)))
     equal = (y * levels).sum(-1, keepdim=True), (levels * levels).sum(-1, keepdim=True)
-    gains = e4m3.encode_scale(torch.minimum(gain, MOST_OF_LEAST_SQUARES * _least_squares(*equal)), up=False)
+    least = torch.minimum(_least_squares(product, (weights * levels * levels).sum(-1, keepdim=True)), _least_squares(*equal))
+    most = MOST_OF_LEAST_SQUARES * least
+    gains = e4m3.encode_scale(torch.minimum(gain, most), up=False)
+    gains = gains - (e4m3.decode(gains) > TOO_MUCH * most).to(torch.uint8)  # one step less; from the smallest, nothing
     codes = _nearest(y / _divisor(e4m3.decode(gains)), planes)[0]
     return bitplanes.pack(codes, planes), gains.squeeze(-1)
 

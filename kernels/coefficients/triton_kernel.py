@@ -19,7 +19,7 @@ from ..bitplanes import packed_width
 from ..compile_case import CompileCase, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
-from .reference import MOST_OF_LEAST_SQUARES
+from .reference import MOST_OF_LEAST_SQUARES, TOO_MUCH
 
 _WARPS = 4
 # With four, a thread's 32 values and their borders take 234 registers, and Triton 3.6 spills.
@@ -42,7 +42,8 @@ def _nearest(y, BORDERS, widths, start, PLANES: tl.constexpr):
 def _quantize(
     Y, WEIGHTS, SIZES, BORDERS, LEVELS, CODES, GAINS, heads, tokens, bytes,
     y_batch, y_head, y_token, y_channel, weights_batch, weights_head, weights_channel,
-    PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr, MOST: tl.constexpr,
+    PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+    MOST: tl.constexpr, TOO_MUCH: tl.constexpr,
 ):  # fmt: skip
     """Y [B, H, S, D], WEIGHTS [B, H, D] in any strides; SIZES [6] int32 -> CODES [BH, S, bytes], GAINS [BH, S]."""
     row = tl.program_id(1).to(tl.int64)
@@ -64,9 +65,10 @@ def _quantize(
     weighted = weights[None, :] * y
     energy, product = tl.sum(weighted * y, 1), tl.sum(weighted * levels, 1)
     gain = tl.where(product > 0, tl.div_rn(energy, tl.maximum(product, 1e-30)), 0.0)
-    gain = _limited(gain, product, tl.sum(weights[None, :] * levels * levels, 1), MOST)
-    gain = _limited(gain, tl.sum(y * levels, 1), tl.sum(levels * levels, 1), MOST)
-    gains = encode_scale_e4m3(gain, False)
+    least = _least_squares(product, tl.sum(weights[None, :] * levels * levels, 1))
+    most = MOST * tl.minimum(least, _least_squares(tl.sum(y * levels, 1), tl.sum(levels * levels, 1)))
+    gains = encode_scale_e4m3(tl.minimum(gain, most), False)
+    gains = tl.where(decode_e4m3(gains) > TOO_MUCH * most, gains - 1, gains)
     codes = _nearest(_scaled(y, decode_e4m3(gains)), BORDERS, widths, start, PLANES)
     tl.store(GAINS + row * tokens + token, gains, mask=live)
     eight, place = tl.arange(0, 8), tl.arange(0, CHANNELS // 8)
@@ -80,9 +82,9 @@ def _quantize(
 
 
 @triton.jit
-def _limited(gain, product, energy, MOST: tl.constexpr):
-    """At most MOST times the gain of least squares."""
-    return tl.minimum(gain, MOST * tl.div_rn(tl.maximum(product, 0.0), tl.maximum(energy, 1e-30)))
+def _least_squares(product, energy):
+    """The gain of least error, never below 0."""
+    return tl.div_rn(tl.maximum(product, 0.0), tl.maximum(energy, 1e-30))
 
 
 @triton.jit
@@ -203,8 +205,8 @@ def quantize_coefficients(y: Tensor, weights: Tensor, planes: tuple[int, ...]) -
             _quantize[(triton.cdiv(tokens, _block(channels)), batch * heads)](
                 y, weights, _sizes(planes, y.device), borders, levels, codes, gains, heads, tokens, width,
                 *y.stride(), *weights.stride(),
-                PLANES=len(planes), CHANNELS=channels, BLOCK_S=_block(channels), MOST=MOST_OF_LEAST_SQUARES,
-                num_warps=_ENCODING_WARPS,
+                PLANES=len(planes), CHANNELS=channels, BLOCK_S=_block(channels),
+                MOST=MOST_OF_LEAST_SQUARES, TOO_MUCH=TOO_MUCH, num_warps=_ENCODING_WARPS,
             )  # fmt: skip
     return codes, gains
 
@@ -262,7 +264,7 @@ def compile_cases() -> list[CompileCase]:
             types = {"Y": "*fp32", "WEIGHTS": "*fp32", "BORDERS": "*fp32", "CODES": "*u8", "GAINS": "*u8", **tables}
             multiples, default = strides(y="batch head token", weights="batch head"), (channels, planes) == (128, 4)
             types |= dict.fromkeys(("heads", "tokens", "bytes", *multiples), "i32")
-            constants = {"y_channel": 1, "weights_channel": 1, "MOST": MOST_OF_LEAST_SQUARES}
+            constants = {"y_channel": 1, "weights_channel": 1, "MOST": MOST_OF_LEAST_SQUARES, "TOO_MUCH": TOO_MUCH}
             constants |= {"PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
             cases.append(
                 CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _ENCODING_WARPS, default=default)

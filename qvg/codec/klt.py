@@ -30,9 +30,17 @@ from ..config import QVGConfig
 from ..errors import ConfigError
 from ..positions.rope import Rotation
 from .base import CodebookSize, EncodeHint, Room, refuse_non_finite
-from .klt_basis import fixed_basis, in_float64, learn_basis
+from .klt_basis import channel_basis, fixed_basis, in_float64, learn_basis
 from .klt_codewords import add_codewords, learn_codewords
-from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codewords, learns_basis, most_directions
+from .klt_sizes import (
+    added_codewords,
+    basis_row_bytes,
+    directions,
+    first_codewords,
+    has_hadamard,
+    learns_basis,
+    most_directions,
+)
 from .span import Group, Span, TransformCodebook, TransformSpan
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
@@ -77,8 +85,13 @@ class KLTCodec:
         known = hint.reuse
         if known is not None and not isinstance(known, TransformCodebook):
             raise ConfigError(f"codec 'klt' cannot extend a {type(known).__name__} of another codec; start a new cache")
-        codebook = self._begin(x, hint.seed) if known is None else self._going_on(x, known, hint)
-        return TransformSpan(*self._quantized(x, codebook), codebook)
+        best = self._going_on(x, known, hint) if known else self._judged(x, self._begin(x, hint.seed), _energy(x))
+        if best.worst > _NO_USE:
+            best = self._rescued(x, best, hint.seed)
+        codes, gains, ids = self._quantized(x, best.codebook)
+        if best.worst > _FAILS:
+            gains = self._harmless(x, codes, gains, ids, best.codebook)
+        return TransformSpan(codes, gains, ids, best.codebook)
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:
         """See `Codec`."""
@@ -123,11 +136,12 @@ class KLTCodec:
         codewords = learn_codewords(x, first_codewords(self.config, x.shape[2]), seed, self.config)
         residual = self._residual(x, codewords)
         moment = in_float64(x).square().mean((2, 3))
-        if bool((in_float64(residual).square().mean((2, 3)) <= _NOTHING_LEFT * moment).all()):
+        described = bool((in_float64(residual).square().mean((2, 3)) <= _NOTHING_LEFT * moment).all())
+        if described and has_hadamard(x.shape[3]):
             return TransformCodebook(codewords, fixed_basis(residual, self.config.bits), Group())
         return self._with_basis(x, codewords, Group())
 
-    def _going_on(self, x: Tensor, known: TransformCodebook, hint: EncodeHint) -> TransformCodebook:
+    def _going_on(self, x: Tensor, known: TransformCodebook, hint: EncodeHint) -> Judged:
         """The group's codewords, grown, with the basis of the group that fits x best, or with another one if that is worth its
         room; or a new group.
 
@@ -146,12 +160,12 @@ class KLTCodec:
             own = self._judged(x, self._with_basis(x, grown, known.group), energy)
             best = own if self._gain(best, own) > _WORTH_ITS_ROOM else best
             own = self._judged(x, self._renewed(x, known, hint.seed), energy) if best.worst > _FAILS else best
-            return own.codebook if _rescues(own, best) else best.codebook
+            return own if _rescues(own, best) else best
         if all(basis.rows is None for basis in bases):
             # Nothing was worth learning until now, and little room was taken: a new group costs what the first one should have.
             own = self._judged(x, self._begin(x, hint.seed), energy)
-            return own.codebook if self._gain(best, own) > _WORTH_ITS_ROOM or _rescues(own, best) else best.codebook
-        return self._best_or_another(x, known, hint, best, energy).codebook
+            return own if self._gain(best, own) > _WORTH_ITS_ROOM or _rescues(own, best) else best
+        return self._best_or_another(x, known, hint, best, energy)
 
     def _best_or_another(self, x: Tensor, known: TransformCodebook, hint: EncodeHint, best: Judged, energy: Tensor) -> Judged:
         """The best of what the group has, or a learned basis of x's own, with more codewords where those help."""
@@ -181,6 +195,36 @@ class KLTCodec:
         if known.codewords.values.shape[2] + count > MAX_CLUSTERS:
             return self._begin(x, seed)
         return self._with_basis(x, add_codewords(x, known.codewords, count, seed, self.config), known.group)
+
+    def _rescued(self, x: Tensor, best: Judged, seed: int) -> Judged:
+        """Where all of a head's signal would be lost: a new group, because old codewords may be what harms; then a basis that
+        gives every channel its own scale, because one channel may be so loud that a learned one knows no other."""
+        energy = _energy(x)
+        own = self._judged(x, self._begin(x, seed), energy)
+        best = own if _rescues(own, best) else best
+        if best.codebook.basis.rows is None:
+            return best
+        codewords, channels = best.codebook.codewords, x.shape[3]
+        make = fixed_basis if has_hadamard(channels) else channel_basis
+        basis = make(self._residual(x, codewords), self.config.bits)
+        plain = self._judged(x, TransformCodebook(codewords, basis, best.codebook.group), energy)
+        return plain if _rescues(plain, best) else best
+
+    def _harmless(self, x: Tensor, codes: Tensor, gains: Tensor, ids: Tensor, codebook: TransformCodebook) -> Tensor:
+        """Gains, and 0 for tokens to which their codeword alone is nearer; for all of a head where what codewords leave over is
+        less than the error of that."""
+        wanted = in_float64(x)
+        alone, coded = (
+            in_float64(self._reconstructed((codes, some, ids), codebook, slice(None), torch.empty_like(x, dtype=torch.float32)))
+            for some in (torch.zeros_like(gains), gains)
+        )
+        without, errors = (alone - wanted).square(), (coded - wanted).square()
+        nearer = without.sum(-1) < errors.sum(-1)
+        errors = torch.where(nearer[..., None], without, errors)
+        own = wanted.square().mean(2)
+        before, after = (_shares_of_signal(part.mean(2), own).amax(0) for part in (errors, without))
+        silent = (before > 1) & (after < before)
+        return torch.where((nearer | silent[..., None]).to(gains.device), torch.zeros_like(gains), gains)
 
     def _more_codewords(self, tokens: int) -> int:
         """What a span adds that fits its group badly."""
@@ -223,10 +267,7 @@ class KLTCodec:
         got = self._reconstructed(self._quantized(sample, codebook), codebook, slice(None), torch.empty_like(sample))
         errors, own = (in_float64(part).square().mean(2) for part in (got - sample, sample))  # [B, H, D]
         least = _NO_MATTER * 4.0**-self.config.bits
-        usual = torch.where(own > 0, own, torch.nan).nanmedian(-1, keepdim=True).values  # of the channels that are in use
-        faint = own <= _LOUD * usual.nan_to_num(0.0)
-        shares = [_largest_share((errors * some).sum(-1), (own * some).sum(-1)) for some in (torch.ones_like(faint), faint)]
-        return Judged(codebook, (errors.mean(-1) / energy).mean(1) + least, max(shares))
+        return Judged(codebook, (errors.mean(-1) / energy).mean(1) + least, float(_shares_of_signal(errors, own).max()))
 
     @staticmethod
     def _gain(before: Judged, after: Judged) -> float:
@@ -277,8 +318,12 @@ def _rescues(one: Judged, other: Judged) -> bool:
     return one.worst < other.worst and (other.worst > _NO_USE or (other.worst > _FAILS and one.worst < _FAILS * other.worst))
 
 
-def _largest_share(errors: Tensor, signals: Tensor) -> float:
-    return float(torch.where(errors > 0, errors / signals.clamp(min=1e-300), 0.0).max())
+def _shares_of_signal(errors: Tensor, own: Tensor) -> Tensor:
+    """Errors as a share of the signal, both [B, H, D] by channel: over all channels, and beside loud ones. -> [2, B, H]"""
+    usual = torch.where(own > 0, own, torch.nan).nanmedian(-1, keepdim=True).values  # of the channels that are in use
+    faint = own <= _LOUD * usual.nan_to_num(0.0)
+    sums = (((errors * some).sum(-1), (own * some).sum(-1)) for some in (torch.ones_like(faint), faint))
+    return torch.stack([torch.where(error > 0, error / signal.clamp(min=1e-300), 0.0) for error, signal in sums])
 
 
 def _energy(x: Tensor) -> Tensor:

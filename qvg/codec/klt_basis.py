@@ -22,6 +22,8 @@ _SMALLEST_VARIANCE = 1e-9
 # Directions of equal variance could be rotated into each other by the last bit of a sum: each gets a little less than the one
 # before, as a share of the mean variance in all.
 _RAMP = 1e-7
+# Powers of two end at 2^15 in float16.
+_LARGEST_EXPONENT = 15
 # More than 1 dB of error is too much for what few directions save.
 _TOO_MUCH_LEFT = 10**0.1
 # No channel gets more bits than the average and this many.
@@ -67,12 +69,31 @@ def _enough(variances: Tensor, directions: int, bits: float) -> int:
 def fixed_basis(residual: Tensor, bits: float) -> Basis:
     """The Hadamard matrix over channels that powers of two bring to about the same spread first, so that one loud channel does
     not fill all the others; the same width for all of them, or as nearly as whole bits allow."""
-    channels = residual.shape[-1]
-    spread = second_moments(residual).diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=_SMALLEST_VARIANCE**0.5)
-    scales = torch.exp2(torch.round(torch.log2(spread))).clamp(max=32768.0).half().to(residual.device)
+    exponents = torch.round(torch.log2(_spread(residual)))
+    # Beyond float16's range gains do the rest, for all channels alike.
+    exponents = exponents - (exponents.amax(-1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)
+    scales = torch.exp2(exponents).half().to(residual.device)
+    return Basis(None, scales, (_even_planes(bits, residual.shape[-1]),) * len(scales))
+
+
+def channel_basis(residual: Tensor, bits: float) -> Basis:
+    """Each direction is a channel with its own spread, the loudest first: for widths of which there is no Hadamard matrix."""
+    planes = _even_planes(bits, residual.shape[-1])
+    spread, order = _spread(residual).sort(dim=-1, descending=True, stable=True)
+    rows = torch.nn.functional.one_hot(order, residual.shape[-1])[:, :, : planes[0]] * spread[:, :, : planes[0], None]
+    values, scales = (part.to(residual.device) for part in quantize_rows(rows.float()))
+    return Basis(values, scales, (planes,) * len(rows))
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Of every channel of tokens [B, H, S, D], what float16 can hold of it at least: float64 [B, H, D]."""
+    return second_moments(x).diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=_SMALLEST_VARIANCE**0.5)
+
+
+def _even_planes(bits: float, channels: int) -> tuple[int, ...]:
+    """The same width for all channels, or as nearly as whole bits allow."""
     whole, part = divmod(round(bits * channels), channels)
-    planes = (*[channels] * whole, *([part] if part else []))
-    return Basis(None, scales, (planes,) * len(scales))
+    return (*[channels] * whole, *([part] if part else []))
 
 
 def allocate_planes(variances: Sequence[float], bits_per_channel: float, channels: int) -> tuple[int, ...]:

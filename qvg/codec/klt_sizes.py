@@ -30,7 +30,12 @@ def added_codewords(config: QVGConfig, codewords: int, tokens: int) -> int:
 
 def learns_basis(config: QVGConfig, tokens: int, channels: int) -> bool:
     """Whether a codebook that begins with so many tokens learns a basis; otherwise it takes the Hadamard matrix."""
-    return config.transform == "klt" and (tokens >= _LEAST_TOKENS_PER_CHANNEL * channels or channels & (channels - 1) != 0)
+    return config.transform == "klt" and (tokens >= _LEAST_TOKENS_PER_CHANNEL * channels or not has_hadamard(channels))
+
+
+def has_hadamard(channels: int) -> bool:
+    """Whether there is a Hadamard matrix of so many channels (Sylvester's kind)."""
+    return channels & (channels - 1) == 0
 
 
 def directions(config: QVGConfig, tokens: int, channels: int) -> int:

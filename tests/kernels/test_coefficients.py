@@ -114,6 +114,17 @@ def test_no_gain_makes_the_error_larger_than_the_signal(planes: tuple[int, ...])
 
 
 @pytest.mark.parametrize("planes", [(128,), (128, 128), PLANES], ids=["1_bit", "2_bits", "mixed"])
+def test_faint_tokens_are_not_louder_than_they_were(planes: tuple[int, ...]) -> None:
+    """Where gains have few steps left (2^-9 is the smallest) or none, rounding must not multiply a token: sizes from 1/16 down to
+    float32's smallest."""
+    y = _normal(300) * torch.logspace(-1.2, -38, 300)[:, None]
+    y[:, :, 1::2] = y[:, :, 1::2].abs().clamp(max=1e-4)  # an uneven token, whose gain is cut to that of least squares
+    _, restored = _round_trip(y, planes)
+    errors, energy = ((part[..., : planes[0]].double().square().sum(-1)) for part in (restored - y, y))
+    assert (errors <= energy).all(), (errors / energy).max()
+
+
+@pytest.mark.parametrize("planes", [(128,), (128, 128), PLANES], ids=["1_bit", "2_bits", "mixed"])
 def test_zero_tokens_come_back_as_their_word(planes: tuple[int, ...], poisoned_empty: None) -> None:
     y = _normal(5)
     y[0, 0, 2] = 0

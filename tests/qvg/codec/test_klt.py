@@ -10,6 +10,7 @@ import pytest
 import torch
 from comfyui_qvg.qvg import QVGConfig
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values
+from comfyui_qvg.qvg.cache import CacheSpec, KVCache
 from comfyui_qvg.qvg.codec import Codec, KLTCodec, make_codecs
 from comfyui_qvg.qvg.codec.base import CodebookSize, EncodeHint, Room
 from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
@@ -324,6 +325,21 @@ def _loud(seed: int) -> Tensor:
     return x
 
 
+def _moving(spans: int, count: int) -> list[Tensor]:
+    """Another channel is ten thousand times as loud as the rest in every span."""
+    parts = [torch.randn(1, 1, count, D, generator=torch.Generator().manual_seed(seed)) for seed in range(spans)]
+    for seed, x in enumerate(parts):
+        x[..., 7 + 13 * seed] *= 1e4
+    return parts
+
+
+def _beyond_eight_bits(count: int) -> Tensor:
+    """One channel of a million beside channels of a thousandth."""
+    x = 1e-3 * torch.randn(1, 1, count, D, generator=torch.Generator().manual_seed(5))
+    x[..., 7] *= 1e8
+    return x.clamp(-1e6, 1e6)
+
+
 HARD = {
     "one_direction_then_all": [_tokens(1, rank=1), _tokens(2)],
     "eight_directions_then_all": [_tokens(1, rank=8), _tokens(2), _tokens(3)],
@@ -333,6 +349,9 @@ HARD = {
     "repeated": [_tokens(1)[:, :, :64].repeat(1, 1, 16, 1), _tokens(2)],
     "heavy_tails": [_tokens(1), _cauchy(2), _tokens(3), _cauchy(4)],
     "a_thousandth_then_a_million_times": [_tokens(1) * 1e-3, _tokens(2) * 1e3, _tokens(3)],
+    "one_direction_in_five_tokens": [_tokens(1, 5, rank=1), _tokens(2, 5)],
+    "faint": [_tokens(seed) * size for seed, size in enumerate((1e-7, 1e-9, 1e-12, 1e-30, 1.0))],
+    "faint_in_five_tokens": [_tokens(seed, 5) * size for seed, size in enumerate((1.0, 1e-9, 1e-20, 1.0))],
     "one_token_each": [_tokens(seed, 1) for seed in range(4)],
     "seven_tokens_each": [_tokens(seed, 7) for seed in range(5)],
 }
@@ -344,13 +363,14 @@ SETTINGS: dict[str, QVGConfig] = {
 }
 
 
-def _shares(config: QVGConfig, parts: Sequence[Tensor], channels: slice | list[int] = slice(None)) -> list[float]:
-    """Of every span, the energy of its error as a share of its signal's, for keys and for values."""
-    shares = []
+def _shares(config: QVGConfig, parts: Sequence[Tensor], *channels: list[int]) -> list[float]:
+    """Of every span, the energy of its error as a share of its signal's, for keys and for values; over some channels, named for
+    all spans or for each of them."""
+    shares, named = [], list(channels or (list(range(D)),)) * (len(parts) // max(1, len(channels)))
     for codec in make_codecs(config):
         assert isinstance(codec, KLTCodec)
-        for x, span in zip(parts, _group(codec, parts), strict=True):
-            wanted, got = x[..., channels].double(), _decode(codec, span, x)[..., channels].double()
+        for x, span, some in zip(parts, _group(codec, parts), named, strict=True):
+            wanted, got = x[..., some].double(), _decode(codec, span, x)[..., some].double()
             error, signal = float((got - wanted).square().sum()), float(wanted.square().sum())
             shares.append(error / signal if signal else 2.0 * (error > 0))
     return shares
@@ -369,6 +389,52 @@ def test_a_loud_channel_leaves_the_others_alone(name: str) -> None:
     others = [channel for channel in range(D) if channel != 5]
     shares = _shares(SETTINGS[name], [_tokens(1), _loud(2), _loud(3)], others)
     assert max(shares) <= 1.0, shares
+
+
+LOUD = {
+    "moving_in_five_tokens": _moving(4, 5),
+    "moving_in_forty_tokens": _moving(3, 40),
+    "moving": _moving(3, S),
+    "beyond_eight_bits": [_beyond_eight_bits(S), _beyond_eight_bits(S)],
+    "beyond_eight_bits_in_five_tokens": [_beyond_eight_bits(5), _beyond_eight_bits(5)],
+}
+
+
+@pytest.mark.parametrize("loud", LOUD)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_loud_channel_ruins_the_others(name: str, loud: str) -> None:
+    """The error is taken over channels that are at most 16 times as loud as half of them."""
+    parts = LOUD[loud]
+    energies = [x.square().mean((0, 1, 2)) for x in parts]
+    others = [(energy < 256 * energy.median()).nonzero().flatten().tolist() for energy in energies]
+    assert all(len(some) == D - 1 for some in others)
+    shares = _shares(SETTINGS[name], parts, *others)
+    assert max(shares) <= 1.0, shares
+
+
+@pytest.mark.parametrize("width", [80, 96])
+def test_a_black_opening_needs_no_hadamard_matrix(width: int) -> None:
+    """Openings that codewords describe completely, and loud channels, in heads of widths for which there is none."""
+    spec = CacheSpec(layers=1, heads=2, head_dim=width, tokens_per_frame=40)
+    config = QVGConfig.preset("balanced").with_changes(sink_frames=0, recent_frames=0, span_frames=1)
+    loud = torch.randn(1, 2, 40, width, generator=torch.Generator().manual_seed(0))
+    loud[..., 7] *= 1e4
+    shares: list[float] = []
+
+    def watch(span: Span, x: Tensor) -> None:
+        if isinstance(span, TransformSpan):
+            rest = torch.arange(width) != 7
+            wanted, got = x[..., rest].double(), _decode(KLTCodec(config), span, x)[..., rest].double()
+            shares.append(float((got - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30)))
+
+    with KVCache(spec, config) as cache:
+        cache.observe(watch)
+        for x in (torch.full_like(loud, 0.5), torch.zeros_like(loud), loud, loud.flip(2)):
+            cache.layers[0].append(x, x)
+            cache.commit()
+            assert cache.nbytes() == spec.predict(config, cache.frames_committed, codebooks=cache.codebooks())
+            assert cache.nbytes().total <= spec.predict(config, cache.frames_committed, codebooks="most").total
+    assert len(shares) == 8 and max(shares) <= 1.0, shares
 
 
 @pytest.mark.parametrize("opening", ["one_direction_then_all", "eight_directions_then_all", "zeros_then_all"])
