@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,7 +47,8 @@ class UnfinishedRun:
         self.path = folder / f"{stem}-{own_mark()}{ENDING}"
         self.seconds, self._began = 0.0, time.perf_counter()
         self._forcing = self._last_forcing = 0.0
-        self._file: BinaryIO | None = self.path.open("xb")
+        # Unbuffered: nothing is left to be written when a disk is full.
+        self._file: RawIOBase | None = open(self.path, "xb", buffering=0)  # noqa: SIM115 (`close` closes it)
         self._write(_MAGIC + _record(about, b""))
 
     def add(self, block: Tensor) -> None:
@@ -70,9 +72,9 @@ class UnfinishedRun:
 
     def _write(self, record: bytes) -> None:
         assert self._file is not None, "it was closed"
-        began = time.perf_counter()
-        self._file.write(record)
-        self._file.flush()
+        began, rest = time.perf_counter(), memoryview(record)
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
         self._force(time.perf_counter())
         self.seconds += time.perf_counter() - began
 

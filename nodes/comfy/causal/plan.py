@@ -17,9 +17,11 @@ from ....qvg.models.wan.family import FAMILY
 from ....qvg.positions.rope import wan_rope
 from ....qvg.sampling import BlockPlace, NoiseLevels, place_blocks
 from ...prompts import PromptStart, prompt_starts
+from ..conditioning import check_conditioning
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_step_caches
 from ..settings import CacheSettings, settings_of, variant_of
+from .shape import CORE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     per_block = _frames_per_block(sampler, options, variant_of(model_options))
     _check_guider(guider, sigmas, denoise_mask if options is None else None)
     refuse_step_caches(model_options)
+    check_conditioning(guider.conds, frozenset(), CORE_NAME, "and give a first picture to 'Causal Video Start' or ARVideoI2V")
     base_model = guider.model_patcher.model
     start = start_latent(model_options)
     _check_latents(noise, start, base_model.latent_format.latent_channels)
