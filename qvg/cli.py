@@ -16,8 +16,8 @@ from .errors import BackendError, QVGError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. -> exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted; `run` has one more, 3: server gone."""
     with _all_letters():
-        options = _parser().parse_args(arguments)
         try:
+            options = _parser().parse_args(arguments)
             return int(options.run(options))
         except (QVGError, BackendError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -84,11 +84,13 @@ def _demo(options: argparse.Namespace) -> int:
         DEFAULT_SEED,
         demo,
     )
+    from .server.interrupt import interrupted_by
 
-    _heed_interrupts()
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
-    return demo(options.out, **{**defaults, **chosen})
+    # However it is ended, the results so far are written.
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return demo(options.out, **{**defaults, **chosen})
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -149,6 +151,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from .server.address import DEFAULT_SERVER
     from .server.command import DEFAULT_TIMEOUT_SECONDS, EXIT_CODES_TEXT
+    from .server.login import EXAMPLE, VARIABLE
 
     command = commands.add_parser(
         "run",
@@ -159,7 +162,11 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
-        "workflow", type=Path, metavar="FILE", help="workflow in API format, such as workflows/api/demo_world.json"
+        "workflow",
+        type=Path,
+        metavar="FILE",
+        help="workflow in API format, such as workflows/api/demo_world.json; or a picture or video that ComfyUI saved with one, "
+        "an entry of /history, the body of a request to /prompt",
     )
     command.add_argument(
         "--server", default=DEFAULT_SERVER, metavar="ADDRESS", help="HOST:PORT, or an http(s) address; default %(default)s"
@@ -183,6 +190,15 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="SECONDS",
         help="how long a server that has fallen silent is waited for; default %(default)g",
     )
+    command.add_argument(
+        "--header",
+        dest="headers",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help=f"a header for a server behind a login, such as {EXAMPLE}; may be given several times; also, one a line, in the "
+        f"variable {VARIABLE}",
+    )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     command.set_defaults(run=_run)
 
@@ -193,7 +209,9 @@ def _run(options: argparse.Namespace) -> int:
 
     # Whoever ends this program does not want the run on the server either.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
-        return run_workflow(options.workflow, options.server, options.settings, options.out, options.timeout, options.json)
+        return run_workflow(
+            options.workflow, options.server, options.settings, options.out, options.timeout, options.json, options.headers
+        )
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -261,21 +279,18 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _bench_codecs(options: argparse.Namespace) -> int:
     from .bench.codecs import PARTS, bench_codecs  # matplotlib and tqdm are needed by this command only
+    from .server.interrupt import interrupted_by
 
-    _heed_interrupts()
     names = _listed(options.methods, ";")
     parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
-    return bench_codecs(options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development)
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return bench_codecs(
+            options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development
+        )
 
 
 def _listed(text: str | None, separator: str) -> list[str]:
     return [name.strip() for name in (text or "").split(separator) if name.strip()]
-
-
-def _heed_interrupts() -> None:
-    """Started in the background by a script, a process is told to ignore SIGINT: nothing could stop it and keep what there is."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

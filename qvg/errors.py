@@ -15,6 +15,13 @@ def quoted(value: object) -> str:
     return _short.repr(value)
 
 
+def shown(name: object, letters: int = 80) -> str:
+    """What somebody else wrote, for a sentence: short, on one line, of characters that a terminal shows and does not obey."""
+    text = name[: letters + 1] if isinstance(name, str) else str(name) if isinstance(name, int) else type(name).__name__
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    return text if len(text) <= letters else f"{text[:letters]}..."
+
+
 class QVGError(Exception):
     """Anything this library refuses or cannot do."""
 

@@ -11,8 +11,8 @@ from pathlib import Path
 # Bytes of a name: 255 on Linux and macOS; Windows counts 255 letters, which are never more.
 MOST_BYTES = 255
 _SEPARATORS = re.compile(r"[/\\]+")
-# What Windows refuses in a name, and half a letter of two, which no disk takes.
-_REFUSED = re.compile(r'[<>:"/\\|?*\x00-\x1f\ud800-\udfff]')
+# What Windows refuses in a name; half a letter of two, which no disk takes; and what a terminal obeys or turns around.
+_REFUSED = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 _PORTS = (f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789\u00b9\u00b2\u00b3")
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *_PORTS}
 _LONGEST_ENDING = 32

@@ -1,4 +1,4 @@
-"""Caches as the version before the rooms kept them: tests/data/earlier, written by tools/make_earlier_caches.py."""
+"""Caches as earlier versions saved them: tests/data/earlier, written by tools/make_earlier_caches.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from comfyui_qvg.qvg import CacheSpec, GridRope, KVCache, QVGConfig
 from torch import Tensor
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
-CACHES = EARLIER / "caches"
-SAVED_AFTER = 14  # frames
+# Of every version of the file format.
+CACHES = {1: EARLIER / "caches", 2: EARLIER / "caches_2", 3: EARLIER / "caches_3"}
 
 _FREQUENCIES = tuple(3 * 10 ** (-channel / 7) for channel in range(8))
 ROPE = GridRope(2, 2, ((), _FREQUENCIES, _FREQUENCIES))
@@ -34,6 +34,21 @@ CONFIGS = {
         for codec in ("rtn", "kivi", "quarot")
     },
 }
+# Frames of a span that have left the window, which version 1 did not know; and spans long enough to learn a basis from.
+_SINCE_2 = {"klt_window": _KLT.with_changes(window_frames=13), "klt_learned": _KLT.with_changes(span_frames=32)}
+
+
+def configs(version: int) -> dict[str, QVGConfig]:
+    """The caches of a version, by the names of their files."""
+    return CONFIGS if version == 1 else CONFIGS | _SINCE_2
+
+
+def saved_after(kind: str) -> int:
+    """After how many frames this cache was saved."""
+    return 36 if kind == "klt_learned" else 14
+
+
+SAVED = [(version, kind) for version in CACHES for kind in configs(version)]
 
 
 def attended(cache: KVCache, frames: range) -> Tensor:

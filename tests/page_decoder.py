@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,10 @@ class SavedCache:
         header, body = json.loads(data[8 : 8 + count]), data[8 + count :]
         facts = header.pop("__metadata__")
         assert facts["format"] == "qvg-cache"
+        if facts["version"] == "3":
+            parts = {name: body[slice(*entry["data_offsets"])] for name, entry in header.items()}
+            parts["state"] = facts["state"].encode()
+            assert json.loads(facts["crc32"]) == {name: f"{zlib.crc32(part):08x}" for name, part in parts.items()}
         tensors = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]

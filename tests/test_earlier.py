@@ -14,7 +14,7 @@ import torch
 from comfyui_qvg.qvg.session import load_cache, save_cache
 from safetensors.torch import load_file
 
-from .earlier import CACHES, CONFIGS, EARLIER, ROPE, SAVED_AFTER, SPEC, attended
+from .earlier import CACHES, EARLIER, ROPE, SAVED, SPEC, attended, configs, saved_after
 from .helpers import assert_close
 from .nodes import standin
 
@@ -23,25 +23,26 @@ WORKFLOWS = EARLIER / "workflows"
 SAME_SUM = 1e-5
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_a_cache_goes_on(kind: str) -> None:
-    cache = load_cache(CACHES / f"{kind}.safetensors", ROPE)
-    assert (cache.spec, cache.config, cache.frames_committed) == (SPEC, CONFIGS[kind], SAVED_AFTER)
-    stored = load_file(CACHES / "read.safetensors")[kind]
-    assert_close(kind, stored, attended(cache, range(SAVED_AFTER, SAVED_AFTER + 1)), SAME_SUM)
-    assert attended(cache, range(SAVED_AFTER + 1, SAVED_AFTER + 8)).isfinite().all()
-    assert cache.frames_committed == SAVED_AFTER + 8
+@pytest.mark.parametrize(("version", "kind"), SAVED)
+def test_a_cache_goes_on(version: int, kind: str) -> None:
+    cache = load_cache(CACHES[version] / f"{kind}.safetensors", ROPE)
+    assert (cache.spec, cache.config, cache.frames_committed) == (SPEC, configs(version)[kind], saved_after(kind))
+    stored = load_file(CACHES[version] / "read.safetensors")[kind]
+    assert_close(kind, stored, attended(cache, range(saved_after(kind), saved_after(kind) + 1)), SAME_SUM)
+    assert attended(cache, range(saved_after(kind) + 1, saved_after(kind) + 8)).isfinite().all()
+    assert cache.frames_committed == saved_after(kind) + 8
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_a_cache_is_saved_as_it_was(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "kind"), SAVED)
+def test_a_cache_is_saved_as_it_was(version: int, kind: str, tmp_path: Path) -> None:
     """The same tensors; a basis has a name of its own since version 2 of the format."""
-    save_cache(load_cache(CACHES / f"{kind}.safetensors"), tmp_path / "again.safetensors")
-    before, again = load_file(CACHES / f"{kind}.safetensors"), load_file(tmp_path / "again.safetensors")
-    renamed = {re.sub(r"^basis\.", "codebook.", name): each for name, each in again.items()}
+    file = CACHES[version] / f"{kind}.safetensors"
+    save_cache(load_cache(file), tmp_path / "again.safetensors")
+    before, again = load_file(file), load_file(tmp_path / "again.safetensors")
+    renamed = {re.sub(r"^basis\.", "codebook.", name) if version == 1 else name: each for name, each in again.items()}
     assert before.keys() == renamed.keys()
     assert all(torch.equal(tensor, renamed[name]) for name, tensor in before.items())
-    assert load_cache(tmp_path / "again.safetensors").nbytes() == load_cache(CACHES / f"{kind}.safetensors").nbytes()
+    assert load_cache(tmp_path / "again.safetensors").nbytes() == load_cache(file).nbytes()
 
 
 @pytest.fixture(scope="module")

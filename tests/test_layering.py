@@ -23,6 +23,7 @@ RANKS = {
     "qvg.errors": 2,
     "qvg.file_names": 2,
     "qvg.files": 2,
+    "qvg.json_text": 2,
     "qvg.metrics": 2,
     "qvg.safetensors_writer": 2,
     "qvg.positions": 2,

@@ -165,7 +165,7 @@ def test_every_package_is_listed():
 
 
 def test_the_command_line_program():
-    assert PROJECT["project"]["scripts"] == {"qvg": "comfyui_qvg.qvg.cli:main"}
+    assert PROJECT["project"]["scripts"] == {"qvg": "comfyui_qvg.__main__:main"}
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -1,4 +1,5 @@
-"""Write tests/data/earlier/caches: a cache of every kind, by the version that is checked out, for later ones to read."""
+"""Write a cache of every kind into tests/data/earlier, in the version of the file format that is checked out, for later ones to
+read. What is there already stays."""
 
 from __future__ import annotations
 
@@ -11,18 +12,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bootstrap_package  # noqa: F401 (makes the repository importable as comfyui_qvg)
 from comfyui_qvg.qvg import KVCache
 from comfyui_qvg.qvg.session import save_cache
-from comfyui_qvg.tests.earlier import CACHES, CONFIGS, ROPE, SAVED_AFTER, SPEC, attended
+from comfyui_qvg.qvg.session.cache_file import VERSION
+from comfyui_qvg.tests.earlier import CACHES, ROPE, SPEC, attended, configs, saved_after
 
 
 def main() -> None:
     """See the module docstring."""
+    folder = CACHES[VERSION]
+    folder.mkdir()
     read = {}
-    for name, config in CONFIGS.items():
+    for name, config in configs(VERSION).items():
         cache = KVCache(SPEC, config, ROPE)
-        attended(cache, range(SAVED_AFTER))
-        save_cache(cache, CACHES / f"{name}.safetensors")
-        read[name] = attended(cache, range(SAVED_AFTER, SAVED_AFTER + 1))
-    save_file(read, CACHES / "read.safetensors")
+        attended(cache, range(saved_after(name)))
+        save_cache(cache, folder / f"{name}.safetensors")
+        read[name] = attended(cache, range(saved_after(name), saved_after(name) + 1))
+    save_file(read, folder / "read.safetensors")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..errors import ConfigError, MediaError, quoted
-from ..models.common.tensor_names import shown
+from ..errors import ConfigError, MediaError, quoted, shown
 from .methods import METHODS, QUICK, REFERENCE, Method, choose
 from .opening_rows import OpeningRow, opening_row, row_text, summary, write_openings
 from .openings import DEVELOPMENT_SEED, SHOWN_SEED, Scene, scenes

@@ -64,6 +64,10 @@ class KVCache:
                 f"rope has {rope.tokens_per_frame} tokens per frame, but the cache {spec.tokens_per_frame}; "
                 "make both from one model"
             )
+        if rope is not None and rope.head_dim != spec.head_dim:
+            raise ConfigError(
+                f"rope turns heads of {rope.head_dim} channels, but the cache's have {spec.head_dim}; make both from one model"
+            )
         self.offloader = Offloader(home) if self.config.offloads else None
         self.layers = [LayerCache(spec, self.config, layer, self.offloader) for layer in range(spec.layers)]
         self.reader = Reader(self.config, spec.tokens_per_frame, self.offloader)
@@ -128,6 +132,9 @@ class KVCache:
 
     def _append(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.check_usable(layer)
+        for name, given in (("queries", q), ("keys", k), ("values", v)):
+            if not isinstance(given, Tensor):
+                raise CacheError(f"layer {layer} got {name} of type {type(given).__name__}; give torch tensors")
         if q.ndim != 4 or (*q.shape[:2], q.shape[3]) != (self.spec.batch, self.spec.heads, self.spec.head_dim):
             raise CacheError(
                 f"layer {layer} got queries {tuple(q.shape)}, but this cache serves [B, H, S, D] = "
@@ -217,8 +224,12 @@ class KVCache:
             self.spans_due += step.encode_chunks > 0
 
     def check_usable(self, layer: int | None = None) -> None:
-        """Raise CacheError if a commit was cut off half-way; while layers commit one by one, those that have not yet are
-        usable."""
+        """Raise CacheError if a commit was cut off half-way, and for a layer that is not there; while layers commit one by one,
+        those that have not yet are usable."""
+        if layer is not None and not 0 <= layer < self.spec.layers:
+            raise CacheError(
+                f"layer {layer} is asked for, but this cache has {self.spec.layers}, from 0 on; make it from the model's shape"
+            )
         under_way = self._commit is not None and (layer is None or layer < self._commit.layers)
         if self._broken or under_way:
             raise CacheError(

@@ -1,7 +1,7 @@
 """`qvg demo`: walk through a painted world three times with the same seed, and show what the memory costs and keeps.
 
 Once with the exact cache, once with the 2-bit cache, once with an exact cache cut down to the 2-bit cache's bytes. Writes a
-side-by-side video, one picture, `demo.json`, and prints a table.
+side-by-side video, one picture, `demo.json`, and prints a table. Finished frames reach the disk meanwhile (`unfinished.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ from ..cache.spec import CacheBytes
 from ..camera import parse_path, visits, walk
 from ..camera.paths import MAX_PATH_FRAMES
 from ..config import QVGConfig
-from ..errors import ConfigError, MediaError
+from ..errors import ConfigError, MediaError, shown
 from ..files import written_whole
 from ..media import side_by_side
 from ..media.video_file import KeptVideo
 from ..metrics import psnr_db, ssim
-from ..models.common.tensor_names import shown
 from ..models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..models.demo_world.painted_map import JUDGED, MAP_PIXELS, paint
 from ..sampling import SamplerSettings, generate
 from .plots import RunCurve, plot_demo
+from .unfinished import Unfinished
 
 # Once around a rectangle in 50 frames; 151 frames are three times around, back to where it began.
 DEFAULT_PATH = "d-14,s-11,a-14,w-11"
@@ -47,6 +47,7 @@ FRAMES_PER_SECOND = 10
 # A place counts as visited again when the camera was elsewhere for so many frames.
 VISIT_GAP_FRAMES = 12
 MAX_SEED = 1 << 40
+RUNS = ("exact", "qvg", "window")
 
 # Spans of a real video hold 40,000 tokens, ours 64 per frame: fewer centroids, or codebooks would outweigh the codes.
 SPAN_FRAMES = 16
@@ -124,21 +125,37 @@ def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path
     model = load_demo_world()
     runs: list[Run] = []
     interrupted = False
+    unfinished = Unfinished(out, [seed, plan.positions.tolist(), asdict(quantized_for(frames))], RUNS)
+    print(_where(unfinished))
     try:
         _warm_up(model)
-        exact = _start(runs, Run("exact", "exact", EXACT))
-        _walk(exact, plan, model)
-        quantized = _start(runs, Run("qvg", "QVG, 2 bits", quantized_for(frames)))
-        _walk(quantized, plan, model)
-        window = _start(runs, Run("window", "exact, same bytes", _window(model, quantized.cache_bytes[-1])))
-        _walk(window, plan, model)
+        _walk_all(runs, plan, model, unfinished)
     except KeyboardInterrupt:
         interrupted = True
     except Exception:
         _write_results(out, runs, plan, path, True)  # what is finished is not lost with what failed
         raise
     failed = _write_results(out, runs, plan, path, interrupted)
+    if not interrupted and not failed:
+        unfinished.remove()
+    elif unfinished.keep():
+        print(f"the frames so far are in {unfinished.folder}; the same command goes on behind them")
     return 130 if interrupted else int(failed)
+
+
+def _where(unfinished: Unfinished) -> str:
+    if unfinished.frames:
+        return f"going on behind {unfinished.frames} finished frames in {unfinished.folder}"
+    return f"finished frames are kept in {unfinished.folder} until the results are there"
+
+
+def _walk_all(runs: list[Run], plan: Walk, model: DemoWorld, unfinished: Unfinished) -> None:
+    """The three runs, each into `runs` as soon as it begins."""
+    exact, qvg, window = RUNS
+    _walk(_start(runs, Run(exact, "exact", EXACT)), plan, model, unfinished)
+    quantized = _start(runs, Run(qvg, "QVG, 2 bits", quantized_for(len(plan.positions))))
+    _walk(quantized, plan, model, unfinished)
+    _walk(_start(runs, Run(window, "exact, same bytes", _window(model, quantized.cache_bytes[-1]))), plan, model, unfinished)
 
 
 def quantized_for(frames: int) -> QVGConfig:
@@ -165,16 +182,22 @@ def _window(model: DemoWorld, budget_bytes: int) -> QVGConfig:
     return EXACT.with_changes(span_frames=1, sink_frames=0, recent_frames=1, window_frames=max(2, budget_bytes // per_frame + 1))
 
 
-def _walk(run: Run, plan: Walk, model: DemoWorld) -> None:
+def _walk(run: Run, plan: Walk, model: DemoWorld, unfinished: Unfinished) -> None:
     """Fill `run`, frame by frame, so that an interrupted walk keeps what it has."""
+    earlier, finished = unfinished.of(run.name), unfinished.begin(run.name)
+    given = [*earlier.blocks, *plan.given(model)[len(earlier.blocks) :]]
     with KVCache(model.config.cache_spec(), run.config, model.config.rope()) as cache:
-        blocks = generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), plan.given(model))
+        blocks = generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), given)
         total = len(plan.positions)
         with tqdm(total=total, desc=f"{run.label:18}", unit="block", file=sys.stdout, mininterval=0.5, ncols=100) as bar:
             for block in blocks:
                 run.frames.append(picture(block.latent))
                 run.cache_bytes.append(block.cache.total)
-                run.seconds.append(block.seconds)
+                if block.index < len(earlier.blocks):
+                    run.seconds.append(float(earlier.facts[block.index]["seconds"]))  # what painting it took then
+                else:
+                    run.seconds.append(block.seconds)
+                    finished.add(block.latent, seconds=block.seconds)
                 bar.set_postfix_str(f"{block.seconds:.2f} s/frame, cache {block.cache.total / 1e6:.1f} MB", refresh=False)
                 run.components, run.workspace_bytes = block.cache, cache.workspace.nbytes
                 bar.update()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import CacheError
+from ..errors import CacheError, quoted
 from .rope import GridRope, Rotation
 
 # Time, row and column of a frame's first token.
 Origin = tuple[float, float, float]
 Origins = Sequence[Sequence[float]] | Tensor
+# Of a position: float32 tells no tokens apart so far out.
+MOST_TOKENS = 10**9
 
 
 class FramePositions:
@@ -76,5 +79,17 @@ class FramePositions:
 
 
 def _rows(origins: Origins) -> list[Origin]:
+    """CacheError for what is no time, row and column."""
     rows = origins.tolist() if isinstance(origins, Tensor) else origins
-    return [(float(t), float(r), float(c)) for t, r, c in rows]
+    placed = []
+    for frame, row in enumerate(rows):
+        try:
+            time, line, column = (float(part) for part in row)
+        except (TypeError, ValueError, OverflowError):
+            time = line = column = math.nan
+        if not max(abs(time), abs(line), abs(column)) <= MOST_TOKENS or math.isnan(time + line + column):
+            raise CacheError(
+                f"frame {frame} is placed at {quoted(row)}; give time, row and column, three numbers up to {MOST_TOKENS}"
+            )
+        placed.append((time, line, column))
+    return placed

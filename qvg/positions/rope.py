@@ -15,6 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError, quoted
+
+# Far more than any model turns; without an end angles would overflow.
+MOST_RADIANS = 1000
+
 
 class Rotation(NamedTuple):
     """Cosines and sines of consecutive tokens: each [S, D/2], float32."""
@@ -29,16 +34,37 @@ class Rotation(NamedTuple):
 
 @dataclass(frozen=True)
 class GridRope:
-    """Angles of a token grid. `axis_frequencies`: radians per token for the time, row and column axis, D/2 in all."""
+    """Angles of a token grid. `axis_frequencies`: radians per token for the time, row and column axis, D/2 in all.
+
+    ConfigError: a grid without tokens, other than three axes, a frequency beyond MOST_RADIANS.
+    """
 
     grid_rows: int
     grid_cols: int
     axis_frequencies: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 
+    def __post_init__(self) -> None:
+        for name, value in (("grid_rows", self.grid_rows), ("grid_cols", self.grid_cols)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {quoted(value)}, but a frame has at least one; count the tokens of a latent frame")
+        if len(self.axis_frequencies) != 3:
+            axes = len(self.axis_frequencies)
+            raise ConfigError(f"the rope has {axes} axes, but time, row and column are three; an axis may be empty")
+        for frequency in (each for axis in self.axis_frequencies for each in axis):
+            if not isinstance(frequency, int | float) or not abs(frequency) <= MOST_RADIANS:
+                raise ConfigError(
+                    f"a frequency of the rope is {quoted(frequency)}; give radians per token, {MOST_RADIANS} at most"
+                )
+
     @property
     def tokens_per_frame(self) -> int:
         """Tokens of one latent frame."""
         return self.grid_rows * self.grid_cols
+
+    @property
+    def head_dim(self) -> int:
+        """Channels that it turns: all of a head."""
+        return 2 * sum(len(axis) for axis in self.axis_frequencies)
 
     def rotation(self, origins: Tensor) -> Rotation:
         """Origins [F, 3]: time, row, column of each frame's first token -> Rotation of F * tokens_per_frame tokens."""

@@ -6,6 +6,7 @@ import ipaddress
 from urllib.parse import quote, urlsplit
 
 from ..errors import ConfigError, quoted
+from .login import without_login
 
 DEFAULT_PORT = 8188  # ComfyUI's own
 DEFAULT_SERVER = f"127.0.0.1:{DEFAULT_PORT}"
@@ -15,11 +16,12 @@ EXAMPLE = "127.0.0.1:8188 or https://example.org/comfy"
 def server_url(text: str) -> str:
     """`HOST`, `HOST:PORT` or `http(s)://HOST[:PORT][/PATH]` -> URL without a slash at its end.
 
-    Without a scheme it is http, and the port ComfyUI's own unless named. ConfigError for anything else.
+    Without a scheme it is http, and the port ComfyUI's own unless named. A name and password in front of the host are left out
+    (`login.py` has them). ConfigError for anything else.
     """
-    typed = text.strip()
+    typed = without_login(text.strip())
     has_scheme = "://" in typed
-    refusal = ConfigError(f"server is {quoted(text)}, but must be HOST:PORT or an http(s) address; for example {EXAMPLE}")
+    refusal = ConfigError(f"server is {quoted(typed)}, but must be HOST:PORT or an http(s) address; for example {EXAMPLE}")
     try:
         parts = urlsplit(typed if has_scheme else f"http://{typed}")
         port = parts.port
@@ -28,7 +30,7 @@ def server_url(text: str) -> str:
         raise refusal from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or port == 0:
         raise refusal
-    if parts.username is not None or any(letter.isspace() for letter in typed) or (parts.path.strip("/") and not has_scheme):
+    if any(letter.isspace() for letter in typed) or (parts.path.strip("/") and not has_scheme):
         raise refusal
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if port is None and not has_scheme:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import ConfigError, RunError, ServerError
+from ..errors import ConfigError, RunError, ServerError, shown
 from .address import server_url
 from .connection import Server
 from .display import Display
+from .login import login_headers
 from .outputs import Outputs
 from .prompt import check_input, load_prompt, named_files, override, use_listed_names
 from .run import RefusedError, Run, answered_from_cache, failure
@@ -51,14 +52,20 @@ class Outcome:
 
 
 def run_workflow(
-    workflow: Path, server: str, settings: Sequence[str], out: Path, timeout_seconds: float, as_json: bool = False
+    workflow: Path,
+    server: str,
+    settings: Sequence[str],
+    out: Path,
+    timeout_seconds: float,
+    as_json: bool = False,
+    headers: Sequence[str] = (),
 ) -> int:
     """Run a workflow file on a server and fetch what it makes. Everything but the result goes to stderr. -> exit code"""
     outcome = Outcome()
     run: Run | None = None
     started = time.monotonic()
     try:
-        run = _prepared(outcome, workflow, server, settings, out, timeout_seconds)
+        run = _prepared(outcome, workflow, server, settings, out, timeout_seconds, headers)
         _perform(outcome, run)
     except ConfigError as error:
         outcome.end("refused", str(error))
@@ -71,7 +78,15 @@ def run_workflow(
     return outcome.exit_code
 
 
-def _prepared(outcome: Outcome, workflow: Path, server: str, settings: Sequence[str], out: Path, timeout_seconds: float) -> Run:
+def _prepared(
+    outcome: Outcome,
+    workflow: Path,
+    server: str,
+    settings: Sequence[str],
+    out: Path,
+    timeout_seconds: float,
+    headers: Sequence[str],
+) -> Run:
     """A run of which the server knows nothing yet. ConfigError, ServerError."""
     if not 0 <= timeout_seconds < float("inf"):
         rule = f"must be a number of seconds from 0; leave it out for {DEFAULT_TIMEOUT_SECONDS:g}"
@@ -80,7 +95,7 @@ def _prepared(outcome: Outcome, workflow: Path, server: str, settings: Sequence[
     fresh = {node: set(step["inputs"]) for node, step in prompt.items()}
     changed = [override(prompt, setting) for setting in settings]
     display = Display()
-    connection = Server(server_url(server), timeout_seconds, display.say)
+    connection = Server(server_url(server), timeout_seconds, display.say, login_headers(headers, server))
     outcome.server = connection.url
     version = connection.identify()
     for node, name in changed:
@@ -116,7 +131,8 @@ def _drive(outcome: Outcome, run: Run) -> None:
         run.queue()
         entry = run.wait()
         outcome.cached = answered_from_cache(entry)
-        for node, output in (entry.get("outputs") or {}).items():
+        outputs = entry.get("outputs")
+        for node, output in outputs.items() if isinstance(outputs, dict) else ():
             run.outputs.take(node, output)
     except RefusedError as error:
         outcome.end("refused", f"{error}:", *(f"  {complaint['message']}" for complaint in error.complaints))
@@ -159,7 +175,8 @@ def _so_far(outputs: Outputs) -> str:
 def _report(outcome: Outcome, out: Path, as_json: bool) -> None:
     """What is to be said in the end: errors to stderr, the result to stdout."""
     for number, message in enumerate(outcome.messages):
-        print(message if number or outcome.status == "interrupted" else f"error: {message}", file=sys.stderr)
+        text = _printable(message)
+        print(text if number or outcome.status == "interrupted" else f"error: {text}", file=sys.stderr)
     if as_json:
         print(json.dumps(asdict(outcome), indent=2))
         return
@@ -168,3 +185,9 @@ def _report(outcome: Outcome, out: Path, as_json: bool) -> None:
     if outcome.status == "done":
         outputs = "1 output" if len(outcome.files) == 1 else f"{len(outcome.files)} outputs"
         print(f"done in {outcome.seconds:.1f} s, {outputs} in {out}", file=sys.stderr)
+
+
+def _printable(message: str) -> str:
+    """A message with what a server or a node wrote in it: lines that a terminal shows and does not obey, not without end."""
+    lines = message.splitlines() or [""]
+    return "\n".join([*(shown(line.expandtabs(4), 2000) for line in lines[:60]), *(["..."] if len(lines) > 60 else [])])

@@ -7,19 +7,27 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from ..errors import ServerError
+from ..errors import ServerError, shown
+from ..json_text import read_json
+from . import http_limits
 from .address import is_on_this_machine
+from .http_limits import ElsewhereError, SlowError, opener
+from .login import EXAMPLE, VARIABLE
 
 T = TypeVar("T")
-ANSWER_SECONDS = 20  # a server that computes on all cores answers late
 RETRY_SECONDS = 0.5
 CHUNK_BYTES = 1 << 20
+# What is said of a run, of a queue with others' workflows, or of a class of nodes.
+MOST_JSON_BYTES = 32 << 20
+# Slower is silence: of an answer that is waited for, and of a file.
+JSON_BYTES_PER_SECOND, FILE_BYTES_PER_SECOND = 64 << 10, 1 << 10
 GATEWAY_ERRORS = (502, 503, 504)  # what a proxy says for a server that is not there
+LOGIN_ERRORS = (401, 407)
 
 
 class SilenceError(Exception):
@@ -33,14 +41,18 @@ class NotGivenError(Exception):
 class Server:
     """A ComfyUI at `url`. Every question is asked again for up to `patience_seconds` while nobody answers; then ServerError.
 
-    `say` is told when the server falls silent and when it is back; `silences` counts how often that happened.
+    `say` is told when the server falls silent and when it is back; `silences` counts how often that happened. `headers` go with
+    every request, and to no other server.
     """
 
-    def __init__(self, url: str, patience_seconds: float, say: Callable[[str], None]):
+    def __init__(self, url: str, patience_seconds: float, say: Callable[[str], None], headers: Mapping[str, str] | None = None):
         self.url, self.patience_seconds, self.say = url, patience_seconds, say
+        self.headers = dict(headers or {})
         self.silences = 0
-        proxies = [urllib.request.ProxyHandler({})] if is_on_this_machine(url) else []
-        self._opener = urllib.request.build_opener(*proxies)
+        proxies = not is_on_this_machine(url)
+        self._openers = [opener(url, proxies, rate) for rate in (JSON_BYTES_PER_SECOND, FILE_BYTES_PER_SECOND)]
+        for each in self._openers:
+            each.addheaders = [("User-Agent", "qvg"), *self.headers.items()]
 
     def identify(self) -> str:
         """ComfyUI's version. Asked once: a server that is not there at the beginning is not waited for."""
@@ -49,37 +61,42 @@ class Server:
         except SilenceError as silence:
             hint = "start ComfyUI there, or name another --server"
             raise ServerError(f"no server answers at {self.url} ({silence}); {hint}") from None
-        try:
-            return str(answer["system"]["comfyui_version"])
-        except (KeyError, TypeError):
-            raise self.stranger("no JSON of ComfyUI's") from None
+        system = answer.get("system") if isinstance(answer, dict) else None
+        if not isinstance(system, dict) or "comfyui_version" not in system:
+            raise self.stranger("no JSON of ComfyUI's")
+        return shown(system["comfyui_version"], 40)
 
-    def get(self, path: str) -> Any:
-        """The JSON at `path`, waited for. ServerError."""
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`, waited for. ServerError."""
         return self.patiently(lambda: self.ask(path))
 
-    def ask(self, path: str) -> Any:
-        """The JSON at `path`, asked for once. SilenceError; ServerError where no ComfyUI answers."""
+    def ask(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`, asked for once. SilenceError; ServerError where no ComfyUI answers."""
         try:
             with self._open(self.url + path) as answer:
-                body = _read(answer, None)
+                body = self._read_json(answer)
         except urllib.error.HTTPError as error:
             with error:
+                if error.code == 403:
+                    raise self._login(403) from None
                 raise self.stranger(f"HTTP {error.code} to {path}") from None
         try:
-            return json.loads(body)
+            found = read_json(body)
         except ValueError:
-            raise self.stranger("no JSON of ComfyUI's") from None
+            found = None
+        if not isinstance(found, dict):
+            raise self.stranger("no JSON of ComfyUI's")
+        return found
 
     def post(self, path: str, data: Any) -> tuple[int, Any]:
         """(status code, JSON of the answer or None). Asked once: what changes something may have been heard. SilenceError."""
         request = urllib.request.Request(self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"})
         try:
             with self._open(request) as answer:
-                return int(answer.status), _parsed(_read(answer, None))
+                return int(answer.status), _parsed(self._read_json(answer))
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, _parsed(_read(error, None))
+                return error.code, _parsed(self._read_json(error))
 
     def download(self, query: dict[str, str], target: Path) -> None:
         """What /view has under `query`, written to `target`. NotGivenError, ServerError; OSError where it cannot be written."""
@@ -104,51 +121,77 @@ class Server:
             self.say(f"{self.url} answers again")
             return result
         way_out = "check the server, or raise --timeout; a run that it was given may still go on there"
-        raise ServerError(f"{self.url} has not answered for {self.patience_seconds:g} s ({reason}); {way_out}")
+        raise ServerError(f"{self.url} has given no whole answer for {self.patience_seconds:g} s ({reason}); {way_out}")
 
     def stranger(self, what: str) -> ServerError:
         """The error for a server that is no ComfyUI."""
         return ServerError(f"{self.url} answers, but not as ComfyUI does ({what}); check host and port of --server")
 
-    def _open(self, request: urllib.request.Request | str) -> Any:
-        """The answer. SilenceError; HTTPError, which is an answer too, where it is not a proxy's word for silence."""
+    def _login(self, code: int) -> ServerError:
+        refused = "does not take the login that it was given" if self.headers else "asks for a login"
+        return ServerError(f"{self.url} {refused} (HTTP {code}); give one with --header {EXAMPLE}, or in the variable {VARIABLE}")
+
+    def _open(self, request: urllib.request.Request | str, file: bool = False) -> Any:
+        """The answer. SilenceError, ServerError; HTTPError, which is an answer too, but for a proxy's word for silence."""
         try:
-            return self._opener.open(request, timeout=ANSWER_SECONDS)
+            return self._openers[file].open(request, timeout=http_limits.ANSWER_SECONDS)
         except urllib.error.HTTPError as error:
             if error.code in GATEWAY_ERRORS:
                 raise SilenceError(f"HTTP {error.code}") from None
+            if error.code in LOGIN_ERRORS:
+                raise self._login(error.code) from None
+            raise
+        except ElsewhereError:
             raise
         except OSError as error:
             raise SilenceError(_reason(error)) from None
-        except http.client.HTTPException:
+        except (http.client.HTTPException, ValueError):
             raise self.stranger("not even HTTP") from None
+
+    def _read_json(self, answer: Any) -> bytes:
+        """All of an answer. SilenceError; ServerError where it does not end."""
+        body = _read(answer, MOST_JSON_BYTES + 1)
+        if len(body) > MOST_JSON_BYTES:
+            raise self.stranger(f"more than {MOST_JSON_BYTES >> 20} MiB of JSON")
+        expected = _length(answer)
+        if expected is not None and len(body) < expected:
+            raise SilenceError("the answer broke off")
+        return body
 
     def _download(self, path: str, target: Path) -> None:
         try:
-            with self._open(self.url + path) as answer, target.open("wb") as file:
-                expected, written = answer.headers.get("Content-Length"), 0
+            with self._open(self.url + path, file=True) as answer, target.open("wb") as file:
+                expected, written = _length(answer), 0
+                if expected is None and "Content-Length" in answer.headers:
+                    raise self.stranger(f"a file of {shown(answer.headers['Content-Length'], 20)!r} bytes")
                 while chunk := _read(answer, CHUNK_BYTES):
                     written += file.write(chunk)
         except urllib.error.HTTPError as error:
             with error:
                 raise NotGivenError(error.code) from None
-        if expected is not None and written != int(expected):  # a connection that breaks off looks like the end of the file
+        if expected is not None and written != expected:  # a connection that breaks off looks like the end of the file
             raise SilenceError(f"{written} of {expected} bytes came")
 
 
-def _read(answer: Any, size: int | None) -> bytes:
+def _length(answer: Any) -> int | None:
+    """How many bytes an answer says that it has; None where it says nothing, or nothing of use."""
+    text = answer.headers.get("Content-Length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def _read(answer: Any, size: int) -> bytes:
     """The next bytes of an answer. SilenceError: what goes wrong here is not taken for what goes wrong while they are written."""
     try:
         return bytes(answer.read(size))
     except OSError as error:
         raise SilenceError(_reason(error)) from None
-    except http.client.HTTPException:
+    except (http.client.HTTPException, ValueError):
         raise SilenceError("the answer broke off") from None
 
 
 def _parsed(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return read_json(body)
     except ValueError:
         return None
 
@@ -158,8 +201,11 @@ def _reason(error: BaseException) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(cause, SlowError):
+        return "its answer comes too slowly"
     if isinstance(cause, TimeoutError):
-        return f"no answer in {ANSWER_SECONDS} s"
+        return f"no answer in {http_limits.ANSWER_SECONDS} s"
     if isinstance(cause, ConnectionError):
         return "connection broken off"
-    return (getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).splitlines()[0]
+    lines = (getattr(cause, "strerror", None) or str(cause)).splitlines()
+    return shown(lines[0] if lines else type(cause).__name__, 120)

@@ -6,7 +6,9 @@ import sys
 import time
 from typing import Any
 
-LABEL_LETTERS = 32
+from ..errors import shown
+
+LABEL_LETTERS, LINE_LETTERS = 32, 1000
 
 
 class Display:
@@ -17,7 +19,8 @@ class Display:
         self._node, self._text, self._since = "", "", 0.0
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """A line above the bar; of what others wrote only what a terminal does not obey."""
+        text = shown(text, LINE_LETTERS)
         if self._bar is None:
             print(text, file=sys.stderr, flush=True)
         else:
@@ -25,28 +28,28 @@ class Display:
 
     def node(self, name: str) -> None:
         """This node runs now, or none does (""); what is known of the one before becomes a line."""
+        name = shown(name)
         if name == self._node:
             return
         if self._node:
             took = time.monotonic() - self._since
             self._drop_bar()
-            lines = self._text.splitlines() or [""]
-            self.say(f"  {self._node:<{LABEL_LETTERS}} {took:7.1f} s  {lines[0]}".rstrip())
+            self.say(f"  {self._node:<{LABEL_LETTERS}} {took:7.1f} s  {self._text}".rstrip())
         self._node, self._text, self._since = name, "", time.monotonic()
         if name:
             self._make_bar(name)
 
     def steps(self, done: float, total: float) -> None:
         """So many steps of the node that runs are done."""
-        if self._bar is not None:
+        if self._bar is not None and 0 <= done <= total < float("inf"):
             self._bar.total, self._bar.n = total, done
             self._bar.refresh()
 
     def text(self, text: str) -> None:
         """The line that the running node shows, such as `block 3/97, cache 4.1 MB`."""
-        self._text = text
-        if self._bar is not None and text:
-            self._bar.set_postfix_str(text.splitlines()[0])
+        self._text = shown(next(iter(text.splitlines()), ""), LINE_LETTERS)
+        if self._bar is not None and self._text:
+            self._bar.set_postfix_str(self._text)
 
     def waiting(self, before: int) -> None:
         """The run stands in the queue behind so many others."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import socket
 import struct
+import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+from ..json_text import read_json
+
 TEXT_EVENT = 3  # ComfyUI's number for a line of text on a node
+TEXT = "a node's text"  # what such an event is called here; no event in JSON is
 SHAKE_SECONDS = 10
+MOST_MESSAGE_BYTES = 64 << 20  # a preview of a large picture has some
 LIBRARY = "websocket-client"
 
 
@@ -26,10 +34,11 @@ def parse(message: str | bytes) -> Event | None:
     if isinstance(message, bytes):
         return _parse_binary(message)
     try:
-        raw = json.loads(message)
-        return Event(raw["type"], raw["data"]) if isinstance(raw["data"], dict) else None
-    except (ValueError, KeyError, TypeError):
+        raw = read_json(message)
+    except ValueError:
         return None
+    kind, data = (raw.get("type"), raw.get("data")) if isinstance(raw, dict) else (None, None)
+    return Event(kind, data) if isinstance(kind, str) and isinstance(data, dict) and kind != TEXT else None
 
 
 def _parse_binary(message: bytes) -> Event | None:
@@ -40,7 +49,7 @@ def _parse_binary(message: bytes) -> Event | None:
     if kind != TEXT_EVENT:
         return None
     node, text = message[8 : 8 + length], message[8 + length :]
-    return Event("text", {"node": node.decode("utf-8", "replace"), "text": text.decode("utf-8", "replace")})
+    return Event(TEXT, {"node": node.decode("utf-8", "replace"), "text": text.decode("utf-8", "replace")})
 
 
 class Events:
@@ -49,8 +58,9 @@ class Events:
     Without the library, or where the server opens no websocket, there are none: HTTP must be asked, single steps are not seen.
     """
 
-    def __init__(self, url: str, client: str):
+    def __init__(self, url: str, client: str, headers: Mapping[str, str] | None = None):
         self._url = f"ws{url.removeprefix('http')}/ws?clientId={client}"
+        self._headers = [f"{name}: {value}" for name, value in (headers or {}).items()]
         self._socket: Any = None
         self.missing: str | None = None  # why there are no events
         self.dropped = False  # whether the server has broken a connection off
@@ -70,12 +80,20 @@ class Events:
         except ImportError:
             self.missing = f"no progress of single steps without the package {LIBRARY} (pip install {LIBRARY})"
             return
+        found = _bounded_socket()()
+        found.settimeout(SHAKE_SECONDS)
+        watch = threading.Timer(SHAKE_SECONDS, found.give_up)  # the library waits for each byte of the handshake anew
+        watch.daemon = True
+        watch.start()
         try:
-            self._socket = websocket.create_connection(self._url, timeout=SHAKE_SECONDS)
+            found.connect(self._url, header=self._headers, redirect_limit=0)
+            self._socket = found
         except websocket.WebSocketBadStatusException as error:
             self.missing = f"no progress of single steps: the server opens no websocket (HTTP {error.status_code})"
-        except (OSError, websocket.WebSocketException):
+        except Exception:  # a hostile handshake can raise anything
             pass  # not now; HTTP will find out whether the server is gone
+        finally:
+            watch.cancel()
 
     def next(self, seconds: float) -> Event | None:
         """The next event, or None when none came for so long."""
@@ -84,18 +102,18 @@ class Events:
             return None
         import websocket
 
-        deadline = time.monotonic() + seconds
+        deadline = self._socket.deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            self._socket.settimeout(left)
             try:
                 message = self._socket.recv()
             except websocket.WebSocketTimeoutException:
                 return None
-            except (OSError, websocket.WebSocketException):
+            except Exception:  # what is no websocket's language, too
                 message = ""
             if not message:  # an orderly end is an empty message
                 self.dropped = True
                 self.close()
+                time.sleep(max(0.0, left))  # who opens and drops again and again is not asked without end
                 return None
             event = parse(message)
             if event is not None:
@@ -105,5 +123,34 @@ class Events:
     def close(self) -> None:
         """Stop listening."""
         if self._socket is not None:
-            self._socket.shutdown()
+            with suppress(Exception):
+                self._socket.shutdown()
             self._socket = None
+
+
+@cache
+def _bounded_socket() -> Any:
+    """The library's websocket with an end to waiting and to the length of a message."""
+    import websocket
+
+    class Bounded(websocket.WebSocket):
+        deadline = float("inf")
+
+        def _recv(self, bufsize: int) -> bytes:
+            joined = self.cont_frame.cont_data
+            if max(self.frame_buffer.length or 0, len(joined[1]) if joined else 0) > MOST_MESSAGE_BYTES:
+                raise websocket.WebSocketPayloadException("longer than any message of ComfyUI's")
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise websocket.WebSocketTimeoutException("not now")
+            if left < float("inf"):
+                self.settimeout(left)
+            return bytes(super()._recv(bufsize))
+
+        def give_up(self) -> None:
+            """End what waits, from another thread."""
+            if self.sock is not None:
+                with suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_RDWR)
+
+    return Bounded

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from ..file_names import fitted, parts_of, safe_part, stem_and_ending
 from ..files import try_folder, written_new
 from .connection import NotGivenError, Server
+from .http_limits import ElsewhereError
 from .prompt import Prompt, label, title
 
+MOST_OUTPUTS = 10_000
 FETCHED_TYPES = ("output", "temp")  # "input" is what the user put there
 _ROOM = "free space there or choose another --out, and run again"
 
@@ -29,6 +31,7 @@ class Outputs:
     texts: list[dict[str, str]] = field(default_factory=list)  # node, title, text
     failures: list[dict[str, str]] = field(default_factory=list)  # node, message
     _seen: set[tuple[str, ...]] = field(default_factory=set)
+    _numbers: dict[str, int] = field(default_factory=dict)  # of every name, the last number that it was given
 
     def prepare(self) -> None:
         """Make the folder, and be sure that it can be written to before anything is queued. ConfigError."""
@@ -41,24 +44,31 @@ class Outputs:
     def take(self, node: str, output: Any) -> None:
         """Fetch all that a node has put out: `output` is its entry in /history or in an `executed` event. ServerError."""
         for entry in _files(output):
-            name, subfolder, kind = (str(entry.get(key) or "") for key in ("filename", "subfolder", "type"))
+            name, subfolder, kind = (_text(entry.get(key)) for key in ("filename", "subfolder", "type"))
             kind = kind or "output"
-            if kind in FETCHED_TYPES and self._is_new(node, kind, subfolder, name):
+            if name and kind in FETCHED_TYPES and self._is_new(node, kind, subfolder, name):
                 self._fetch(node, {"filename": name, "subfolder": subfolder, "type": kind})
         for number, text in enumerate(_texts(output)):
             if self._is_new(node, "text", str(number), text):
                 self._write_text(node, text)
 
     def _is_new(self, *key: str) -> bool:
-        new = key not in self._seen
+        if key in self._seen or len(self._seen) > MOST_OUTPUTS:
+            return False
         self._seen.add(key)
-        return new
+        if len(self._seen) > MOST_OUTPUTS:
+            self._fail(key[0], f"the run has more than {MOST_OUTPUTS} outputs, and the others are not fetched")
+            return False
+        return True
 
     def _fetch(self, node: str, query: dict[str, str]) -> None:
-        where = "/".join(part for part in (query["type"], query["subfolder"], query["filename"]) if part)
+        where = shown("/".join(part for part in (query["type"], query["subfolder"], query["filename"]) if part), 200)
         try:
-            with written_new(free_names(self.folder, safe_name(query["filename"]))) as new:
+            with written_new(self._free_names(query["filename"])) as new:
                 self.server.download(query, new.unfinished)
+        except ElsewhereError as error:
+            self._fail(node, f"the server sends us to {error.place} for {where}, and only its own files are fetched")
+            return
         except NotGivenError as status:
             way_out = "if it was deleted there, change a seed to have it made again"
             self._fail(node, f"the server does not give out {where} (HTTP {status}); {way_out}")
@@ -76,12 +86,20 @@ class Outputs:
         name = title(self.prompt, node)
         self.texts.append({"node": node, "title": name, "text": text})
         try:
-            with written_new(free_names(self.folder, safe_name(f"{name or 'text'}.txt"))) as new:
+            with written_new(self._free_names(f"{name or 'text'}.txt")) as new:
                 new.unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             self._fail(node, f"its text could not be written to {self.folder} ({error.strerror}); {_ROOM}")
             return
         self.files.append({"node": node, "title": name, "type": "text", "path": str(new.path)})
+
+    def _free_names(self, wanted: str) -> Iterator[Path]:
+        """`free_names` that does not begin at 2 for the thousandth file of one name."""
+        name = safe_name(wanted)
+        first = self._numbers.get(name, 0) + 1
+        for number, path in enumerate(free_names(self.folder, name, first), first):
+            self._numbers[name] = number
+            yield path
 
     def _fail(self, node: str, message: str) -> None:
         self.failures.append({"node": node, "message": f"{label(self.prompt, node)}: {message}"})
@@ -106,7 +124,12 @@ def safe_name(name: str) -> str:
     return fitted(*stem_and_ending(last))
 
 
-def free_names(folder: Path, name: str) -> Iterator[Path]:
-    """`name` in `folder`, then `name` with a number before its ending, for where that is taken."""
+def free_names(folder: Path, name: str, first: int = 1) -> Iterator[Path]:
+    """`name` in `folder`, then `name` with a number before its ending, for where that is taken; or from a number on."""
     stem, ending = stem_and_ending(name)
-    return itertools.chain([folder / name], (folder / fitted(stem, f"-{number}{ending}") for number in itertools.count(2)))
+    numbered = (folder / fitted(stem, f"-{number}{ending}") for number in itertools.count(max(2, first)))
+    return itertools.chain([folder / name], numbered) if first == 1 else numbered
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

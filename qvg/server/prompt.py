@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from ..file_names import same_file
+from ..json_text import read_json
+from .carried import MOST_FILE_BYTES, graphs, is_page_format, texts_of_media
 
 Prompt = dict[str, dict[str, Any]]
+_NAME_ONE = "name a workflow saved in API format"
 
 
 def load_prompt(path: Path) -> Prompt:
-    """{id: {"class_type": str, "inputs": {name: value or [id, output]}, "_meta": {"title": str}}} for each node. ConfigError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name a workflow saved in API format") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text file; name a workflow saved in API format, a .json file") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ConfigError(f"{path} is not JSON ({error.msg} at {where}); save the workflow again in API format") from None
-    if isinstance(data, dict) and isinstance(data.get("nodes"), list):
+    """{id: {"class_type": str, "inputs": {name: value or [id, output]}, "_meta": {"title": str}}} for each node, out of a
+    workflow in API format or of what carries one (`carried.py`). ConfigError."""
+    data: Any = texts_of_media(path)
+    carrier = data is not None
+    if not carrier:
+        data = _read(path)
+    if isinstance(data, dict) and sum(isinstance(each, dict) and "prompt" in each for each in data.values()) > 1:
+        raise ConfigError(f"{path} holds {len(data)} runs of a server's history; keep the entry of one")
+    found = next(graphs(data), None)
+    if found is None and is_page_format(data):
         raise ConfigError(_page_format(path))
-    if not isinstance(data, dict) or not data:
+    if found is None and carrier:
+        raise ConfigError(f"{path} carries no workflow; name a picture or video as ComfyUI saved it, which other programs strip")
+    found = data if found is None else found
+    if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path} holds no nodes; a workflow in API format is an object with an entry for each node")
-    for node, step in data.items():
-        _check_node(path, data, node, step)
-    return data
+    for node, step in found.items():
+        _check_node(path, found, node, step)
+    return found
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MOST_FILE_BYTES:
+            raise ConfigError(f"{path} has more than {MOST_FILE_BYTES >> 20} MiB, which no workflow has; {_NAME_ONE}")
+        return read_json(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); {_NAME_ONE}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file; {_NAME_ONE}, a .json file") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); save the workflow again in API format") from None
 
 
 def _page_format(path: Path) -> str:
@@ -43,10 +62,10 @@ def _page_format(path: Path) -> str:
 def _check_node(path: Path, data: dict[str, Any], node: str, step: Any) -> None:
     if not isinstance(step, dict) or not isinstance(step.get("class_type"), str) or not isinstance(step.get("inputs"), dict):
         rule = "every entry of a workflow in API format is a node with 'class_type' and 'inputs'"
-        raise ConfigError(f"entry {node!r} of {path} is not a node; {rule}")
+        raise ConfigError(f"entry {shown(node)!r} of {path} is not a node; {rule}")
     for name, value in step["inputs"].items():
         if is_link(value) and str(value[0]) not in data:
-            link = f"input {name!r} of {label(data, node)} is linked to node {value[0]}"
+            link = f"input {shown(name)!r} of {label(data, node)} is linked to node {shown(value[0])}"
             raise ConfigError(f"{link}, which {path} does not hold; link it to a node that is there, or give it a value")
 
 
@@ -66,7 +85,7 @@ def title(prompt: Prompt, node: str) -> str:
 def label(prompt: Prompt, node: str) -> str:
     """`node 3 (QVG Camera Path)`."""
     name = title(prompt, node)
-    return f"node {node} ({name})" if name else f"node {node}"
+    return f"node {shown(node)} ({shown(name)})" if name else f"node {shown(node)}"
 
 
 def override(prompt: Prompt, setting: str) -> tuple[str, str]:
@@ -76,17 +95,17 @@ def override(prompt: Prompt, setting: str) -> tuple[str, str]:
     """
     target, equals, text = setting.partition("=")
     if not equals or "." not in target:
-        raise ConfigError(f"--set {setting!r} is not NODE.INPUT=VALUE; for example --set 3.frames=20")
+        raise ConfigError(f"--set {shown(setting)!r} is not NODE.INPUT=VALUE; for example --set 3.frames=20")
     found = _targets(prompt, target)
     if not found:
-        nodes = ", ".join(f"{node} ({title(prompt, node)})" for node in prompt)
-        raise ConfigError(f"--set {setting!r} names no node of the workflow; its nodes are {nodes}")
+        nodes = _listed([f"{node} ({title(prompt, node)})" for node in prompt])
+        raise ConfigError(f"--set {shown(setting)!r} names no node of the workflow; its nodes are {nodes}")
     # A title may hold dots: `a.b.c` is input c of "a.b" if such a node has one, else input b.c of "a".
     known = [(node, name) for node, name in found if name in prompt[node]["inputs"]]
     chosen = known or found
     if len({node for node, _ in chosen}) > 1:
-        several = ", ".join(node for node, _ in chosen)
-        raise ConfigError(f"--set {setting!r} could be any of the nodes {several}; name one by its number")
+        several = _listed([node for node, _ in chosen])
+        raise ConfigError(f"--set {shown(setting)!r} could be any of the nodes {several}; name one by its number")
     node, name = chosen[0]
     inputs = prompt[node]["inputs"]
     inputs[name] = text if isinstance(inputs.get(name), str) else _value(text)
@@ -109,24 +128,21 @@ def _targets(prompt: Prompt, target: str) -> list[tuple[str, str]]:
 
 
 def _value(text: str) -> Any:
-    def refuse(constant: str) -> Any:
-        raise ValueError(constant)
-
     try:
-        return json.loads(text, parse_constant=refuse)  # NaN and Infinity are not JSON, whatever Python says
+        return read_json(text)  # NaN and Infinity are not JSON, whatever Python says
     except ValueError:
         return text
 
 
-def check_input(prompt: Prompt, node: str, name: str, info: dict[str, Any]) -> None:
+def check_input(prompt: Prompt, node: str, name: str, info: Any) -> None:
     """ConfigError for an input that the node's class has not: a server ignores it silently. `info`: /object_info/CLASS."""
-    about = info.get(prompt[node]["class_type"])
+    about = info.get(prompt[node]["class_type"]) if isinstance(info, dict) else None
     if not isinstance(about, dict):
         return  # the server has no such class and will say so
     names, prefixes = _input_names(about.get("input"), "")
     if name in names or any(name.startswith(prefix) for prefix in prefixes):
         return
-    raise ConfigError(f"{label(prompt, node)} has no input {name!r}; it has {', '.join(names) or 'none'}")
+    raise ConfigError(f"{label(prompt, node)} has no input {shown(name)!r}; it has {_listed(names)}")
 
 
 def named_files(prompt: Prompt) -> list[str]:
@@ -164,17 +180,25 @@ def _choices(declared: Any) -> list[str]:
     return [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
 
 
-def _input_names(inputs: Any, prefix: str) -> tuple[list[str], list[str]]:
+def _input_names(inputs: Any, prefix: str, depth: int = 8) -> tuple[list[str], list[str]]:
     """(names, beginnings of names that are made while editing) of a class's inputs, those inside of dynamic combos dotted."""
     names, prefixes = [], []
-    for group in ("required", "optional"):
-        for name, (kind, *options) in ((inputs or {}).get(group) or {}).items():
-            names.append(prefix + name)
-            if kind == "COMFY_DYNAMICCOMBO_V3":
-                for choice in options[0]["options"]:
-                    inner, more = _input_names(choice.get("inputs"), f"{prefix}{name}.")
-                    names += [each for each in inner if each not in names]
-                    prefixes += more
-            elif isinstance(kind, str) and kind.startswith("COMFY_"):
-                prefixes.append(f"{prefix}{name}.")
+    for name, declared in _about_inputs({"input": inputs}).items():
+        kind, *options = declared if isinstance(declared, list) and declared else (None,)
+        names.append(prefix + name)
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            offered = options[0].get("options") if options and isinstance(options[0], dict) else None
+            for choice in offered if isinstance(offered, list) and depth else ():
+                inner, more = _input_names(
+                    choice.get("inputs") if isinstance(choice, dict) else None, f"{prefix}{name}.", depth - 1
+                )
+                names += [each for each in inner if each not in names]
+                prefixes += more
+        elif isinstance(kind, str) and kind.startswith("COMFY_"):
+            prefixes.append(f"{prefix}{name}.")
     return names, prefixes
+
+
+def _listed(names: list[str], most: int = 60) -> str:
+    """Names for a sentence; of very many, the first."""
+    return ", ".join([*(shown(name) for name in names[:most]), *(["..."] if len(names) > most else [])]) or "none"

@@ -9,15 +9,16 @@ from typing import Any
 from ..errors import RunError, ServerError
 from .connection import Server, SilenceError
 from .display import Display
-from .events import Event, Events
+from .events import TEXT, Event, Events
 from .outputs import Outputs
 from .prompt import Prompt, label, title
-from .refusal import Complaint, complaints
+from .refusal import NO_REASON, Complaint, complaints
 
 LISTEN_SECONDS = 0.5
 POLL_QUEUED_SECONDS = 2.0  # how often /history is asked while events come as well; without events, at every turn
 POLL_RUNNING_SECONDS = 5.0
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
+MOST_LETTERS = 4000  # of a node's own error
 CANCEL_SECONDS = 15.0  # an interrupt is obeyed between two passes of a model
 
 
@@ -40,7 +41,7 @@ class Run:
         self.id, self.client = str(uuid.uuid4()), uuid.uuid4().hex
         self.executing = ""
         self.tries = 0
-        self.events = Events(server.url, self.client)
+        self.events = Events(server.url, self.client, server.headers)
         if self.events.missing:
             display.say(self.events.missing)
 
@@ -66,7 +67,7 @@ class Run:
         return self.server.post("/prompt", {"prompt": self.prompt, "client_id": self.client, "prompt_id": self.id})
 
     def _known(self) -> bool:
-        return bool(self.server.ask(f"/history/{self.id}")) or _place(self.server.ask("/queue"), self.id) is not None
+        return bool(self.server.ask(f"/history/{self.id}")) or self._place(self.server.ask("/queue")) is not None
 
     def wait(self) -> dict[str, Any]:
         """-> the run's entry in /history. Outputs are fetched as they come. RunError, ServerError."""
@@ -87,7 +88,7 @@ class Run:
     def _hear(self, event: Event) -> bool:
         """Show an event of ours. -> whether it says that the run has ended."""
         data = event.data
-        if event.kind == "text":
+        if event.kind == TEXT:
             if data["node"] == self.executing:  # sent to everybody, without the prompt's id
                 self.display.text(data["text"])
         elif data.get("prompt_id") != self.id:
@@ -95,12 +96,15 @@ class Run:
         elif event.kind == "executing":
             self._executes(str(data.get("node") or ""))
         elif event.kind == "progress_state":
-            running = {node: state for node, state in data.get("nodes", {}).items() if state.get("state") == "running"}
+            nodes = data.get("nodes")
+            states = nodes.items() if isinstance(nodes, dict) else ()
+            running = {node: each for node, each in states if isinstance(each, dict) and each.get("state") == "running"}
             if running and self.executing not in running:
                 self._executes(next(iter(running)))  # its start was missed
             state = running.get(self.executing, {})
-            if state.get("max"):
-                self.display.steps(state.get("value", 0), state["max"])
+            done, total = state.get("value", 0), state.get("max")
+            if isinstance(done, int | float) and isinstance(total, int | float) and total:
+                self.display.steps(done, total)
         elif event.kind == "executed":
             self.outputs.take(str(data.get("node")), data.get("output"))
         return data.get("prompt_id") == self.id and event.kind in ENDINGS
@@ -115,7 +119,7 @@ class Run:
         if entry is not None:
             return entry
         queue = self.server.get("/queue")
-        place = _place(queue, self.id)
+        place = self._place(queue)
         if place is not None:
             before = max(0, place - 1) + len(queue["queue_running"])
             if place and before:
@@ -129,8 +133,21 @@ class Run:
         return entry
 
     def _entry(self) -> dict[str, Any] | None:
-        entry = self.server.get(f"/history/{self.id}").get(self.id)
-        return entry if isinstance(entry, dict) else None
+        found = self.server.get(f"/history/{self.id}")
+        if self.id in found and not isinstance(found[self.id], dict):
+            raise self.server.stranger("no entry of ComfyUI's in /history")
+        return found.get(self.id)
+
+    def _place(self, queue: dict[str, Any]) -> int | None:
+        """0 while running, 1 for the next in the queue and so on, None when not there. ServerError. An entry is [number, id,
+        prompt, ...]."""
+        try:
+            if any(item[1] == self.id for item in queue["queue_running"]):
+                return 0
+            waiting = [item[1] for item in sorted(queue["queue_pending"], key=lambda item: item[0])]
+        except (KeyError, IndexError, TypeError):
+            raise self.server.stranger("no queue of ComfyUI's") from None
+        return waiting.index(self.id) + 1 if self.id in waiting else None
 
     def cancel(self) -> str:
         """Take this run, and no other, off the server. -> what came of it, in words; nothing is raised."""
@@ -138,7 +155,7 @@ class Run:
             return "nothing was queued"
         try:
             self.server.post("/queue", {"delete": [self.id]})
-            if _place(self.server.ask("/queue"), self.id) is None:
+            if self._place(self.server.ask("/queue")) is None:
                 return "the run is off the server's queue"
             self.server.post("/interrupt", {"prompt_id": self.id})
             deadline = time.monotonic() + CANCEL_SECONDS
@@ -159,28 +176,28 @@ class Run:
 
 def failure(prompt: Prompt, entry: dict[str, Any]) -> Complaint | None:
     """Why a run in /history failed, or None if it did not."""
-    status = entry.get("status") or {}
-    for kind, data in status.get("messages") or []:
+    for kind, data in _messages(entry):
         node = str(data.get("node_id") or "")
         if kind == "execution_error":
-            reason = str(data.get("exception_message") or "").strip() or str(data.get("exception_type"))
-            return {"node": node, "message": f"{label(prompt, node)}: {reason}"}
+            reason = str(data.get("exception_message") or "").strip() or str(data.get("exception_type") or NO_REASON)
+            return {"node": node, "message": f"{label(prompt, node)}: {reason[:MOST_LETTERS]}"}
         if kind == "execution_interrupted":
             return {"node": node, "message": f"{label(prompt, node)}: somebody interrupted the run on the server"}
-    if status.get("status_str") == "error":
+    status = entry.get("status")
+    if isinstance(status, dict) and status.get("status_str") == "error":
         return {"node": "", "message": "the run failed on the server, whose log says why"}
     return None
 
 
 def answered_from_cache(entry: dict[str, Any]) -> list[str]:
     """Ids of the nodes of a run in /history that were not run again."""
-    messages = (entry.get("status") or {}).get("messages") or []
-    return [str(node) for kind, data in messages if kind == "execution_cached" for node in data.get("nodes", [])]
+    nodes = [data.get("nodes") for kind, data in _messages(entry) if kind == "execution_cached"]
+    return [str(node) for each in nodes if isinstance(each, list) for node in each]
 
 
-def _place(queue: Any, prompt_id: str) -> int | None:
-    """0 while running, 1 for the next in the queue and so on, None when not there. An entry is [number, id, prompt, ...]."""
-    if any(item[1] == prompt_id for item in queue["queue_running"]):
-        return 0
-    waiting = [item[1] for item in sorted(queue["queue_pending"], key=lambda item: item[0])]
-    return waiting.index(prompt_id) + 1 if prompt_id in waiting else None
+def _messages(entry: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Kind and data of what happened in a run; what is of another shape is left out."""
+    status = entry.get("status")
+    found = status.get("messages") if isinstance(status, dict) else None
+    pairs = [each for each in found if isinstance(each, list) and len(each) == 2] if isinstance(found, list) else []
+    return [(str(kind), data) for kind, data in pairs if isinstance(data, dict)]

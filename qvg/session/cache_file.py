@@ -1,42 +1,35 @@
 """A cache on disk: save a run, resume it later or elsewhere; load it twice to branch.
 
-One safetensors file. Its metadata holds the format's name and version, spec, config, rope and layout; tensors are named
+One safetensors file. Its metadata holds the format's name and version, the cache's state and checksums; tensors are named
 `layer.<i>.<keys|values>.<n>.<part>` in the order of history, codebooks `codebook.<n>` and bases `basis.<n>` once each. The bytes
 are the memory format itself (see `codec/span.py`), so nothing is encoded again and a file written on one device is read on any
-other. Version 1 had a basis of D directions in every codebook of codec "klt"; it is read.
+other. Versions 1 and 2 had no checksums, and version 1 a basis of D directions in every codebook of codec "klt"; both are read.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..attention.exact import Pair
 from ..cache import KVCache
-from ..cache.policy import Layout
-from ..cache.spec import CacheSpec
-from ..codec.span import Known, move
-from ..config import QVGConfig
-from ..errors import CacheFileError, ConfigError
-from ..file_names import in_utf8
+from ..codec.span import Known, put_span
+from ..errors import BackendError, CacheFileError, ConfigError, quoted, shown
 from ..files import written_whole
 from ..positions.rope import GridRope
-from ..safetensors_writer import in_memory, write_safetensors
-from .span_files import RestoredCodebooks, SavedCodebooks, restore_span
+from ..safetensors_writer import checksum, in_memory, write_safetensors
+from .contents import CHECKED_VERSION, CHECKSUMS, FORMAT, STATE, opened
+from .span_files import WHICH, Read, RestoredSpans, SavedCodebooks, check_entries
+from .state import SavedState, read_state, state_of
 
-FORMAT = "qvg-cache"
-VERSION = 2
-READABLE_VERSIONS = (1, 2)
+VERSION = CHECKED_VERSION
 
 
 def save_cache(cache: KVCache, path: Path) -> None:
-    """Write the committed history. The file appears whole or not at all; the cache is left as it is."""
+    """Write the committed history. The file appears whole or not at all; the cache is left as it is. CacheFileError."""
     cache.check_usable()
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -44,125 +37,90 @@ def save_cache(cache: KVCache, path: Path) -> None:
     used: dict[str, list[str]] = {}
     for layer in cache.layers:
         for number, pair in enumerate(layer.state.history):
-            for which, span in zip(("keys", "values"), pair, strict=True):
+            for which, span in zip(WHICH, pair, strict=True):
                 prefix = f"layer.{layer.layer}.{which}.{number}"
                 codebook = span.codebook
                 shared = {} if codebook is None else codebook.tensors()
                 if codebook is not None:
                     used[prefix] = codebooks.add(codebook)
                 tensors.update({f"{prefix}.{part}": tensor for part, tensor in span.tensors().items() if part not in shared})
-    state = {
-        "spec": {**asdict(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
-        "config": asdict(cache.config),
-        "layout": asdict(cache.layout),
-        "rope": None if cache.rope is None else asdict(cache.rope),
-        "frames_committed": cache.frames_committed,
-        "spans_due": cache.spans_due,
-        "origins": cache.origins,
-        "codebooks": used,
-        "planes": codebooks.planes,
-        "directions": codebooks.directions,
-        "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
-        "encode_calls": [layer.state.encode_calls for layer in cache.layers],
-        "group_starts": [layer.state.group_starts for layer in cache.layers],
-        "spare_rows": [layer.state.spare_rows for layer in cache.layers],
-    }
+    state = state_of(cache) | {"codebooks": used, "planes": codebooks.planes, "directions": codebooks.directions}
+    text = json.dumps(state)
+    metadata = {"format": FORMAT, "version": str(VERSION), STATE: text}
     try:
         with written_whole(path) as unfinished:
-            metadata = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
-            write_safetensors(unfinished, in_memory(tensors | codebooks.tensors), metadata)
+            checksums = {STATE: checksum(text.encode())}
+            write_safetensors(unfinished, in_memory(tensors | codebooks.tensors), metadata, checksums=(CHECKSUMS, checksums))
+    except FileNotFoundError:
+        raise CacheFileError(
+            f"{path} could not be written: its folder is not there; make it, or save elsewhere, the cache in memory is untouched"
+        ) from None
     except OSError as error:
         raise CacheFileError(
             f"{path} could not be written ({error.strerror}); the cache in memory is untouched, free space or save elsewhere"
         ) from error
 
 
-def load_cache(path: Path, rope: GridRope | None = None, device: torch.device | str = "cpu") -> KVCache:
+def load_cache(
+    path: Path, rope: GridRope | None = None, device: torch.device | str = "cpu", backend: str | None = None
+) -> KVCache:
     """A cache that goes on where the saved one stopped, on `device`, with offloaded spans in CPU memory. Its rope comes from the
-    file; one that is given must be the same."""
-    path = Path(path)
-    state, tensors = _read(path, device)
-    try:
-        spec = CacheSpec(**{**state["spec"], "dtype": getattr(torch, state["spec"]["dtype"])})
-        saved_rope = None if state["rope"] is None else _rope(state["rope"])
-        if rope is not None and rope != saved_rope:
-            raise ConfigError("the rope given is not the one it was saved with")
-        cache = KVCache(spec, QVGConfig(**state["config"]), saved_rope)
-        hidden = int(state["layout"].get("hidden", 0))
-        sink, spans, tail = (tuple(state["layout"][name]) for name in ("sink", "spans", "tail"))
-        layout = Layout(sink, spans, tail, hidden)
-        origins = [(float(t), float(r), float(c)) for t, r, c in state["origins"]]
-        if saved_rope is not None and len(origins) != layout.frames:
-            raise ConfigError(f"{len(origins)} positions for {layout.frames} frames")
-        _restore_layers(cache, layout, state, tensors, torch.device(device))
-        cache.resume(layout, int(state["frames_committed"]), int(state["spans_due"]), origins)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise CacheFileError(
-            f"{path} says it is a {FORMAT} file, but its contents do not fit together ({error}); update the pack or save it again"
-        ) from error
+    file; one that is given must be the same. `backend`: another than it was saved with, for another machine.
+
+    Everything that the file says is checked before memory is taken for it. ConfigError for what the caller gives, CacheFileError
+    for the file.
+    """
+    path, home = Path(path), _device(device)
+    with opened(path) as contents:
+        state = read_state(contents.state, contents.version)
+        check_entries(state, contents.entries)
+        if rope is not None and rope != state.rope:
+            raise ConfigError(f"the rope given is not the one that {path} was saved with; leave it out, the file has it")
+        cache = _empty(path, state, backend)
+        _restore_layers(cache, state, contents.read, home)
+    cache.resume(state.layout, state.frames_committed, state.spans_due, state.origins)
     return cache
 
 
-def _rope(saved: dict[str, Any]) -> GridRope:
-    time, rows, cols = (tuple(float(value) for value in axis) for axis in saved["axis_frequencies"])
-    return GridRope(int(saved["grid_rows"]), int(saved["grid_cols"]), (time, rows, cols))
-
-
-def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of a file of ours, or CacheFileError."""
+def _device(device: torch.device | str) -> torch.device:
+    """ConfigError unless tensors can be there."""
     try:
-        with in_utf8(path) as name, safe_open(name, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CacheFileError(
-                    f"{path} is a safetensors file, but not a saved cache (no format {FORMAT!r} in it); "
-                    "choose one made by save_cache"
-                )
-            if int(metadata["version"]) not in READABLE_VERSIONS:
-                raise CacheFileError(
-                    f"{path} has cache format version {metadata['version']}, this version reads "
-                    f"{' and '.join(map(str, READABLE_VERSIONS))}; update the pack to open a newer one"
-                )
-            state = json.loads(metadata["state"])
-        place = "cpu" if state["config"].get("offload") == "cpu" else str(device)
-        with in_utf8(path) as name, safe_open(name, "pt", device=place) as file:
-            return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except CacheFileError:
-        raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return torch.empty(0, device=device).cpu().new_empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = shown((str(error) or type(error).__name__).splitlines()[0], 200)
+        raise ConfigError(
+            f"device is {quoted(str(device))}, which cannot be used here ({reason}); use 'cpu', or a card that torch has"
+        ) from None
+
+
+def _empty(path: Path, state: SavedState, backend: str | None) -> KVCache:
+    config = state.config if backend is None else state.config.with_changes(backend=backend)
+    try:
+        return KVCache(state.spec, config, state.rope)
+    except BackendError as error:
+        if backend is not None:
+            raise
         raise CacheFileError(
-            f"{path} cannot be read as a saved cache ({error}); it may be truncated or foreign, save the cache again"
+            f"{path} was saved with backend {config.backend!r}, which does not run here ({error.reason}); give load_cache "
+            "backend='auto'"
         ) from error
 
 
-def _restore_layers(
-    cache: KVCache, layout: Layout, state: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
-) -> None:
-    codebooks = RestoredCodebooks(tensors, state, cache.spec, cache.config)
+def _restore_layers(cache: KVCache, state: SavedState, read: Read, device: torch.device) -> None:
+    spans = RestoredSpans(state, read)
     at_home: Known = {}
-    kinds = [(name, frames) for name in ("sink", "spans", "tail") for frames in getattr(layout, name)]
+    there: Known = {}
     for layer in cache.layers:
-        for number, (kind, frames) in enumerate(kinds):
+        for number, (section, frames) in enumerate(state.stretches()):
             pair = []
-            for which, part in enumerate(("keys", "values")):
-                prefix = f"layer.{layer.layer}.{part}.{number}"
-                names, tokens = state["codebooks"].get(prefix), frames * cache.spec.tokens_per_frame
-                codebook = None if names is None else codebooks.codebook(names)
-                span = restore_span(prefix, tensors, codebook, cache.spec, cache.config, tokens, which)
-                if cache.offloader is not None:
-                    span = cache.offloader.adopt(span, device, at_home) if kind == "spans" else move([span], device)[0]
+            for which, part in enumerate(WHICH):
+                span = spans.span(f"layer.{layer.layer}.{part}.{number}", which, frames, section == "spans")
+                if cache.offloader is not None and section == "spans":
+                    span = cache.offloader.adopt(span, device, at_home)
+                elif device.type != "cpu":
+                    span = put_span(span, lambda tensor: tensor.to(device), there)
                 pair.append(span)
-            getattr(layer.state, kind).append(Pair(*pair))
-        layer.state.spans_encoded = int(state["spans_encoded"][layer.layer])
-        layer.state.encode_calls = int(state["encode_calls"][layer.layer])
-        layer.state.group_starts = _group_starts(state, layer.layer, cache.config.spans_per_codebook)
-        layer.state.spare_rows = [int(rows) for rows in state["spare_rows"][layer.layer]] if "spare_rows" in state else [0, 0]
-
-
-def _group_starts(state: dict[str, Any], layer: int, spans_per_codebook: int) -> list[int]:
-    """With which spans the newest codebooks of keys and values began; in version 1 every so many spans."""
-    if "group_starts" not in state:
-        newest = max(0, int(state["spans_encoded"][layer]) - 1)
-        return [newest // spans_per_codebook * spans_per_codebook] * 2
-    keys, values = state["group_starts"][layer]
-    return [int(keys), int(values)]
+            getattr(layer.state, section).append(Pair(*pair))
+        layer.state.spans_encoded, layer.state.encode_calls = state.spans_due, 2 * state.spans_due
+        layer.state.group_starts = list(state.group_starts[layer.layer])
+        layer.state.spare_rows = list(state.spare_rows[layer.layer])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.bitplanes import check_planes
 from ...kernels.bitplanes import packed_width as plane_width
 from ...kernels.kmeans import MAX_CLUSTERS
-from ...kernels.lloyd_max import MAX_BITS
 from ...kernels.packing import packed_width
 from ...kernels.rows8 import Rows8
-from ..cache.spec import CacheSpec
 from ..codec.span import (
     Basis,
     Codebook,
@@ -28,8 +25,24 @@ from ..codec.span import (
     TransformSpan,
 )
 from ..config import QVGConfig
+from ..errors import shown
+from .state import MisfitError, SavedState
 
-Expected = dict[str, tuple[tuple[int, ...], torch.dtype]]
+WHICH = ("keys", "values")
+# An E4M3 byte that is no number.
+_NO_NUMBER = 0x7F
+
+
+class Entry(NamedTuple):
+    """Shape and type of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Entries = dict[str, Entry]
+# Gives a tensor of the file by its name.
+Read = Callable[[str], Tensor]
 
 
 class SavedCodebooks:
@@ -62,150 +75,166 @@ class SavedCodebooks:
         return self._names.setdefault(id(part), f"{kind}.{count}")
 
 
-class RestoredCodebooks:
-    """The inverse. KeyError, TypeError, ValueError: something is missing or of another shape."""
+def check_entries(state: SavedState, entries: Mapping[str, Entry]) -> None:
+    """MisfitError unless a file with these tensors holds what its state says, and nothing else. Nothing is allocated."""
+    stretches = state.stretches()
+    least = 2 * state.spec.layers * len(stretches)
+    if len(entries) < least:
+        raise MisfitError(
+            f"it has {len(entries)} tensors, but {state.spec.layers} layers of {len(stretches)} stretches have at least {least}"
+        )
+    expected = _expected(state, entries)
+    for name, wanted in expected.items():
+        found = entries.get(name)
+        if found is None:
+            raise MisfitError(f"it lacks the tensor {shown(name)}")
+        if found != wanted:
+            raise MisfitError(f"{shown(name)} is {_text(found)}, but must be {_text(wanted)}")
+    unasked = next((name for name in entries if name not in expected), None)
+    if unasked is not None:
+        raise MisfitError(f"it holds the tensor {shown(unasked)}, which belongs to nothing")
 
-    def __init__(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], spec: CacheSpec, config: QVGConfig):
-        self._tensors, self._spec, self._config = tensors, spec, config
-        self._planes = state["planes"] if "planes" in state else state.get("codebook_facts", {})
-        every = spec.head_dim if config.transform == "klt" else 0
-        self._directions = state.get("directions", dict.fromkeys(self._planes, every))
+
+def _expected(state: SavedState, entries: Mapping[str, Entry]) -> Entries:
+    """All tensors of the file by name."""
+    expected: Entries = {}
+    for names in dict.fromkeys(state.codebooks.values()):
+        expected |= _codebook_entries(state, names, entries)
+    for layer in range(state.spec.layers):
+        for which, part in enumerate(WHICH):
+            for number, (section, frames) in enumerate(state.stretches()):
+                prefix, tokens = f"layer.{layer}.{part}.{number}", frames * state.spec.tokens_per_frame
+                parts = span_entries(state, which, tokens, section == "spans", state.codebooks.get(prefix, ()))
+                expected |= {f"{prefix}.{name}": entry for name, entry in parts.items()}
+    return expected
+
+
+def _codebook_entries(state: SavedState, names: tuple[str, ...], entries: Mapping[str, Entry]) -> Entries:
+    """Tensors of a codebook. How many codewords it has, the file's own tensor says."""
+    rows, channels = (state.spec.batch, state.spec.heads), state.spec.head_dim
+    if state.config.codec == "qvg":
+        stages, (name,) = state.config.num_stages, names
+        return {name: Entry((*rows, stages, _codewords(name, entries, 3), channels), torch.float16)}
+    codewords, basis = names
+    if basis not in state.planes:
+        raise MisfitError(f"the basis {shown(basis)} has no planes")
+    count, directions = _codewords(f"{codewords}.centroids", entries, 2), state.directions[basis]
+    found = {
+        f"{codewords}.centroids": Entry((*rows, count, channels), torch.int8),
+        f"{codewords}.centroid_scales": Entry((*rows, count), torch.float16),
+        f"{basis}.basis_scales": Entry((*rows, directions or channels), torch.float16),
+    }
+    return found | ({f"{basis}.basis": Entry((*rows, directions, channels), torch.int8)} if directions else {})
+
+
+def _codewords(name: str, entries: Mapping[str, Entry], axis: int) -> int:
+    shape = entries[name].shape if name in entries else ()
+    if len(shape) <= axis:
+        raise MisfitError(f"it lacks the tensor {shown(name)}, or that has too few axes")
+    if not 1 <= shape[axis] <= MAX_CLUSTERS:
+        raise MisfitError(f"{shown(name)} has {shape[axis]} codewords, but ids of one byte name 1 to {MAX_CLUSTERS}")
+    return shape[axis]
+
+
+def span_entries(state: SavedState, which: int, tokens: int, encoded: bool, names: tuple[str, ...]) -> Entries:
+    """Tensors of a stretch of keys (which = 0) or values (1)."""
+    spec, config = state.spec, _settings(state.config, which)
+    rows, channels, group = (spec.batch, spec.heads), spec.head_dim, config.group_size
+    if not encoded or config.codec == "none":
+        return {"exact": Entry((*rows, tokens, channels), spec.dtype)}
+    if config.codec == "klt":
+        widths = state.planes[names[1]]
+        return {
+            "codes": Entry((*rows, tokens, plane_width(widths[0])), torch.uint8),
+            "gains": Entry((*rows, tokens), torch.uint8),
+            "ids": Entry((*rows, tokens), torch.uint8),
+        }
+    if config.codec == "kivi" and which == 0:
+        count = -(-tokens // group) * channels
+        codes, scales = (*rows, count, packed_width(group, config.whole_bits)), (*rows, 1, count)
+    else:
+        codes, scales = (*rows, tokens, packed_width(channels, config.whole_bits)), (*rows, channels // group, tokens)
+    found = {"codes": Entry(codes, torch.uint8), "scales": Entry(scales, torch.uint8)}
+    if config.codec == "kivi" or not config.symmetric:
+        found["zero_points"] = Entry(scales, torch.uint8)
+    if config.codec == "qvg":
+        found["ids"] = Entry((*rows, config.num_stages, tokens), torch.uint8)
+    return found
+
+
+class RestoredSpans:
+    """Spans out of tensors whose shapes are known to fit. MisfitError for values that cannot be."""
+
+    def __init__(self, state: SavedState, read: Read):
+        self._state, self._read = state, read
         self._codebooks: dict[tuple[str, ...], Codebook] = {}
         self._codewords: dict[str, tuple[Rows8, Group]] = {}
         self._bases: dict[str, Basis] = {}
 
-    def codebook(self, names: Sequence[str] | str) -> Codebook:
-        """A codebook by the names of its parts. A single name: as the first version of the format has it."""
-        key = (names, names) if isinstance(names, str) else tuple(names)
-        if key not in self._codebooks:
-            self._codebooks[key] = self._restored(*key) if self._config.codec == "klt" else self._codebook(key[0])
-        return self._codebooks[key]
+    def span(self, prefix: str, which: int, frames: int, encoded: bool) -> Span:
+        """The stretch whose tensors' names begin so."""
+        tokens = frames * self._state.spec.tokens_per_frame
+        names, config = self._state.codebooks.get(prefix, ()), _settings(self._state.config, which)
+        entries = span_entries(self._state, which, tokens, encoded, names)
+        parts = {part: self._checked(f"{prefix}.{part}") for part in entries}
+        if "exact" in parts:
+            return ExactSpan(parts["exact"])
+        if config.codec == "klt":
+            transform = self._transform_codebook(names)
+            _check_ids(prefix, parts["ids"], transform.codewords.values.shape[2])
+            return TransformSpan(parts["codes"], parts["gains"], parts["ids"], transform)
+        zero_points, bits, group = parts.get("zero_points"), config.whole_bits, config.group_size
+        if config.codec == "qvg":
+            centroids = self._centroids(names)
+            _check_ids(prefix, parts["ids"], centroids.clusters)
+            return QuantizedSpan(parts["codes"], parts["scales"], zero_points, parts["ids"], centroids, bits, group)
+        per_channel = config.codec == "kivi" and which == 0
+        return GroupSpan(parts["codes"], parts["scales"], zero_points, bits, group, tokens, per_channel, config.codec)
 
-    def _restored(self, codewords: str, basis: str) -> TransformCodebook:
+    def _centroids(self, names: tuple[str, ...]) -> KMeansCodebook:
+        found = self._codebooks.get(names) or KMeansCodebook(self._checked(names[0]))
+        assert isinstance(found, KMeansCodebook)
+        self._codebooks[names] = found
+        return found
+
+    def _transform_codebook(self, names: tuple[str, ...]) -> TransformCodebook:
+        codewords, basis = names
         if codewords not in self._codewords:
-            self._codewords[codewords] = (self._restored_codewords(codewords), Group())
+            rows = (self._checked(f"{codewords}.{part}") for part in ("centroids", "centroid_scales"))
+            self._codewords[codewords] = (Rows8(*rows), Group())
         if basis not in self._bases:
-            self._bases[basis] = self._restored_basis(basis)
-        return TransformCodebook(self._codewords[codewords][0], self._bases[basis], self._codewords[codewords][1])
+            learned = self._checked(f"{basis}.basis") if self._state.directions[basis] else None
+            self._bases[basis] = Basis(learned, self._checked(f"{basis}.basis_scales"), self._state.planes[basis])
+        found = self._codebooks.get(names) or TransformCodebook(
+            self._codewords[codewords][0], self._bases[basis], self._codewords[codewords][1]
+        )
+        assert isinstance(found, TransformCodebook)
+        self._codebooks[names] = found
+        return found
 
-    def _codebook(self, name: str) -> KMeansCodebook:
-        centroids, spec = self._tensors[name], self._spec
-        shape = (spec.batch, spec.heads, self._config.num_stages, centroids.shape[3], spec.head_dim)
-        _check(name, {"": centroids}, {"": (shape, torch.float16)})
-        return KMeansCodebook(centroids)
-
-    def _restored_codewords(self, name: str) -> Rows8:
-        rows = (self._spec.batch, self._spec.heads)
-        parts = {part: self._tensors[f"{name}.{part}"] for part in ("centroids", "centroid_scales")}
-        count = parts["centroids"].shape[2]
-        expected: Expected = {
-            "centroids": ((*rows, count, self._spec.head_dim), torch.int8),
-            "centroid_scales": ((*rows, count), torch.float16),
-        }
-        _check(name, parts, expected)
-        if not 1 <= count <= MAX_CLUSTERS:
-            raise ValueError(f"{name} has {count} codewords, but ids of one byte name 1 to {MAX_CLUSTERS}")
-        return Rows8(parts["centroids"], parts["centroid_scales"])
-
-    def _restored_basis(self, name: str) -> Basis:
-        rows, channels = (self._spec.batch, self._spec.heads), self._spec.head_dim
-        planes = tuple(tuple(int(size) for size in row) for row in self._planes[name])
-        if len(planes) != self._spec.batch or len({plane_width(row) for row in planes}) != 1:
-            raise ValueError(f"{name} has planes {planes} for a batch of {self._spec.batch}")
-        learned = self._tensors.get(f"{name}.basis")
-        count = channels if learned is None else learned.shape[2]
-        if self._directions[name] != (0 if learned is None else count):
-            raise ValueError(f"{name} has {0 if learned is None else count} directions, but must have {self._directions[name]}")
-        for row in planes:
-            check_planes(row, min(count, channels), MAX_BITS)
-        parts = {"basis_scales": self._tensors[f"{name}.basis_scales"]}
-        expected: Expected = {"basis_scales": ((*rows, count), torch.float16)}
-        if learned is not None:
-            parts["basis"], expected["basis"] = learned, ((*rows, count, channels), torch.int8)
-        _check(name, parts, expected)
-        return Basis(learned, parts["basis_scales"], planes)
+    def _checked(self, name: str) -> Tensor:
+        """A tensor of the file, all of whose values are numbers."""
+        tensor = self._read(name)
+        if tensor.is_floating_point():
+            numbers = bool(tensor.isfinite().all())
+        elif name.endswith((".scales", ".zero_points", ".gains")):
+            numbers = not bool(((tensor & _NO_NUMBER) == _NO_NUMBER).any())
+        else:
+            numbers = True
+        if not numbers:
+            raise MisfitError(f"{shown(name)} holds NaN or infinity")
+        return tensor
 
 
-def restore_span(
-    prefix: str,
-    tensors: Mapping[str, Tensor],
-    codebook: Codebook | None,
-    spec: CacheSpec,
-    config: QVGConfig,
-    tokens: int,
-    which: int,
-) -> Span:
-    """A span from the tensors of a file whose names start with `prefix`; which = 0 for keys, 1 for values. Raises as above."""
-    parts = {name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
-    values = config if which == 0 or config.bits_v is None else config.with_changes(bits=config.bits_v)
-    if "exact" in parts:
-        _check(prefix, parts, {"exact": ((spec.batch, spec.heads, tokens, spec.head_dim), spec.dtype)})
-        return ExactSpan(parts["exact"])
-    if isinstance(codebook, TransformCodebook):
-        return _transform_span(prefix, parts, codebook, spec, tokens)
-    if isinstance(codebook, KMeansCodebook):
-        return _quantized_span(prefix, parts, codebook, spec, values, tokens)
-    return _group_span(prefix, parts, spec, values, tokens, per_channel=config.codec == "kivi" and which == 0)
-
-
-def _transform_span(
-    prefix: str, parts: Mapping[str, Tensor], codebook: TransformCodebook, spec: CacheSpec, tokens: int
-) -> TransformSpan:
-    rows = (spec.batch, spec.heads, tokens)
-    _check(
-        prefix,
-        parts,
-        {
-            "codes": ((*rows, plane_width(codebook.basis.planes[0])), torch.uint8),
-            "gains": (rows, torch.uint8),
-            "ids": (rows, torch.uint8),
-        },
-    )
-    _check_ids(prefix, parts["ids"], codebook.codewords.values.shape[2])
-    return TransformSpan(parts["codes"], parts["gains"], parts["ids"], codebook)
-
-
-def _quantized_span(
-    prefix: str, parts: Mapping[str, Tensor], codebook: KMeansCodebook, spec: CacheSpec, config: QVGConfig, tokens: int
-) -> QuantizedSpan:
-    rows, scales = (spec.batch, spec.heads), (spec.batch, spec.heads, spec.head_dim // config.group_size, tokens)
-    expected: Expected = {
-        "codes": ((*rows, tokens, packed_width(spec.head_dim, config.whole_bits)), torch.uint8),
-        "scales": (scales, torch.uint8),
-        "ids": ((*rows, config.num_stages, tokens), torch.uint8),
-    }
-    if not config.symmetric:
-        expected["zero_points"] = (scales, torch.uint8)
-    _check(prefix, parts, expected)
-    _check_ids(prefix, parts["ids"], codebook.clusters)
-    part = parts["codes"], parts["scales"], parts.get("zero_points"), parts["ids"]
-    return QuantizedSpan(*part, codebook, config.whole_bits, config.group_size)
-
-
-def _group_span(
-    prefix: str, parts: Mapping[str, Tensor], spec: CacheSpec, config: QVGConfig, tokens: int, per_channel: bool
-) -> GroupSpan:
-    rows, channels, group, bits = (spec.batch, spec.heads), spec.head_dim, config.group_size, config.whole_bits
-    if per_channel:
-        count = -(-tokens // group) * channels
-        codes, scales = (*rows, count, packed_width(group, bits)), (*rows, 1, count)
-    else:
-        codes, scales = (*rows, tokens, packed_width(channels, bits)), (*rows, channels // group, tokens)
-    expected: Expected = {"codes": (codes, torch.uint8), "scales": (scales, torch.uint8)}
-    if config.codec == "kivi" or not config.symmetric:
-        expected["zero_points"] = (scales, torch.uint8)
-    _check(prefix, parts, expected)
-    return GroupSpan(parts["codes"], parts["scales"], parts.get("zero_points"), bits, group, tokens, per_channel, config.codec)
-
-
-def _check(prefix: str, parts: Mapping[str, Tensor], expected: Expected) -> None:
-    """KeyError where a tensor is missing, ValueError where one is not what it should be."""
-    for name, (shape, dtype) in expected.items():
-        tensor = parts[name]
-        if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
-            raise ValueError(f"{prefix}.{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}")
+def _settings(config: QVGConfig, which: int) -> QVGConfig:
+    """What keys (0) or values (1) are encoded with."""
+    return config if which == 0 or config.bits_v is None else config.with_changes(bits=config.bits_v)
 
 
 def _check_ids(prefix: str, ids: Tensor, codewords: int) -> None:
     if ids.numel() and int(ids.max()) >= codewords:
-        raise ValueError(f"{prefix}.ids name centroid {int(ids.max())} of {codewords}")
+        raise MisfitError(f"{prefix}.ids name centroid {int(ids.max())} of {codewords}")
+
+
+def _text(entry: Entry) -> str:
+    return f"{list(entry.shape)} {str(entry.dtype).removeprefix('torch.')}"

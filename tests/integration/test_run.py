@@ -127,4 +127,8 @@ def test_the_published_files_are_a_working_pack_and_a_killed_server_is_noticed(t
         client.process.kill()
         printed, said = process.communicate(timeout=60)
     assert process.returncode == 3 and json.loads(printed)["status"] == "gone"
-    assert "waiting up to 2 s for it" in said and "has not answered for 2 s" in said and "1 output had come and is in" in said
+    assert (
+        "waiting up to 2 s for it" in said
+        and "has given no whole answer for 2 s" in said
+        and "1 output had come and is in" in said
+    )

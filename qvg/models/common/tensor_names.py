@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ...errors import shown as shown
 
 # More than any model that QVG knows has, weights of 4 bits and a trainer's states beside them included.
 MOST_TENSORS = 50_000
@@ -94,13 +95,6 @@ def uneven(names: Collection[str], before: str, known: re.Pattern[str]) -> str:
     lacks = (name for number in numbers for part in parts if (name := f"{before}{number}.{part}") not in names)
     listed = some(lacks)  # which stops early: of names without order there would be millions
     return f" (it lacks {listed})" if listed else ""
-
-
-def shown(name: object, letters: int = 80) -> str:
-    """A name out of a file for a sentence: short, on one line, of characters that a terminal shows."""
-    text = name[: letters + 1] if isinstance(name, str) else str(name) if isinstance(name, int) else type(name).__name__
-    text = "".join(each if each.isprintable() else "?" for each in text)
-    return text if len(text) <= letters else f"{text[:letters]}..."
 
 
 def some(names: Iterable[object], most: int = 3) -> str:

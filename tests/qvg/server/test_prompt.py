@@ -13,7 +13,7 @@ import pytest
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.errors import ConfigError
 from comfyui_qvg.qvg.server.address import is_on_this_machine, server_url
-from comfyui_qvg.qvg.server.events import Event, parse
+from comfyui_qvg.qvg.server.events import TEXT, Event, parse
 from comfyui_qvg.qvg.server.outputs import free_names, safe_name
 from comfyui_qvg.qvg.server.prompt import check_input, load_prompt, named_files, override, use_listed_names
 
@@ -51,7 +51,6 @@ def test_addresses(text: str, url: str) -> None:
         "ftp://gpu",
         "a b",
         "gpu/comfy",
-        "http://u:p@gpu",
         "http://gpu?a=1",
         "[::1",
         "a..b",
@@ -196,11 +195,13 @@ def test_every_workflow_of_ours_is_read() -> None:
     ("message", "event"),
     [
         ('{"type": "executing", "data": {"node": "1"}}', Event("executing", {"node": "1"})),
-        (struct.pack(">II", 3, 2) + b"12block 3/9", Event("text", {"node": "12", "text": "block 3/9"})),
+        (struct.pack(">II", 3, 2) + b"12block 3/9", Event(TEXT, {"node": "12", "text": "block 3/9"})),
         (struct.pack(">II", 1, 1) + b"JPEG", None),
         (b"\0\0\0", None),
         ("not json", None),
         ('{"type": "status"}', None),
+        ('{"type": "a node\'s text", "data": {}}', None),
+        ("[" * 200_000, None),
         ('{"type": "x", "data": 3}', None),
         ("[]", None),
     ],

@@ -222,7 +222,7 @@ def test_a_server_that_dies_is_waited_for_and_given_up(fake: FakeComfyUI, run: C
     assert ended.code == 3 and 1.5 < ended.result["seconds"] < 60
     assert "may still go on there; no output has come\n" in ended.said
     assert "does not answer (conn" in ended.said and "; waiting up to 1.5 s for it" in ended.said
-    assert "has not answered for 1.5 s (connection refused); check the server, or raise --timeout; a run" in ended.said
+    assert "has given no whole answer for 1.5 s (connection refused); check the server, or raise --timeout; a run" in ended.said
 
 
 def test_a_server_that_comes_back_with_the_run_is_fetched_from(fake: FakeComfyUI, run: Callable[..., Ended]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_qvg.qvg import CacheFileError, CacheSpec, GridRope, KVCache, QVGConfig
+from comfyui_qvg.qvg import CacheFileError, CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
 from comfyui_qvg.qvg.positions.rope import geometric_frequencies
 from comfyui_qvg.qvg.session import load_cache, save_cache
 from safetensors.torch import load_file, save_file
+
+from ...saved_caches import Tensors, read_apart, rewrite, write_sealed
 
 ROPE = GridRope(2, 3, ((), geometric_frequencies(16, 3, 30), geometric_frequencies(16, 3, 30)))
 SPEC = CacheSpec(layers=2, heads=2, head_dim=64, tokens_per_frame=6)
@@ -124,15 +125,15 @@ def test_a_loaded_cache_shares_its_codebooks_as_before(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in first.tensors().items())
 
 
-def _rewritten(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A file whose state was changed; its tensors stay."""
-    from safetensors import safe_open
+def _changed(name: str, change: Callable[[torch.Tensor], torch.Tensor] | None) -> Callable[[Tensors], None]:
+    """One tensor of a file is another, or is taken out."""
 
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-    state = json.loads(metadata["state"])
-    change(state)
-    save_file(load_file(file), file, {**metadata, "state": json.dumps(state)})
+    def apply(tensors: Tensors) -> None:
+        before = tensors.pop(name)
+        if change is not None:
+            tensors[name] = change(before)
+
+    return apply
 
 
 def test_a_file_from_before_there_were_other_codecs(saved: Path) -> None:
@@ -142,9 +143,10 @@ def test_a_file_from_before_there_were_other_codecs(saved: Path) -> None:
         for name in ("bits_v", "clusters_added", "transform", "keys"):
             del state["config"][name]
         del state["planes"], state["directions"], state["group_starts"], state["spare_rows"], state["layout"]["hidden"]
+        state["codebooks"] = {prefix: names[0] for prefix, names in state["codebooks"].items()}
 
     today = load_cache(saved)
-    _rewritten(saved, age)
+    rewrite(saved, age, version=1)
     old = load_cache(saved)
     assert old.config == CONFIG and old.nbytes() == today.nbytes()
     for a, b in zip(_steps(today, range(12, 22)), _steps(old, range(12, 22)), strict=True):
@@ -159,10 +161,10 @@ def test_a_file_from_before_there_were_other_codecs(saved: Path) -> None:
         ([[60]], "must be 1 to 6 multiples of 8"),
         ([[72, 64]], "that fall from at most 64"),
         ([[64, 32, 8]], "codes is"),
-        ([], "for a batch of 1"),
-        ([[64, 32]] * 2, "for a batch of 1"),
-        (None, "NoneType"),
-        ([["x"]], "invalid literal"),
+        ([], "must be a list of 1"),
+        ([[64, 32]] * 2, "must be a list of 1"),
+        (None, "is None, but must be a list"),
+        ([["x"]], "is 'x', but must be a whole number"),
     ],
     ids=["none", "seven", "uneven", "wide", "other_width", "no_row", "two_rows", "null", "text"],
 )
@@ -171,7 +173,7 @@ def test_planes_that_do_not_fit(planes: object, why: str, tmp_path: Path) -> Non
     _steps(cache, range(12))
     file = tmp_path / "cache.safetensors"
     save_cache(cache, file)
-    _rewritten(file, lambda state: state["planes"].update(dict.fromkeys(state["planes"], planes)))
+    rewrite(file, lambda state: state["planes"].update(dict.fromkeys(state["planes"], planes)))
     with pytest.raises(CacheFileError, match=f"do not fit together .*{why}"):
         load_cache(file)
 
@@ -193,19 +195,13 @@ def test_planes_that_do_not_fit(planes: object, why: str, tmp_path: Path) -> Non
     ids=["codes", "gains", "ids", "centroids", "scales", "few_rows", "short_rows", "basis_scales", "no_basis", "no_gains"],
 )
 def test_tensors_of_klt_that_do_not_fit(name: str, change: Callable[[torch.Tensor], torch.Tensor] | None, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
     cache = KVCache(CacheSpec(layers=1, heads=2, head_dim=64, tokens_per_frame=96), _KLT)
     for frame in range(9):  # spans long enough to learn a basis from
         cache.attend(0, *torch.randn(3, 1, 2, 96, 64, generator=torch.Generator().manual_seed(frame)))
         cache.commit()
     file = tmp_path / "cache.safetensors"
     save_cache(cache, file)
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-    tensors = load_file(file)
-    changed = tensors.pop(name)
-    save_file(tensors if change is None else {**tensors, name: change(changed)}, file, metadata)
+    rewrite(file, tensors=_changed(name, change))
     with pytest.raises(CacheFileError, match="do not fit together"):
         load_cache(file)
 
@@ -213,20 +209,14 @@ def test_tensors_of_klt_that_do_not_fit(name: str, change: Callable[[torch.Tenso
 @pytest.mark.parametrize("part", ["codes", "scales", "zero_points"])
 @pytest.mark.parametrize("codec", ["rtn", "kivi", "quarot"])
 def test_tensors_of_the_baselines_that_do_not_fit(codec: str, part: str, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
     cache = KVCache(SPEC, CONFIGS[codec], ROPE)
     _steps(cache, range(12))
     file = tmp_path / "cache.safetensors"
-    save_cache(cache, file)
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-    tensors = load_file(file)
+    changes: list[Callable[[torch.Tensor], torch.Tensor] | None] = [lambda x: x[..., 1:], lambda x: x.float(), None]
     for which in ("keys", "values"):
-        name = f"layer.0.{which}.1.{part}"
-        for wrong in (tensors[name][..., 1:].contiguous(), tensors[name].float(), None):
-            rest = {other: tensor for other, tensor in tensors.items() if other != name}
-            save_file(rest if wrong is None else {**rest, name: wrong}, file, metadata)
+        for change in changes:
+            save_cache(cache, file)
+            rewrite(file, tensors=_changed(f"layer.0.{which}.1.{part}", change))
             with pytest.raises(CacheFileError, match="do not fit together"):
                 load_cache(file)
 
@@ -259,8 +249,10 @@ def test_truncated(saved: Path, keep: int) -> None:
 
 
 def test_missing_and_foreign(tmp_path: Path) -> None:
-    with pytest.raises(CacheFileError, match="cannot be read as a saved cache"):
+    with pytest.raises(CacheFileError, match=r"none.safetensors cannot be opened \(No such file or directory\); name a file"):
         load_cache(tmp_path / "none.safetensors")
+    with pytest.raises(CacheFileError, match=r"cannot be opened \(it is a folder\)"):
+        load_cache(tmp_path)
     foreign = tmp_path / "weights.safetensors"
     save_file({"weight": torch.zeros(3)}, foreign, {"format": "pt"})
     with pytest.raises(CacheFileError, match="not a saved cache"):
@@ -272,26 +264,20 @@ def test_missing_and_foreign(tmp_path: Path) -> None:
 
 def test_newer_version(tmp_path: Path) -> None:
     file = tmp_path / "cache.safetensors"
-    save_file({"x": torch.zeros(1)}, file, {"format": "qvg-cache", "version": "3"})
-    with pytest.raises(CacheFileError, match="version 3, this version reads 1 and 2; update the pack"):
+    save_file({"x": torch.zeros(1)}, file, {"format": "qvg-cache", "version": "4"})
+    with pytest.raises(CacheFileError, match="version 4, this version reads 1, 2 and 3; update the pack"):
         load_cache(file)
 
 
 def test_contents_that_do_not_fit(saved: Path) -> None:
-    from safetensors import safe_open
-
-    with safe_open(saved, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(saved)
-    del tensors["layer.1.values.1.codes"]
-    save_file(tensors, saved, metadata)
+    rewrite(saved, tensors=_changed("layer.1.values.1.codes", None))
     with pytest.raises(CacheFileError, match="do not fit together"):
         load_cache(saved, ROPE)
 
 
 def test_rope_comes_from_the_file_and_another_is_refused(saved: Path) -> None:
     assert load_cache(saved).rope == ROPE
-    with pytest.raises(CacheFileError, match="not the one it was saved with"):
+    with pytest.raises(ConfigError, match="not the one that .* was saved with; leave it out"):
         load_cache(saved, GridRope(2, 3, ((0.5,) * 4, (0.5,) * 14, (0.5,) * 14)))
 
 
@@ -306,12 +292,7 @@ def test_rope_comes_from_the_file_and_another_is_refused(saved: Path) -> None:
     ids=["short_codes", "wrong_dtype", "ids_out_of_range", "narrow_codebook"],
 )
 def test_tensors_that_do_not_fit(saved: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    from safetensors import safe_open
-
-    with safe_open(saved, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(saved)
-    save_file({**tensors, name: change(tensors[name])}, saved, metadata)
+    rewrite(saved, tensors=_changed(name, change))
     with pytest.raises(CacheFileError, match="do not fit together"):
         load_cache(saved, ROPE)
 
@@ -347,3 +328,116 @@ def test_replaced_positions_are_saved(tmp_path: Path) -> None:
     resumed = load_cache(tmp_path / "cache.safetensors", ROPE)
     assert resumed.origins == cache.origins
     assert all(torch.equal(a, b) for a, b in zip(_steps(cache, range(17, 24)), _steps(resumed, range(17, 24)), strict=True))
+
+
+def test_one_flipped_bit_is_found(saved: Path) -> None:
+    """Wherever it is: in a tensor, in the state, in the checksums, in the header's names."""
+    whole = saved.read_bytes()
+    body = 8 + int.from_bytes(whole[:8], "little")
+    places = [*range(0, body, 397), *range(body, len(whole), 211)]
+    for number, place in enumerate(places):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << number % 8
+        saved.write_bytes(damaged)
+        with pytest.raises(CacheFileError) as refused:
+            load_cache(saved)
+        assert place < body or "is damaged: " in str(refused.value), refused.value
+
+
+def test_versions_cannot_be_mistaken_for_one_another(saved: Path) -> None:
+    metadata, state, tensors = read_apart(saved)
+    write_sealed(saved, 2, state, tensors)
+    load_cache(saved)
+    save_file(tensors, saved, {**metadata, "version": "2"})
+    with pytest.raises(CacheFileError, match="says that it is of version 2, but has checksums"):
+        load_cache(saved)
+    save_file(tensors, saved, {"format": "qvg-cache", "version": "3", "state": metadata["state"]})
+    with pytest.raises(CacheFileError, match="says that it is of version 3, but has no checksums"):
+        load_cache(saved)
+
+
+def _put(*path: Any, value: Any) -> Callable[[Any], None]:
+    def apply(state: Any) -> None:
+        for step in path[:-1]:
+            state = state[step]
+        state[path[-1]] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_put("spec", "layers", value=10**9), "must be a list of 1000000000"),
+        (_put("spec", "layers", value=1), "must be a list of 1"),
+        (_put("spec", "heads", value=3), "is .* but must be"),
+        (_put("spec", "head_dim", value=10**9), "head_dim is 1000000000"),
+        (_put("spec", "dtype", value="load"), "dtype is 'load'"),
+        (_put("frames_committed", value=-5), "whole number"),
+        (_put("frames_committed", value=3), "3 frames and 3 spans were made"),
+        (_put("frames_committed", value=10**30), "whole number"),
+        (_put("frames_committed", value=float("inf")), "Infinity"),
+        (_put("spans_due", value=0), "0 spans were made, and it holds"),
+        (_put("encode_calls", value=[10**9, 6]), "encode_calls is 1000000000"),
+        (_put("config", "window_frames", value=8), "a window of 8 leaves room for 7"),
+        (_put("config", "seed", value=-1), "seed is -1"),
+        (_put("config", "colour", value=1), "a setting 'colour'"),
+        (_put("rope", "axis_frequencies", 1, 0, value=float("nan")), "NaN"),
+        (_put("rope", "axis_frequencies", 1, value=[0.5]), "its rope turns 6 tokens of 34 channels"),
+        (_put("rope", "grid_rows", value=-2), "grid_rows is -2"),
+        (_put("rope", value=7), "rope is 7, but must be an object"),
+        (_put("origins", 0, value=[0, 1]), "must be a list of 3"),
+        (_put("origins", value=[]), "0 positions for 12 frames"),
+        (_put("layout", "sink", value=[1.5]), "whole number"),
+        (_put("layout", "hidden", value=3), "3 frames are hidden"),
+        (_put("layout", "tail", value=[40]), "more than the 1 frames"),
+        (_put("codebooks", value={}), "0 stretches have codebooks, but 12 must"),
+        (_put("group_starts", 0, value=[0, 99]), "whole number from 0 to 2"),
+        (lambda state: state.pop("origins"), "has no 'origins'"),
+    ],
+)
+def test_a_state_that_cannot_be(change: Callable[[Any], Any], why: str, tmp_path: Path) -> None:
+    """Sealed anew, so no checksum tells; refused before memory is taken, in one sentence."""
+    cache = KVCache(SPEC, CONFIG, ROPE)
+    _steps(cache, range(12))
+    save_cache(cache, tmp_path / "cache")
+    rewrite(tmp_path / "cache", state=change)
+    with pytest.raises(CacheFileError, match=why) as refused:
+        load_cache(tmp_path / "cache")
+    assert len(str(refused.value)) < 600 and "\n" not in str(refused.value)
+
+
+def test_what_belongs_to_nothing_is_named(saved: Path) -> None:
+    rewrite(saved, tensors=lambda tensors: tensors.update({"layer.7.keys.0.exact": torch.zeros(1)}))
+    with pytest.raises(CacheFileError, match="layer.7.keys.0.exact, which belongs to nothing"):
+        load_cache(saved)
+
+
+@pytest.mark.parametrize("part", ["layer.0.keys.0.exact", "layer.1.values.1.scales", "codebook.0"])
+def test_values_that_are_no_numbers(saved: Path, part: str) -> None:
+    rewrite(saved, tensors=_changed(part, lambda x: x.fill_(float("nan") if x.is_floating_point() else 0x7F)))
+    with pytest.raises(CacheFileError, match=f"{part} holds NaN"):
+        load_cache(saved)
+
+
+def test_the_caller_is_told_of_the_caller_s_mistakes(saved: Path) -> None:
+    for device in ("gpu", "meta", "" if torch.cuda.is_available() else "cuda", 7.5):
+        with pytest.raises(ConfigError, match="device is '.*', which cannot be used here"):
+            load_cache(saved, device=device)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="backend is 'fast', but must be one of"):
+        load_cache(saved, backend="fast")
+
+
+def test_a_machine_that_lacks_the_backend(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfyui_qvg.qvg import BackendError
+    from comfyui_qvg.qvg.cache import kv_cache
+
+    def require(backend: str) -> None:
+        if backend == "triton":
+            raise BackendError("attention", backend, "no Triton here")
+
+    monkeypatch.setattr(kv_cache, "require_backend", require)
+    rewrite(saved, state=_put("config", "backend", value="triton"))
+    with pytest.raises(CacheFileError, match=r"saved with backend 'triton', which does not run here .* backend='auto'"):
+        load_cache(saved)
+    assert load_cache(saved, backend="auto").config.backend == "auto"

@@ -1,0 +1,314 @@
+"""What a saved cache says of itself, beside its tensors: read into a record, and checked against its own rules before anything
+is made of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+
+from ...kernels.bitplanes import check_planes, packed_width
+from ...kernels.lloyd_max import MAX_BITS
+from ..cache import KVCache
+from ..cache.policy import CachePolicy, Layout
+from ..cache.spec import CacheSpec
+from ..config import QVGConfig
+from ..errors import quoted, shown
+from ..json_text import read_json
+from ..positions.frames import MOST_TOKENS, Origin
+from ..positions.rope import GridRope
+
+T = TypeVar("T")
+Planes = tuple[tuple[int, ...], ...]
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+# Nothing that is counted here comes near it.
+_MOST = 1 << 40
+_MOST_CHANNELS = 1 << 16
+_SECTIONS = ("sink", "spans", "tail")
+
+
+class MisfitError(ValueError):
+    """Something in the file does not go with something else; its argument says what, as half a sentence."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A saved cache without its tensors. Of each stretch that has a codebook, by the beginning of its tensors' names,
+    `codebooks` names the parts; `planes` and `directions` are those of each basis."""
+
+    spec: CacheSpec
+    config: QVGConfig
+    rope: GridRope | None
+    layout: Layout
+    origins: tuple[Origin, ...]
+    frames_committed: int
+    spans_due: int
+    codebooks: Mapping[str, tuple[str, ...]]
+    planes: Mapping[str, Planes]
+    directions: Mapping[str, int]
+    group_starts: tuple[tuple[int, ...], ...]
+    spare_rows: tuple[tuple[int, ...], ...]
+
+    def stretches(self) -> list[tuple[str, int]]:
+        """Every stretch of a layer, oldest first: its section, and its frames."""
+        return [(section, frames) for section in _SECTIONS for frames in getattr(self.layout, section)]
+
+
+def state_of(cache: KVCache) -> dict[str, Any]:
+    """What the file says of a cache, but for its codebooks."""
+    return {
+        "spec": {**_record(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
+        "config": _record(cache.config),
+        "layout": _record(cache.layout),
+        "rope": None if cache.rope is None else _record(cache.rope),
+        "frames_committed": cache.frames_committed,
+        "spans_due": cache.spans_due,
+        "origins": cache.origins,
+        "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
+        "encode_calls": [layer.state.encode_calls for layer in cache.layers],
+        "group_starts": [layer.state.group_starts for layer in cache.layers],
+        "spare_rows": [layer.state.spare_rows for layer in cache.layers],
+    }
+
+
+def read_state(text: str, version: int) -> SavedState:
+    """The record of a file's state. MisfitError; the work is bounded by the length of the text."""
+    try:
+        saved = read_json(text)
+    except ValueError as error:
+        raise MisfitError(f"its state is no JSON: {error}") from None
+    try:
+        return _record_of(saved, version)
+    except MisfitError:
+        raise
+    except ValueError as error:  # settings that break a rule, planes that do not fall
+        raise MisfitError(str(error)) from error
+
+
+def _record_of(saved: Any, version: int) -> SavedState:
+    if version == 1:
+        saved = _of_version_1(_object(saved, "the state"))
+    get = _Getter("the state", saved)
+    spec, config = _spec(get("spec")), _config(get("config"))
+    layout = _layout(get("layout"))
+    policy = spec.check(config)
+    due = _whole(get("spans_due"), "spans_due")
+    committed = _whole(get("frames_committed"), "frames_committed")
+    _check_history(policy, layout, committed, due)
+    _each_layer(get("spans_encoded"), "spans_encoded", spec.layers, lambda value, name: _equal(value, due, name))
+    _each_layer(get("encode_calls"), "encode_calls", spec.layers, lambda value, name: _equal(value, 2 * due, name))
+    rope = _rope(get("rope"), spec)
+    origins = _list(get("origins"), "origins", lambda value, name: _list(value, name, _position, 3))
+    if len(origins) != (layout.frames if rope is not None else 0):
+        raise MisfitError(f"it has {len(origins)} positions for {layout.frames} frames{'' if rope else ' without a rope'}")
+    planes, directions = _bases(spec, config, get("planes"), get("directions"))
+    return SavedState(
+        spec,
+        config,
+        rope,
+        layout,
+        tuple((time, row, column) for time, row, column in origins),
+        committed,
+        due,
+        _codebooks(spec, config, layout, get("codebooks")),
+        planes,
+        directions,
+        _each_layer(get("group_starts"), "group_starts", spec.layers, lambda value, name: _pair(value, name, 0, max(0, due - 1))),
+        _each_layer(get("spare_rows"), "spare_rows", spec.layers, lambda value, name: _pair(value, name, -_MOST, _MOST)),
+    )
+
+
+def _of_version_1(saved: dict[str, Any]) -> dict[str, Any]:
+    """The state of a file of version 1 as version 2 would have it."""
+    get = _Getter("the state", saved)
+    spec, config = _spec(get("spec")), _config(get("config"))
+    facts = _object(saved.get("codebook_facts", {}), "codebook_facts")
+    planes = {name: rows for name, rows in facts.items() if rows is not None}
+    names = _object(get("codebooks"), "codebooks")
+    every = spec.head_dim if config.transform == "klt" else 0
+    ended = _each_layer(get("spans_encoded"), "spans_encoded", spec.layers, _whole)
+    group = config.spans_per_codebook
+    return saved | {
+        "codebooks": {prefix: [name] * (2 if config.codec == "klt" else 1) for prefix, name in names.items()},
+        "planes": planes,
+        "directions": dict.fromkeys(planes, every),
+        # A codebook began with every so many spans.
+        "group_starts": [[max(0, count - 1) // group * group] * 2 for count in ended],
+        "spare_rows": [[0, 0]] * spec.layers,
+        "layout": {**_object(get("layout"), "layout"), "hidden": 0},
+    }
+
+
+def _check_history(policy: CachePolicy, layout: Layout, committed: int, due: int) -> None:
+    """Whether a cache can have come to this layout with so many frames and spans."""
+    chunk, held, window = policy.chunk_frames, layout.frames + layout.hidden, policy.window_frames
+    sink, spans = sum(layout.sink), len(layout.spans)
+    counts = f"{committed} frames and {due} spans were made, and it holds {held} and {spans}"
+    if max((*layout.sink, *layout.tail), default=0) > chunk:
+        raise MisfitError(f"a block of its layout has more than the {chunk} frames of chunk_frames")
+    if layout.hidden >= (layout.spans[0] if layout.spans else 1):
+        raise MisfitError(f"{layout.hidden} frames are hidden, but the oldest span has {sum(layout.spans[:1])}")
+    too_many = sum(layout.sink[:-1]) >= max(1, policy.sink_frames) or (sink and not policy.sink_frames)
+    if too_many or (sink < policy.sink_frames and (layout.spans or layout.tail)):
+        raise MisfitError(f"its sink has {sink} frames in {len(layout.sink)} blocks, for sink_frames {policy.sink_frames}")
+    if committed < held or not spans <= due <= committed:
+        raise MisfitError(counts)
+    if window is None and (layout.hidden or (committed, due) != (held, spans)):
+        raise MisfitError(f"{counts}, but without a window nothing leaves")
+    if window is not None and layout.frames > window - chunk and (layout.spans or layout.tail):
+        raise MisfitError(f"it holds {layout.frames} frames, but a window of {window} leaves room for {window - chunk}")
+
+
+def _spec(value: object) -> CacheSpec:
+    get = _Getter("spec", value)
+    names = [field.name for field in fields(CacheSpec) if field.name != "dtype"]
+    sizes = {name: _whole(get(name), name, 1, _MOST_CHANNELS if name == "head_dim" else _MOST) for name in names}
+    dtype = get("dtype")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise MisfitError(f"dtype is {quoted(dtype)}, but must be one of {', '.join(_DTYPES)}")
+    return CacheSpec(**sizes, dtype=_DTYPES[dtype])
+
+
+def _config(value: object) -> QVGConfig:
+    """Settings that are not there are those that a version did not have yet."""
+    saved = _object(value, "config")
+    known = {field.name for field in fields(QVGConfig)}
+    for name in saved:
+        if name not in known:
+            raise MisfitError(f"it has a setting {shown(name)!r}, which this version does not know")
+    return QVGConfig(**saved)
+
+
+def _layout(value: object) -> Layout:
+    get = _Getter("layout", value)
+    sink, spans, tail = (tuple(_list(get(section), section, lambda value, name: _whole(value, name, 1))) for section in _SECTIONS)
+    return Layout(sink, spans, tail, _whole(get("hidden"), "hidden"))
+
+
+def _rope(value: object, spec: CacheSpec) -> GridRope | None:
+    if value is None:
+        return None
+    get = _Getter("rope", value)
+    rows, cols = (_whole(get(name), name, 1) for name in ("grid_rows", "grid_cols"))
+    axes = _list(get("axis_frequencies"), "axis_frequencies", lambda axis, name: tuple(_list(axis, name, _finite)), 3)
+    rope = GridRope(rows, cols, (axes[0], axes[1], axes[2]))
+    if (rope.tokens_per_frame, rope.head_dim) != (spec.tokens_per_frame, spec.head_dim):
+        raise MisfitError(
+            f"its rope turns {rope.tokens_per_frame} tokens of {rope.head_dim} channels, but a frame has "
+            f"{spec.tokens_per_frame} of {spec.head_dim}"
+        )
+    return rope
+
+
+def _codebooks(spec: CacheSpec, config: QVGConfig, layout: Layout, value: object) -> dict[str, tuple[str, ...]]:
+    """Names of the parts of every encoded stretch's codebook: none too few, none too many."""
+    saved, parts = _object(value, "codebooks"), {"qvg": 1, "klt": 2}.get(config.codec, 0)
+    wanted = 2 * spec.layers * len(layout.spans) if parts else 0
+    if len(saved) != wanted:
+        raise MisfitError(f"{len(saved)} stretches have codebooks, but {wanted} must")
+    first = len(layout.sink)
+    for layer in range(spec.layers if wanted else 0):
+        for which in ("keys", "values"):
+            for number in range(first, first + len(layout.spans)):
+                if (prefix := f"layer.{layer}.{which}.{number}") not in saved:
+                    raise MisfitError(f"{prefix} has no codebook")
+    return {prefix: tuple(_list(names, f"codebooks.{prefix}", _name, parts)) for prefix, names in saved.items()}
+
+
+def _bases(spec: CacheSpec, config: QVGConfig, planes: object, directions: object) -> tuple[dict[str, Planes], dict[str, int]]:
+    rows = {
+        name: tuple(tuple(_list(row, f"planes.{name}", _whole)) for row in _list(each, f"planes.{name}", _same, spec.batch))
+        for name, each in _object(planes, "planes").items()
+    }
+    counts = {
+        name: _whole(count, f"directions.{name}", 0, spec.head_dim) for name, count in _object(directions, "directions").items()
+    }
+    if rows.keys() != counts.keys():
+        raise MisfitError(f"{len(rows)} bases have planes and {len(counts)} directions, and not the same")
+    for name, each in rows.items():
+        for row in each:
+            check_planes(row, counts[name] or spec.head_dim, MAX_BITS)
+        if len({packed_width(row) for row in each}) != 1:
+            raise MisfitError(f"planes of {shown(name)} are of several widths in one batch")
+    if rows and config.codec != "klt":
+        raise MisfitError(f"it has bases, but codec {config.codec!r} has none")
+    return rows, counts
+
+
+# Each takes a value and what to call it, and gives the value back in its type.
+
+
+class _Getter:
+    """The entries of an object by name."""
+
+    def __init__(self, name: str, value: object):
+        self._name, self._entries = name, _object(value, name)
+
+    def __call__(self, key: str) -> object:
+        if key not in self._entries:
+            raise MisfitError(f"{self._name} has no {key!r}")
+        return self._entries[key]
+
+
+def _object(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise MisfitError(f"{name} is {quoted(value)}, but must be an object")
+    return value
+
+
+def _list(value: object, name: str, each: Callable[[Any, str], T], length: int | None = None) -> list[T]:
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        raise MisfitError(f"{shown(name)} is {quoted(value)}, but must be a list{'' if length is None else f' of {length}'}")
+    return [each(entry, name) for entry in value]
+
+
+def _each_layer(value: object, name: str, layers: int, each: Callable[[Any, str], T]) -> tuple[T, ...]:
+    """One entry for every layer: so there are no more layers than the file has room for."""
+    return tuple(_list(value, name, each, layers))
+
+
+def _pair(value: object, name: str, low: int, high: int) -> tuple[int, ...]:
+    return tuple(_list(value, name, lambda entry, name: _whole(entry, name, low, high), 2))
+
+
+def _whole(value: object, name: str, low: int = 0, high: int = _MOST) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise MisfitError(f"{shown(name)} is {quoted(value)}, but must be a whole number from {low} to {high}")
+    return value
+
+
+def _equal(value: object, wanted: int, name: str) -> int:
+    if type(value) is not int or value != wanted:
+        raise MisfitError(f"{name} is {quoted(value)} for a layer, but must be {wanted}")
+    return value
+
+
+def _finite(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise MisfitError(f"{name} holds {quoted(value)}, but must hold finite numbers")
+    return float(value)
+
+
+def _position(value: object, name: str) -> float:
+    if not abs(found := _finite(value, name)) <= MOST_TOKENS:
+        raise MisfitError(f"{name} holds {found}, but a position is at most {MOST_TOKENS} tokens away")
+    return found
+
+
+def _name(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise MisfitError(f"{shown(name)} holds {quoted(value)}, but must hold names")
+    return value
+
+
+def _same(value: object, name: str) -> object:
+    return value
+
+
+def _record(record: Any) -> dict[str, Any]:
+    """A record's fields by name."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
