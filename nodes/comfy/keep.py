@@ -14,10 +14,10 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...qvg.errors import CacheFileError
 from ...qvg.files import written_new
 from ...qvg.safetensors_writer import in_memory, write_safetensors
-from ...qvg.session.unfinished import UnfinishedRun, abandoned, claim, read_blocks
+from ...qvg.session.finished_blocks import FinishedBlocks, read_blocks, remove_blocks
+from ...qvg.session.owners import abandoned, claim, own_folder
 from .output_names import save_names
 
 logger = logging.getLogger(__name__)
@@ -25,56 +25,48 @@ logger = logging.getLogger(__name__)
 FOLDER = "QVG"
 INTERRUPTED, UNDECODED = f"{FOLDER}/interrupted", f"{FOLDER}/undecoded"
 _STEM, _GIVEN, _PREFIX = "unfinished", "given_frames", "prefix"
-# Of this process, for which the disk had no room as latents.
+# Of this process: what the disk had no room for as a latent.
 _LEFT: list[Path] = []
 
 
-class FinishedBlocks:
-    """Of one run, on disk until it has ended. Where the disk takes none, the log says so and the run goes on."""
+class KeptRun:
+    """Of one run: its finished blocks, on disk until it has ended. Where the disk takes none the log says so, and it goes on."""
 
     def __init__(self, base_model: Any, given_frames: int):
         self._base, self._given = base_model, given_frames
-        self._run: UnfinishedRun | None = None
-        self._failed = False
+        self._blocks = FinishedBlocks(own_folder(_folder(), _STEM))
+        self._told = False
 
     def add(self, latent: Tensor) -> None:
         """A finished block [B, C, F, h, w], as the network knows it; given ones too."""
-        if self._failed:
-            return
-        try:
-            if self._run is None:
-                self._run = UnfinishedRun(_folder(), _STEM, {_GIVEN: self._given, _PREFIX: INTERRUPTED})
-                logger.info(
-                    "QVG: finished blocks are in %s while the run goes on; the file goes when it ends well, and after a kill the "
-                    "next start of ComfyUI makes a latent of it",
-                    self._run.path,
-                )
-            self._run.add(_shown(latent, self._base))
-        except OSError as error:
-            self._failed = True
-            logger.warning("QVG: finished blocks cannot be kept on disk while the run goes on (%s); free space there", error)
+        self._blocks.add(_shown(latent, self._base), **{_GIVEN: self._given, _PREFIX: INTERRUPTED})
+        if not self._told and self._blocks.failed is None:
+            self._told = True
+            logger.info(
+                "QVG: finished blocks are in %s while the run goes on; they go when it ends well; after a kill the next start "
+                "of ComfyUI makes a latent of them",
+                self._blocks.folder,
+            )
 
     def keep(self, latents: Sequence[Tensor]) -> None:
         """The run did not end well: leave its blocks, if any was generated, as one file that LoadLatent reads."""
         generated = sum(latent.shape[2] for latent in latents) > self._given
-        # The blocks go when the latent is there: a second kill, meanwhile, finds them.
+        # The blocks go when the latent is there: a kill, meanwhile, leaves them.
         if not generated or keep_latent(torch.cat([_shown(each, self._base) for each in latents], 2), INTERRUPTED):
             self.discard()
-        elif self._run is not None:
-            self._run.close()
-            _LEFT.append(self._run.path)
+        else:
+            _LEFT.append(self._blocks.folder)
 
     def discard(self) -> None:
         """They are in the result."""
-        if self._run is not None:
-            self._run.discard()
+        self._blocks.remove()
 
 
 @contextmanager
-def finished_blocks(base_model: Any, given_frames: int, wanted: bool) -> Iterator[FinishedBlocks | None]:
+def finished_blocks(base_model: Any, given_frames: int, wanted: bool) -> Iterator[KeptRun | None]:
     """For a run of which `given_frames` are there already; None where nothing is to be kept. Call `keep` when the run did not end
     well."""
-    blocks = FinishedBlocks(base_model, given_frames) if wanted else None
+    blocks = KeptRun(base_model, given_frames) if wanted else None
     if wanted:
         rescue_killed_runs()
     yield blocks
@@ -86,12 +78,8 @@ def finished_blocks(base_model: Any, given_frames: int, wanted: bool) -> Iterato
 def until_decoded(samples: Tensor) -> Iterator[None]:
     """A sampled LATENT is on disk while it is decoded, which takes more memory than anything before, and stays there where that
     fails. Not after an interrupt: ComfyUI still has it."""
-    run: UnfinishedRun | None = None
-    try:
-        run = UnfinishedRun(_folder(), _STEM, {_GIVEN: 0, _PREFIX: UNDECODED})
-        run.add(samples.float())
-    except OSError as error:
-        logger.warning("QVG: the latent cannot be kept on disk while it is decoded (%s); free space there", error)
+    run = FinishedBlocks(own_folder(_folder(), _STEM))
+    run.add(samples.float(), **{_GIVEN: 0, _PREFIX: UNDECODED})
     try:
         yield
     except mm.InterruptProcessingException:
@@ -100,30 +88,24 @@ def until_decoded(samples: Tensor) -> Iterator[None]:
         keep_latent(samples, UNDECODED, "not decoded:")
         raise
     finally:
-        if run is not None:
-            run.discard()
+        run.remove()
 
 
 def rescue_killed_runs() -> None:
     """Make latents of what killed processes have left, and runs that found no room."""
     left, _LEFT[:] = [*abandoned(_folder(), _STEM), *_LEFT], []
-    for path in left:
-        mine = claim(path, _STEM)
+    for folder in left:
+        mine = claim(folder, _STEM)
         if mine is None:
             continue
-        try:
-            about, blocks = read_blocks(mine)
-            generated = sum(block.shape[2] for block in blocks) > int(about.get(_GIVEN, 0))
-            if not generated or keep_latent(torch.cat(blocks, 2), _known_prefix(about), "an earlier run left"):
-                mine.unlink()
-            else:
-                _LEFT.append(mine)
-        except (OSError, CacheFileError, RuntimeError, IndexError, TypeError, ValueError) as error:
-            logger.warning("QVG: what a killed run left in %s cannot be read (%s); delete it", mine, error)
-
-
-def _known_prefix(about: dict[str, Any]) -> str:
-    return UNDECODED if about.get(_PREFIX) == UNDECODED else INTERRUPTED
+        kept = read_blocks(mine)
+        facts = kept.facts[0] if kept.facts else {}
+        generated = sum(block.shape[2] for block in kept.blocks) > facts.get(_GIVEN, 0)
+        prefix = UNDECODED if facts.get(_PREFIX) == UNDECODED else INTERRUPTED
+        if not generated or keep_latent(torch.cat(kept.blocks, 2), prefix, "an earlier run left"):
+            remove_blocks(mine)
+        else:
+            _LEFT.append(mine)
 
 
 def _folder() -> Path:

@@ -273,13 +273,13 @@ def test_an_interrupted_run_on_a_full_disk_says_that_frames_are_lost_and_leaves_
     finally:
         _lift_the_limit(client)
     # What was written while there was room is there, and becomes a latent when there is room again.
-    (file,) = files
-    assert file.suffix == ".blocks" and 900_000 < file.stat().st_size <= 1_000_000
+    (left,) = files
+    assert left.is_dir() and left.name.startswith("unfinished-")
     assert "the finished frames could not be kept" in client.log()[seen:]
     with client.new_files("output/QVG") as files:
         assert client.run(workflow(frames=6)).status == "success"
     (latent,) = files
-    assert latent.suffix == ".latent" and 4 < load_file(str(latent))["latent_tensor"].shape[2] < 32 and not file.exists()
+    assert latent.suffix == ".latent" and load_file(str(latent))["latent_tensor"].shape[2] > 4 and not left.exists()
 
 
 def _file_limit(samples: list[Any], size: int) -> dict[str, Any]:

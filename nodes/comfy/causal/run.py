@@ -18,7 +18,7 @@ from ....qvg.cache.codebooks import codebooks_text
 from ....qvg.cache.policy import Layout
 from ....qvg.positions.rope import pairs_apart
 from ...records import RunRecord
-from ..keep import FinishedBlocks
+from ..keep import KeptRun
 from ..progress import say
 from .plan import CausalPlan
 from .shape import CORE_NAME
@@ -83,7 +83,7 @@ class CausalPass:
 class CausalRun:
     """Attention of one run. `blocks`: what has become history so far; `kept`: where they are on disk meanwhile."""
 
-    def __init__(self, plan: CausalPlan, kept: FinishedBlocks | None = None):
+    def __init__(self, plan: CausalPlan, kept: KeptRun | None = None):
         self.plan, self.spec, self._kept = plan, plan.spec, kept
         self.cache = KVCache(plan.spec, plan.settings.config, None if plan.as_core else plan.rope())
         self.blocks: list[_Block] = []

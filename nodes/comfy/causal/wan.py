@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, QVGConfig, UnsupportedModelError
 from ...records import RECORDS
-from ..keep import FinishedBlocks, finished_blocks
+from ..keep import KeptRun, finished_blocks
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..model_plan import refuse_what_cannot_fit
 from ..progress import say, say_how_it_ended
@@ -102,7 +102,7 @@ class CausalSampling:
         self.prompt, self.has_settings = prompt, has_settings
         self.plan: CausalPlan | None = None
         self.run: CausalRun | None = None
-        self.kept: FinishedBlocks | None = None
+        self.kept: KeptRun | None = None
 
     def init_kv_caches(self, batch_size: int, max_seq_len: int, device: Any, dtype: Any) -> list[Any]:
         """In core's place: nothing is allocated, and `max_seq_len`, the video's tokens, is no limit."""

@@ -22,7 +22,7 @@ from ....qvg.sampling import Block, generate
 from ...records import RECORDS, RunRecord
 from ..attach import require_sampled_by
 from ..conditioning import check_conditioning
-from ..keep import FinishedBlocks, finished_blocks
+from ..keep import KeptRun, finished_blocks
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..model_plan import refuse_what_cannot_fit
 from ..noise_mask import kept_frames
@@ -115,7 +115,7 @@ def sample_blocks(
     make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), guider.model_patcher)
     cache = KVCache(spec, settings.config, rope)
     finished: list[Block] = []
-    kept: FinishedBlocks | None = None
+    kept: KeptRun | None = None
     try:
         with finished_blocks(base_model, len(given) * spec.chunk_frames, keep_finished) as kept, cache:
             loop = generate(denoiser, cache, blocks, schedule, given, mm.throw_exception_if_processing_interrupted, verify=False)

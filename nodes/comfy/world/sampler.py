@@ -22,7 +22,7 @@ from ....qvg.models.registry import joined, loaders
 from ....qvg.sampling import Block
 from ....qvg.sampling.world import World
 from ...records import RECORDS, RunRecord
-from ..keep import FinishedBlocks, finished_blocks
+from ..keep import KeptRun, finished_blocks
 from ..progress import Progress, say, say_how_it_ended
 from .face import world_of
 from .run import OPTIONS, PLAN_KEY, WorldOptions, WorldPlan
@@ -58,7 +58,7 @@ def sample_world(
     progress = Progress(x.device, base_model.latent_format, plan.passes, plan.chunks)
     network, world = world_of(base_model).walk(plan, guider, extra_args, progress)
     walk = _Walk(plan, world)
-    kept: FinishedBlocks | None = None
+    kept: KeptRun | None = None
     try:
         with contextlib.ExitStack() as ended:
             kept = ended.enter_context(finished_blocks(base_model, plan.given_chunks * CHUNK_FRAMES, plan.options.keep_finished))
@@ -104,7 +104,7 @@ class _Walk:
         self.blocks: list[Block] = []
         self._context_frames: list[int] = []
 
-    def adopt(self, latent: Tensor, kept: FinishedBlocks | None) -> None:
+    def adopt(self, latent: Tensor, kept: KeptRun | None) -> None:
         """Chunks that are given; they cost nothing, and are remembered when the next one is painted."""
         given = latent[:, :, : self.plan.given_chunks * CHUNK_FRAMES]
         if self.plan.given_chunks:
