@@ -84,7 +84,7 @@ def complaint(name: str, kind: Any, options: Mapping[str, Any], value: Any) -> s
     elif kind == "FLOAT" and not _is_number(value, options):
         rule, use = _range(options, "a number"), _nearest(value, options)
     elif kind == "STRING" and not isinstance(value, str):
-        rule, use = "a text", options.get("default") or None
+        return f"{name} is {quoted(value)}, but must be a text; connect a node that gives one"
     elif kind == "BOOLEAN" and not isinstance(value, bool):
         rule, use = "true or false", str(options.get("default", False)).lower()
     elif kind == "COMBO" and value not in options["options"]:
@@ -117,7 +117,7 @@ def _is_whole(value: Any, options: Mapping[str, Any]) -> bool:
 
 
 def _is_number(value: Any, options: Mapping[str, Any]) -> bool:
-    return type(value) is not bool and isinstance(value, Real) and _in_range(value, options)
+    return type(value) is not bool and isinstance(value, Real) and value == value and _in_range(value, options)
 
 
 def _in_range(value: Any, options: Mapping[str, Any]) -> bool:
