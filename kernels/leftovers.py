@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import sys
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ _NAME = re.compile(rf"\.qvg-unfinished-{_MARK}")
 # Nobody writes to one file for so long: not after a night's sleep of the machine, and not after a weekend's.
 _OLD_SECONDS = 7 * 24 * 3600
 _ZOMBIES = "ZX"
+# When this process looks through a folder again; a folder of usual size at every file.
+_LOOK_AGAIN: dict[Path, float] = {}
+_MOST_FOLDERS, _FREE_SECONDS = 1000, 0.001
 
 
 def own_name() -> str:
@@ -44,8 +48,21 @@ def is_abandoned(mark: str, age_seconds: float) -> bool:
 def remove_leftovers(folder: Path, now: float) -> None:
     """Remove from `folder` what a writer has left that is dead, and what is old. Whatever cannot be removed stays.
 
+    Who writes thousands of files into one folder looks through it so seldom that it takes a fiftieth of the time at most.
+
     now: the time in seconds as the folder's own disk tells it, which may be another machine's.
     """
+    if time.monotonic() < _LOOK_AGAIN.get(folder, 0.0):
+        return
+    begun = time.thread_time()
+    _look_through(folder, now)
+    took = time.thread_time() - begun
+    if len(_LOOK_AGAIN) > _MOST_FOLDERS:
+        _LOOK_AGAIN.clear()
+    _LOOK_AGAIN[folder] = time.monotonic() + 50 * max(0.0, took - _FREE_SECONDS)
+
+
+def _look_through(folder: Path, now: float) -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             writer = _NAME.fullmatch(entry.name)

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-from .errors import BackendError, QVGError
+from .errors import BackendError, ConfigError, QVGError, quoted, shown
+
+MESSAGE_LETTERS = 500
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,10 +47,15 @@ def _all_letters() -> Iterator[None]:
                 stream.reconfigure(errors=errors)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an argument briefly, and what a terminal obeys not at all; its subcommands are of its kind."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message, MESSAGE_LETTERS))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="qvg", description="A long memory for autoregressive video models, in about two bits per value."
-    )
+    parser = _Parser(prog="qvg", description="A long memory for autoregressive video models, in about two bits per value.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_plan(commands)
@@ -282,6 +290,8 @@ def _bench_codecs(options: argparse.Namespace) -> int:
     from .server.interrupt import interrupted_by
 
     names = _listed(options.methods, ";")
+    if options.methods is not None and not names:
+        raise ConfigError(f"methods is {quoted(options.methods)}, which names none; leave it out for all of them")
     parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
         return bench_codecs(

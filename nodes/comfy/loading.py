@@ -23,7 +23,7 @@ from ...qvg.models.common.lora_fit import FittedLora, fitted
 from ...qvg.models.common.packing import packed_layers
 from ...qvg.models.common.tensor_names import some
 from ...qvg.models.common.variants import CausalVariant
-from ...qvg.models.common.weight_files import open_weights
+from ...qvg.models.common.weight_files import is_safetensors, open_weights
 from ...qvg.models.family import Family
 from ...qvg.models.registry import read
 from .adapter import Loader
@@ -70,9 +70,11 @@ class Source:
         loader = adapter_of_family(family).loader()
         loader.check(checkpoint)
         _require_known_packing(checkpoint)
-        if self.path.suffix.lower() in (".safetensors", ".sft"):
+        parts = ours.parts or (self.path,)
+        # By their names ComfyUI knows them; a .pt that was renamed it would not read.
+        if all(part.suffix.lower() in (".safetensors", ".sft") and is_safetensors(part) for part in parts):
             theirs: dict[str, torch.Tensor] = {}
-            for part in ours.parts or (self.path,):
+            for part in parts:
                 theirs |= comfy.utils.load_torch_file(str(part), return_metadata=True)[0]
             _, checkpoint = read(replace(ours, content=theirs), self.variant, self.weights, has_lora, self.node)
         return family, loader, checkpoint

@@ -6,8 +6,9 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from .settings import write_settings
 from .walks import FIRST_SEED, PATHS, Case, Walker, WalkResult, cases
 
 FULL_WORLDS, FULL_FRAMES = 8, 70
+MOST_JOBS = 256
 MOST_WORLDS = 1000  # more than anybody has months for
 QUICK_WORLDS, QUICK_FRAMES = 2, 54
 _OUTLIERS = 0.01
@@ -52,8 +54,8 @@ def bench_codecs(
         raise ConfigError(
             f"worlds is {shown(worlds, 20)}, but 1 to {MOST_WORLDS} can be walked through; leave it out for {FULL_WORLDS}"
         )
-    if jobs < 1:
-        raise ConfigError(f"jobs is {jobs}, but at least one process must work; leave it out for 1")
+    if not 1 <= jobs <= MOST_JOBS:
+        raise ConfigError(f"jobs is {shown(jobs, 20)}, but 1 to {MOST_JOBS} processes can work; leave it out for 1")
     for part in parts:
         if part not in PARTS:
             raise ConfigError(f"part is {quoted(part)}, but must be one of {', '.join(PARTS)}; leave it out for both")
@@ -67,16 +69,17 @@ def bench_codecs(
     _make_folder(out)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    if "openings" in parts:
-        _bench_openings(choose(known), stage, out, jobs)
-    if "walks" in parts:
-        walks = cases(
-            worlds or (QUICK_WORLDS if quick else FULL_WORLDS),
-            1 if quick else len(PATHS),
-            QUICK_FRAMES if quick else FULL_FRAMES,
-            DEVELOPMENT_SEED if development else FIRST_SEED,
-        )
-        _bench_walks(methods, walks, out, quick, jobs)
+    with _disk_may_be_full(out):
+        if "openings" in parts:
+            _bench_openings(choose(known), stage, out, jobs)
+        if "walks" in parts:
+            walks = cases(
+                worlds or (QUICK_WORLDS if quick else FULL_WORLDS),
+                1 if quick else len(PATHS),
+                QUICK_FRAMES if quick else FULL_FRAMES,
+                DEVELOPMENT_SEED if development else FIRST_SEED,
+            )
+            _bench_walks(methods, walks, out, quick, jobs)
     return 0
 
 
@@ -91,7 +94,7 @@ def _bench_openings(methods: Sequence[Method], stage: Sequence[Scene], out: Path
         rows.append(opening_row(method.name, scene, result, reference))
         print(row_text(rows[-1]), flush=True)
     print(summary(rows))
-    _written(out, lambda: write_openings(rows, out / "openings.csv"))
+    write_openings(rows, out / "openings.csv")
     print(f"wrote {out / 'openings.csv'}")
 
 
@@ -101,24 +104,24 @@ def _bench_walks(methods: Sequence[Method], walks: Sequence[Case], out: Path, qu
     reference = next(entry for entry in measured if entry.method.name == REFERENCE)
     rows = [row(entry, reference, walks) for entry in measured]
 
-    def write() -> None:
-        write_csv(rows, out / "codecs.csv")
-        write_settings(rows, out / "settings.md")
-        write_page(rows, measured, walks, Walker(out / "walks"), out / "codecs.html", _conditions())
-
-    _written(out, write)
+    write_csv(rows, out / "codecs.csv")
+    write_settings(rows, out / "settings.md")
+    write_page(rows, measured, walks, Walker(out / "walks"), out / "codecs.html", _conditions())
     _print_table(rows)
     for name in ("codecs.csv", "codecs.html", "settings.md"):
         print(f"wrote {out / name}")
 
 
-def _written(out: Path, write: Callable[[], None]) -> None:
+@contextmanager
+def _disk_may_be_full(out: Path) -> Iterator[None]:
+    """What the disk refuses, walks and tables, is a MediaError in one sentence."""
     try:
-        write()
+        yield
+    except (MediaError, ConnectionError):
+        raise
     except OSError as error:
-        raise MediaError(
-            f"{out} could not be written to ({error}); free space, the walks are kept and are not done again"
-        ) from error
+        reason = error.strerror or type(error).__name__
+        raise MediaError(f"{out} could not be written to ({reason}); free space, the walks so far are kept there") from error
 
 
 def _require_matplotlib() -> None:

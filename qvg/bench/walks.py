@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -107,8 +108,10 @@ class Walker:
             with np.load(path) as file:
                 return np.asarray(file["pictures"])
         pictures = self._walk(case, EXACT)[0]
-        with written_whole(path) as unfinished, unfinished.open("wb") as file:
-            np.savez_compressed(file, pictures=pictures)
+        packed = io.BytesIO()  # the archive's writer, told that the disk is full, raises something else when it is closed
+        np.savez_compressed(packed, pictures=pictures)
+        with written_whole(path) as unfinished:
+            unfinished.write_bytes(packed.getvalue())
         return pictures
 
     def compare(self, case: Case | Scene, config: QVGConfig) -> WalkResult:

@@ -87,7 +87,7 @@ def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object]
         free = shutil.disk_usage(out.parent).free
         if free < plan.nbytes:
             raise QVGError(
-                f"{out.parent} has {free / 1e9:.2f} GB free and {out.name} takes {plan.nbytes / 1e9:.2f} GB; make room"
+                f"{out.parent} has {_size(free)} free and {out.name} takes {_size(plan.nbytes)}; make room, or give another place"
             )
         with written_new([out]) as new:
             write_safetensors(new.unfinished, plan.tensors, plan.metadata, wrote)
@@ -97,10 +97,18 @@ def write_conversion(plan: Conversion, out: Path, wrote: Callable[[int], object]
         raise QVGError(f"{out} cannot be written ({error.strerror}); give another place") from error
 
 
+def _size(count: int) -> str:
+    """In the unit in which it is a number to compare."""
+    if count < 10**6:
+        return f"{count} bytes"
+    return f"{count / 1e6:.1f} MB" if count < 10**9 else f"{count / 1e9:.2f} GB"
+
+
 def check_out(out: Path) -> None:
     """Raise ConfigError unless a file can begin to be written at `out`."""
     if out.suffix.lower() != ".safetensors":
-        raise ConfigError(f"{out.name} is to be a .safetensors file: ComfyUI tells the format by the name's end")
+        name = quoted(out.name) if out.name in ("", ".safetensors") else out.name
+        raise ConfigError(f"{name} is to be a name and .safetensors behind it: ComfyUI tells the format by the name's end")
     try:
         os.lstat(out)  # a link that leads nowhere is something, too
     except (FileNotFoundError, NotADirectoryError):

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from ..config import PRESETS, QVGConfig
-from ..errors import ConfigError, quoted
+from ..errors import ConfigError, quoted, shown
 from ..models.registry import networks
 from .advice import setting_that_fits
 from .estimate import Video, Weights, plan
@@ -31,7 +31,7 @@ def print_plan(options: Namespace) -> int:
     device_bytes = _device_bytes(options.vram_gb)
     make_plan = partial(plan, network, video, device_bytes=device_bytes, weights=Weights(options.weights))
     found = make_plan(config)
-    block = options.block_frames or network.chunk_frames
+    block = network.chunk_frames if options.block_frames is None else options.block_frames
     setting = setting_that_fits(lambda other: make_plan(config=other), config, block) if found.fits is False else None
     if options.json:
         more = {
@@ -50,9 +50,13 @@ def make_config(options: Namespace) -> QVGConfig:
     """What the arguments say. Raises ConfigError where they break a rule."""
     if options.preset is not None and options.codec is not None:
         raise ConfigError(
-            f"--preset {options.preset} and --codec {options.codec} were both given; a preset names its codec, leave one out"
+            f"--preset {shown(options.preset)} and --codec {options.codec} were both given; a preset has its codec, leave one out"
         )
-    base = _method(options.codec) if options.codec else QVGConfig.preset(options.preset or DEFAULT_PRESET)
+    base = (
+        _method(options.codec)
+        if options.codec
+        else QVGConfig.preset(DEFAULT_PRESET if options.preset is None else options.preset)
+    )
     changes = {
         "bits": options.bits,
         "bits_v": options.bits_v if options.bits_v is not None or options.bits is None else options.bits,

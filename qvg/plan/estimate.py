@@ -20,7 +20,7 @@ from ..cache.growth import Growth, even_chunks
 from ..cache.peak import Peak, peaks
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
-from ..errors import ConfigError, quoted
+from ..errors import ConfigError, quoted, shown
 from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
 from ..models.common.world_memory import vendor_config
@@ -29,6 +29,8 @@ from .activations import Activations, Block, activations
 
 # Nobody asks for more in one run: at 16 pictures a second 1.7 hours.
 MOST_LATENT_FRAMES = 25_000
+# ComfyUI's own ends.
+MOST_PIXELS, MOST_BATCH = 16_384, 4096
 _OWN_MEMORY = ("cuda", "xpu")
 WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1, "fp32": 4}
 
@@ -238,7 +240,7 @@ class Run:
 
     @property
     def _block_frames(self) -> int:
-        return self.video.block_frames or self.network.chunk_frames
+        return _block_frames(self.video, self.network)
 
     @property
     def _lead_frames(self) -> int:
@@ -284,25 +286,31 @@ def cache_spec(network: NetworkShape, video: Video, dtype: torch.dtype = torch.b
     """What the model asks of its cache for such a video. Raises ConfigError for a size that it cannot make."""
     side = network.token_pixels
     for name, pixels in (("width", video.width), ("height", video.height)):
-        if pixels < side or pixels % side:
-            near = max(side, round(pixels / side) * side)
-            raise ConfigError(f"{name} is {pixels}, but {network.title} makes multiples of {side} pixels; use {near}")
-    for name, value, least in (
-        ("batch", video.batch, 1),
-        ("given frames", video.given_frames, 0),
-        ("block frames", video.block_frames or network.chunk_frames, 1),
+        if not side <= pixels <= MOST_PIXELS or pixels % side:
+            near = max(side, round(min(pixels, MOST_PIXELS) / side) * side)
+            end = f" up to {MOST_PIXELS}" if pixels > MOST_PIXELS else ""
+            rule = f"{network.title} makes multiples of {side} pixels{end}; use {near}"
+            raise ConfigError(f"{name} is {shown(pixels, 20)}, but {rule}")
+    for name, value, least, most in (
+        ("batch", video.batch, 1, MOST_BATCH),
+        ("given frames", video.given_frames, 0, MOST_LATENT_FRAMES),
+        ("block frames", _block_frames(video, network), 1, MOST_LATENT_FRAMES),
     ):
-        if value < least:
-            raise ConfigError(f"{name} is {value}, but must be at least {least}")
+        if not least <= value <= most:
+            raise ConfigError(f"{name} is {shown(value, 20)}, but must be from {least} to {most}; choose one in that range")
     return CacheSpec(
         layers=network.layers,
         heads=network.heads,
         head_dim=network.head_dim,
         tokens_per_frame=(video.width // side) * (video.height // side),
-        chunk_frames=video.block_frames or network.chunk_frames,
+        chunk_frames=_block_frames(video, network),
         batch=video.batch,
         dtype=dtype,
     )
+
+
+def _block_frames(video: Video, network: NetworkShape) -> int:
+    return network.chunk_frames if video.block_frames is None else video.block_frames
 
 
 def latent_frames(frames: int, network: NetworkShape) -> int:
@@ -310,12 +318,14 @@ def latent_frames(frames: int, network: NetworkShape) -> int:
     each = network.frame_pictures
     if frames < 1 or (frames - 1) % each:
         low = max(1, (frames - 1) // each * each + 1)
-        near = f"{low}" if frames < 1 else f"{low} or {low + each}"
-        raise ConfigError(f"frames is {frames}, but {network.title} makes 1, {1 + each}, {1 + 2 * each} ... pictures; use {near}")
+        near = shown(low, 20) if frames < 1 else f"{shown(low, 20)} or {shown(low + each, 20)}"
+        raise ConfigError(
+            f"frames is {shown(frames, 20)}, but {network.title} makes 1, {1 + each}, {1 + 2 * each} ... pictures; use {near}"
+        )
     latent, most = 1 + (frames - 1) // each, network.most_frames or MOST_LATENT_FRAMES
     if latent > most:
         where = "that are planned for" if network.most_frames is None else f"at which a session of {network.title} ends"
-        raise ConfigError(f"frames is {frames}, more than the {pictures(most, network)} {where}; plan a shorter one")
+        raise ConfigError(f"frames is {shown(frames, 20)}, more than the {pictures(most, network)} {where}; plan a shorter one")
     return latent
 
 

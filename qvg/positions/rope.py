@@ -9,6 +9,7 @@ Channel order is [first halves | second halves]: channel p rotates with channel 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,10 +48,10 @@ class GridRope:
         for name, value in (("grid_rows", self.grid_rows), ("grid_cols", self.grid_cols)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {quoted(value)}, but a frame has at least one; count the tokens of a latent frame")
-        if len(self.axis_frequencies) != 3:
-            axes = len(self.axis_frequencies)
-            raise ConfigError(f"the rope has {axes} axes, but time, row and column are three; an axis may be empty")
-        for frequency in (each for axis in self.axis_frequencies for each in axis):
+        axes: Sequence[Sequence[object]] = self.axis_frequencies
+        if len(axes) != 3:
+            raise ConfigError(f"the rope has {len(axes)} axes, but time, row and column are three; an axis may be empty")
+        for frequency in (each for axis in axes for each in axis):
             if not isinstance(frequency, int | float) or not abs(frequency) <= MOST_RADIANS:
                 raise ConfigError(
                     f"a frequency of the rope is {quoted(frequency)}; give radians per token, {MOST_RADIANS} at most"

@@ -145,7 +145,7 @@ def _bounded_socket() -> Any:
                 raise websocket.WebSocketTimeoutException("not now")
             if left < float("inf"):
                 self.settimeout(left)
-            return bytes(super()._recv(bufsize))
+            return bytes(super()._recv(bufsize))  # type: ignore[no-untyped-call,unused-ignore]
 
         def give_up(self) -> None:
             """End what waits, from another thread."""

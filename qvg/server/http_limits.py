@@ -72,7 +72,7 @@ def _clocked(kind: type[http.client.HTTPConnection], bytes_per_second: float) ->
     class Answer(http.client.HTTPResponse):
         def __init__(self, sock: socket.socket, *rest: Any, **options: Any):
             super().__init__(sock, *rest, **options)
-            raw = cast(io.BufferedReader, self.fp).detach()
+            raw = self.fp.detach()
             self.fp = io.BufferedReader(_Clock(raw, sock, bytes_per_second))
 
     return type(kind.__name__, (kind,), {"response_class": Answer})
@@ -93,7 +93,7 @@ class _Clock(io.RawIOBase):
         if left <= 0:
             raise SlowError
         self._sock.settimeout(min(ANSWER_SECONDS, left))
-        count = self._raw.readinto(buffer)  # type: ignore[attr-defined]
+        count = self._raw.readinto(buffer)
         self._deadline += (count or 0) / self._rate
         return cast("int | None", count)
 

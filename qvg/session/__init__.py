@@ -1,4 +1,4 @@
-"""Runs on disk: the file of a cache, and the finished blocks of a run that goes on."""
+"""Runs on disk: the file of a cache, and the blocks of a run that has not ended."""
 
 from .cache_file import load_cache, save_cache
 

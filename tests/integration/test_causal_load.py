@@ -75,6 +75,7 @@ def files(server: Client) -> Path:
     save_file(
         {n.replace("scale_weight", "weight_scale"): t for n, t in packed.items() if n != "scaled_fp8"}, folder / "new.safetensors"
     )
+    shutil.copy(folder / "self_forcing_dmd.pt", folder / "self_forcing_renamed.safetensors")
     data = (folder / "self_forcing_dmd.pt").read_bytes()
     (folder / "cut.pt").write_bytes(data[: len(data) // 2])
     loras.mkdir(parents=True, exist_ok=True)
@@ -301,11 +302,11 @@ def test_the_stock_loader_runs_a_converted_file_of_eight_bits(client: Client, fi
     "file",
     [
         *("self_forcing_parts-00001-of-00002.safetensors", "self_forcing_parts-00002-of-00002.safetensors"),
-        *("self_forcing_flat.safetensors", "self_forcing_diffusers.safetensors"),
+        *("self_forcing_flat.safetensors", "self_forcing_diffusers.safetensors", "self_forcing_renamed.safetensors"),
     ],
 )
 def test_other_forms_of_the_same_weights(client: Client, file: str) -> None:
-    """Parts, flat names of two sets, Diffusers' names: run as the released file is."""
+    """Parts, flat names of two sets, Diffusers' names, a .pt called .safetensors: run as the released file is."""
     assert torch.equal(client.latent(ours(file)), client.latent(ours("self_forcing_dmd.pt")))
     said = text(client, ours(file))
     assert ("note: generator_ema was taken, which is what self-forcing releases" in said) == ("flat" in file)

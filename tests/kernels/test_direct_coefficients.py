@@ -186,7 +186,8 @@ def test_batches_have_planes_of_their_own_and_views_are_fine(triton_kernel: Load
     q = _randn(2, 5, 128, 2, seed=5).permute(0, 3, 1, 2)
     _same(triton_kernel, q, keys, values, tuple(part[cut] for part in _angles(120)))
     decoded = reference.decoded(whole[0], slice(None), slice(None))[:, heads, cut]
-    assert torch.equal(decoded, reference.decoded(keys, slice(None), slice(None)))
+    # Some processors multiply matrices of other lengths in another order: float32 sums of 128 products.
+    assert_close("decoded", decoded, reference.decoded(keys, slice(None), slice(None)), 1e-5)
 
 
 def test_spans_that_share_a_growing_codebook(triton_kernel: Load, poisoned_empty: None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,8 @@ def _tensors(file: WeightFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if tensors:
             numbers = {name: each for name, each in said.items() if name.endswith(f".{ALPHA}") and isinstance(each, (int, float))}
             return tensors | {name: torch.tensor(float(each)) for name, each in numbers.items()}, said
-        inside = {name: each for name, each in content.items() if isinstance(name, str) and _may_hold_it(name, each)}
-        direct = [name for name, each in inside.items() if named_tensors(each)]
+        inside = _inside(content)
+        direct = [*_those(inside, named_tensors)]
         only = next((names[0] for names in ([*inside], direct) if len(names) == 1), None)
         chosen = next((name for name in _GROUPS if name in inside), only)
         if chosen is None and direct:
@@ -195,8 +195,18 @@ def _tensors(file: WeightFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
     raise UnsupportedModelError(f"{file.path.name} is no LoRA ({nested}); choose a LoRA's file")
 
 
-def _may_hold_it(name: str, content: Any) -> bool:
-    """Settings are dictionaries, too, but of numbers and texts."""
-    if not isinstance(content, dict) or is_beside(f"{name}.") or is_text_encoders(f"{name}.") or "optim" in name.lower():
-        return False
-    return any(isinstance(each, (Tensor, dict)) for each in content.values())
+def _inside(content: Mapping[Any, Any]) -> dict[str, dict[Any, Any]]:
+    """Dictionaries that may hold the LoRA. Settings are dictionaries, too, but of numbers and texts."""
+    inside = {name: each for name, each in content.items() if isinstance(name, str) and not _is_of_training(name)}
+    dictionaries = {name: each for name, each in inside.items() if isinstance(each, dict)}
+    return _those(dictionaries, lambda each: any(isinstance(value, (Tensor, dict)) for value in each.values()))
+
+
+def _those(named: dict[str, dict[Any, Any]], wanted: Callable[[dict[Any, Any]], object]) -> dict[str, dict[Any, Any]]:
+    """The wanted ones. A hostile file has one large dictionary under many names: each is looked at once."""
+    found = {key for key, each in {id(each): each for each in named.values()}.items() if wanted(each)}
+    return {name: each for name, each in named.items() if id(each) in found}
+
+
+def _is_of_training(name: str) -> bool:
+    return is_beside(f"{name}.") or is_text_encoders(f"{name}.") or "optim" in name.lower()

@@ -127,10 +127,7 @@ class Kronecker:
         return [one[0] * two[0], one[1] * two[1]]
 
     def difference(self) -> Tensor:
-        one, two = (
-            factor[0].float() @ factor[1].float() if len(factor) == 2 else factor[0].float() for factor in (self.w1, self.w2)
-        )
-        return self.scale * torch.kron(one, two)
+        return self.scale * torch.kron(_whole(self.w1), _whole(self.w2))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ _BARE_RANK = "rank"
 _NOT_THE_MODEL = ("text_encoder", "critic", "discriminator", "fake_score", "optim", "scheduler")
 _OTHER_JSON = ("ss_network_args", "ss_tag_frequency", "ss_bucket_info", "ss_dataset_dirs", "ss_datasets")
 _MOST_LETTERS = 1_000_000
+_MOST_SHORT = 1000  # letters of a text that may be read more than once
 _MOST_LEVELS, _MOST_ENTRIES = 5, 10_000
 _WEIGHT_ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -99,7 +100,7 @@ def scales(ranks: Mapping[str, int], own: Mapping[str, float], records: Iterable
     if chosen is not None and chosen.stable:
         by_layer |= {layer: alphas[layer] / math.sqrt(rank) for layer, rank in ranks.items() if layer not in own}
     rest = {layer: rank for layer, rank in ranks.items() if layer not in own}
-    said = [*remarks, *_about_ranks(chosen, rest, by_layer)] if rest else []
+    said = [*remarks, *_about_exceptions(chosen, rest), *_about_ranks(chosen, rest, by_layer)] if rest else []
     return Scales(by_layer, (*_about_own(chosen, own), *said))
 
 
@@ -133,6 +134,19 @@ def _about_own(record: Record | None, own: Mapping[str, float]) -> Iterator[str]
     yield f"says alpha {said[layer]:g} in {record.where}, and {own[layer]:g} beside its layers; that beside the layers was taken"
 
 
+def _about_exceptions(record: Record | None, ranks: Mapping[str, int]) -> Iterator[str]:
+    """PEFT takes regular expressions, too, which could take for ever here."""
+    pattern = record.facts.get(_ALPHAS) if record is not None else None
+    if record is None or not isinstance(pattern, dict):
+        return
+    others = {*pattern}.difference(*(_exceptions(pattern, layer) for layer in ranks))
+    if others:
+        yield (
+            f"says another alpha for {some(sorted(map(str, others)))} in {record.where}, and has no layer of such a name; layers "
+            "that are meant by it have the alpha of all others"
+        )
+
+
 def _about_ranks(record: Record | None, ranks: Mapping[str, int], by_layer: Mapping[str, float]) -> Iterator[str]:
     """Of the first layer whose matrices have another rank than is said."""
     for layer, rank in ranks.items() if record is not None else ():
@@ -147,12 +161,24 @@ def _about_ranks(record: Record | None, ranks: Mapping[str, int], by_layer: Mapp
 
 
 def _of_layer(pattern: Any, layer: str) -> float | None:
-    """Of PEFT's exceptions by layer: ends of names, or, with ^ in front, whole names in the network."""
-    for name, value in pattern.items() if isinstance(pattern, dict) else ():
-        plain = str(name).removeprefix("^").removesuffix("$")
-        if layer == plain or layer.endswith(f"model.{plain}" if str(name).startswith("^") else f".{plain}"):
-            return _number(value)
-    return None
+    """Of PEFT's exceptions by layer, the first that this layer is."""
+    found = _exceptions(pattern, layer)
+    if len(found) < 2:
+        return _number(pattern[found[0]]) if found else None
+    return _number(next(value for name, value in pattern.items() if name in found))
+
+
+def _exceptions(pattern: Any, layer: str) -> list[str]:
+    """Those that a layer is: ends of its name, or, with ^ in front, its whole name in the network. The ends are looked up, as
+    there may be as many exceptions as layers."""
+    if not isinstance(pattern, dict):
+        return []
+    words, found = layer.split("."), list[str]()
+    for at in range(len(words)):
+        fronts = ("", "^") if at == 0 or words[at - 1].endswith("model") else ("",)
+        names = (f"{front}{'.'.join(words[at:])}{back}" for front in fronts for back in ("", "$"))
+        found += [name for name in names if name in pattern]
+    return found
 
 
 def _number(value: Any) -> float | None:
@@ -190,7 +216,12 @@ def _entries(content: Mapping[Any, Any], of: str, level: int, seen: set[int]) ->
         if not isinstance(key, str) or len(key) > 1000 or key in _OTHER_JSON:
             continue
         inner, _, word = f"{of}.{key}".strip(".").rpartition(".")
-        parsed = _json(value) if isinstance(value, str) else value
+        parsed = value
+        if isinstance(value, str):
+            if len(value) > _MOST_SHORT and id(value) in seen:
+                continue
+            seen.add(id(value))
+            parsed = _json(value)
         if word in (*_ALPHA, _BARE_ALPHA, *_RANK, _STABLE, _ALPHAS, _RANKS):
             yield inner, word, value if parsed is None else parsed
         elif isinstance(parsed, dict) and level < _MOST_LEVELS:

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
-# A trainer's checkpoint of 5,000 tensors has 160,000 operations in 0.7 MB.
+# A trainer's checkpoint of 5,000 tensors has 160,000 operations in 0.7 MB. An entry that an object is filled with counts as one.
 MOST_OPERATIONS = 1_000_000
+_MOST_LETTERS = 1000  # of a class's name
+_MOST_BITS = 64  # of a number that is a key
 _MOST_ODD_KEYS = 1000
 # Callables that stand in checkpoints beside weights, by the beginning of their names. None is called.
 _HARMLESS = (
     *("torch.", "numpy.", "collections.", "datetime.", "pathlib.", "enum.", "decimal.", "uuid.", "copyreg._reconstructor"),
     *("copy_reg._reconstructor", "_codecs.encode", "argparse.", "typing.", "omegaconf.", "hydra.", "yacs.", "ml_collections."),
     *("easydict.", "addict.", "mmengine.", "lightning", "pytorch_lightning.", "transformers.", "diffusers.", "accelerate."),
-    *("deepspeed.", "peft.", "functools.partial", "operator.attrgetter"),
+    *("deepspeed.", "peft.", "functools.partial", "operator.attrgetter", "types.SimpleNamespace"),
     *(
         f"{module}.{name}"
         for module in ("builtins", "__builtin__")
@@ -56,11 +58,12 @@ class Thing(dict[Any, Any]):
         super().__init__()
         self.kind = kind
 
-    def fill(self, state: Any) -> None:
-        """Its attributes, as pickles give them: a dictionary, or a pair of two."""
-        for each in state if isinstance(state, tuple) else (state,):
-            if isinstance(each, dict):
-                _put(self, each.items())
+    def fill(self, state: Any) -> int:
+        """Its attributes, as pickles give them: a dictionary, or a pair of two. -> how many there were"""
+        given = [each for each in (state[:2] if isinstance(state, tuple) else (state,)) if isinstance(each, dict)]
+        for each in given:
+            _put(self, each.items())
+        return sum(map(len, given))
 
 
 # call(full name, arguments) -> what stands for the result, or NotImplemented
@@ -88,13 +91,15 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.names: set[str] = set()
+        self.operations = 0
 
     def run(self, file: IO[bytes]) -> Any:
         """The value that the pickle leaves."""
         try:
-            for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-                if number >= MOST_OPERATIONS:
+            for opcode, argument, _ in pickletools.genops(file):
+                if self.operations >= MOST_OPERATIONS:
                     raise LargePickleError(f"more than {MOST_OPERATIONS} steps")
+                self.operations += 1
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self._step(opcode.name, argument)
@@ -190,7 +195,7 @@ class _Machine:
     def build(self, _: Any) -> None:
         state = self.stack.pop()
         if isinstance(self.stack[-1], Thing):
-            self.stack[-1].fill(state)
+            self.operations += self.stack[-1].fill(state)
 
     def named(self, argument: str) -> None:
         name = Name(argument.replace(" ", ".", 1))
@@ -199,13 +204,16 @@ class _Machine:
 
     def named_on_stack(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        # Written out, one that is no text, or long, could fill the memory.
+        if not isinstance(name, str) or not isinstance(module, str) or len(name) + len(module) > _MOST_LETTERS:
+            raise DamagedPickleError("a class has no name")
         self.named(f"{module} {name}")
 
 
 def _put(into: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
-    """Keys that are no text are kept while they are few: with many, a hostile file could make every look-up slow."""
+    """Keys that are no text are kept while they are few and short: others could make every look-up slow."""
     for key, value in items:
-        if isinstance(key, str) or (isinstance(key, int) and len(into) < _MOST_ODD_KEYS):
+        if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= _MOST_BITS and len(into) < _MOST_ODD_KEYS):
             into[key] = value
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import UnsupportedModelError
 from ...file_names import in_utf8
 from .tensor_names import MOST_TENSORS, require_bounded, shown
-from .torch_files import AGAIN
+from .torch_files import AGAIN, NO_ROOM, too_large
 
 # 50,000 tensors take about 6 MB; metadata may have as much as that.
 _MOST_HEADER = 12_000_000
@@ -30,6 +30,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except UnsupportedModelError:
         raise
     except Exception as error:  # of Rust's, of torch's for a size that no tensor has, of Python's for a type that torch lacks
+        if NO_ROOM.search(str(error)) or isinstance(error, MemoryError):
+            raise too_large(path, error) from error
         why = "is cut off or damaged" if _DAMAGE.search(str(error)) else "cannot be read"
         raise UnsupportedModelError(f"{path.name} {why} ({shown(str(error), 200)}); {AGAIN}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def parts_of(path: Path) -> Parts | None:
     if _INDEX.fullmatch(path.name):
         return _of_index(path)
     named = _PART.fullmatch(path.name)
-    if not named or not 1 <= int(named["number"]) <= int(named["count"]) or int(named["count"]) < 2:
+    if not named or int(named["number"]) > int(named["count"]) or int(named["count"]) < 2:
         return None
     index = path.with_name(f"{named['stem']}{named['ending']}.index.json")
     try:
@@ -59,14 +59,19 @@ def parts_of(path: Path) -> Parts | None:
     count = int(named["count"])
     if count > _MOST_PARTS:
         raise UnsupportedModelError(f"{path.name} says that it is one of {count} parts, and models have at most {_MOST_PARTS}")
-    width = len(named["number"])
-    names = [
-        f"{named['stem']}{named['before']}{number:0{width}}{named['of']}{named['count']}{named['ending']}"
-        for number in range(1, count + 1)
-    ]
-    paths = tuple(path.with_name(name) for name in names)
-    _require_all(path, paths, f"{path.name} is part {int(named['number'])} of {count}")
+    paths = _siblings(path, named, range(count + 1))
+    # Most writers count from 1. A part 0 tells of one that does not.
+    from_one = int(named["number"]) == count or (int(named["number"]) > 0 and not paths[0].is_file())
+    paths = paths[1:] if from_one else paths[:-1]
+    which = f"part {int(named['number'])} of {count}" if from_one else f"number {int(named['number'])} of {count} parts (from 0)"
+    _require_all(path, paths, f"{path.name} is {which}")
     return Parts(paths)
+
+
+def _siblings(path: Path, named: re.Match[str], numbers: Iterable[int]) -> tuple[Path, ...]:
+    """Files that are named as `path` is, with other numbers."""
+    width, stem, ending = len(named["number"]), named["stem"] + named["before"], named["of"] + named["count"] + named["ending"]
+    return tuple(path.with_name(f"{stem}{number:0{width}}{ending}") for number in numbers)
 
 
 def _of_index(path: Path) -> Parts:

@@ -7,6 +7,7 @@ a hostile file says.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -26,8 +27,12 @@ from .pickles import MOST_OPERATIONS, DamagedPickleError, ForeignPickleError, La
 from .tensor_names import MOST_TENSORS, shown, some
 
 AGAIN = "download it again"
+# What systems say of a file that is larger than memory and swap together: its pages are private, so they want room for all.
+NO_ROOM = re.compile(r"annot allocate memory|not enough memory|paging file|os error (8|12|1455)\b|error code: <(8|1455)>", re.I)
+# Of the pickle, and of a zip archive's table: 200,000 entries.
 _MOST_PICKLE = 16 << 20
-_MOST_TABLE = 8 << 20  # of a zip archive: 100,000 tensors
+_PARTS_OF_STORAGE = 6
+_MOST_SIDES = 64  # of a tensor: torch's own limit
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _UTILS = "torch._utils._rebuild_"
@@ -71,10 +76,12 @@ def read_torch(path: Path, zipped: bool) -> dict[str, Any]:
         ) from error
     except UnsupportedModelError:
         raise
+    except MemoryError as error:
+        raise too_large(path, error) from error
     except Exception as error:  # what a damaged file trips over is anything: struct.error, LookupError, UnicodeDecodeError ...
         reason = shown(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
         raise UnsupportedModelError(f"{path.name} is damaged, or no file of torch's ({reason}); {AGAIN}") from error
-    if isinstance(content, Thing):
+    if isinstance(content, Thing) and ("_modules" in content or not _holds_more(content)):
         raise _runs_code(path, content.kind)
     if not isinstance(content, dict):
         kind = type(content).__name__
@@ -82,6 +89,20 @@ def read_torch(path: Path, zipped: bool) -> dict[str, Any]:
             f"{path.name} holds {'an' if kind[0] in 'aeiou' else 'a'} {kind}, not weights by name; it is no model's file"
         )
     return content
+
+
+def _holds_more(content: dict[Any, Any]) -> bool:
+    """Whether an object has weights in it, or what may have: a trainer's state, or a dictionary of its own class."""
+    return any(isinstance(each, (Tensor, dict)) for each in content.values())
+
+
+def too_large(path: Path, error: Exception) -> UnsupportedModelError:
+    """Of a file that the system does not map to memory."""
+    return UnsupportedModelError(
+        f"{path.name} has {path.stat().st_size / 1e9:.1f} GB, and this system has no room to map it "
+        f"({shown(str(error) or type(error).__name__, 200)}); close other programs, make the swap or page file larger, or use a "
+        "smaller file, such as 'qvg convert' makes of it on another machine"
+    )
 
 
 def _runs_code(path: Path, name: str) -> UnsupportedModelError:
@@ -97,7 +118,7 @@ class _Bounded(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         left = Path(self.name).stat().st_size - self.tell()
         wanted = left if size is None or size < 0 else min(size, left)
-        if wanted > max(_MOST_TABLE, _MOST_PICKLE):
+        if wanted > _MOST_PICKLE:
             raise LargePickleError(f"{wanted / 1e6:.0f} MB")
         return super().read(wanted) or b""
 
@@ -173,7 +194,7 @@ def _read_old(path: Path) -> Any:
             dtypes[key] = dtype
             return _Storage(dtype, None)
 
-        _content(path, stream, noted)
+        _content(path, stream, _or_layer(noted))
         keys = _plain(stream)
     except DamagedPickleError:
         if path.stat().st_size > stream.tell() == _MOST_PICKLE:
@@ -197,19 +218,34 @@ def _read_old(path: Path) -> Any:
         return _Storage(dtype, whole[at : at + numel * dtype.itemsize])
 
     stream.seek(begin)
-    return _content(path, stream, storage)
+    return _content(path, stream, _or_layer(storage))
 
 
 def _mapped(path: Path) -> torch.UntypedStorage:
     with in_utf8(path) as name:
-        whole = torch.UntypedStorage.from_file(name, False, path.stat().st_size)
+        try:
+            whole = torch.UntypedStorage.from_file(name, False, path.stat().st_size)
+        except RuntimeError as error:
+            if NO_ROOM.search(str(error)):
+                raise too_large(path, error) from error
+            raise
     assert isinstance(whole, torch.UntypedStorage)
     return whole
 
 
+def _or_layer(storage: Callable[[Any], _Storage]) -> Callable[[Any], Any]:
+    """`storage`, and of the id of a network's layer its class: the old format keeps that with its source text."""
+
+    def found(saved: Any) -> Any:
+        is_layer = isinstance(saved, tuple) and len(saved) == 4 and saved[0] == "module"
+        return saved[1] if is_layer else storage(saved)
+
+    return found
+
+
 def _saved(saved: Any) -> tuple[torch.dtype, str, int, Any]:
     """dtype, key, number of values and the view of a storage's id."""
-    kind, named, key, _, numel, *view = saved
+    kind, named, key, _, numel, *view = saved[:_PARTS_OF_STORAGE]
     name = named.full.rpartition(".")[2].removeprefix("_").removesuffix("Storage")
     if kind != "storage" or not isinstance(key, str) or type(numel) is not int or numel < 0 or name not in _STORAGES:
         raise DamagedPickleError("a storage is described wrongly")
@@ -221,7 +257,7 @@ def _plain(stream: IO[bytes]) -> Any:
     return read_pickle(stream, lambda *unused: NotImplemented, lambda saved: None)[0]
 
 
-def _content(path: Path, stream: IO[bytes], storage: Callable[[Any], _Storage]) -> Any:
+def _content(path: Path, stream: IO[bytes], storage: Callable[[Any], Any]) -> Any:
     makers = _Makers()
     content, names = read_pickle(stream, makers.call, storage)
     why = next((why for name in sorted(names) if (why := other_loader(name))), None)
@@ -239,7 +275,7 @@ class _Makers:
     def call(self, full: str, arguments: tuple[Any, ...]) -> Any:
         """NotImplemented: no tensor, or of a kind that no weights are."""
         if full == "torch.Size":
-            return tuple(arguments[0])
+            return _sides(arguments[0])
         if full.startswith("torch._tensor._rebuild_from_type"):
             function, _, inner = arguments[:3]
             return self.call(function.full, inner)
@@ -257,9 +293,10 @@ class _Makers:
             return _tensor(arguments, _dtype(arguments[6]))
         # Whose values are not in the file, or lie apart: readers say what is wrong with such.
         if kind == "meta_tensor_no_storage":
-            return torch.empty(arguments[1], dtype=_dtype(arguments[0]), device="meta")
+            return torch.empty(_sides(arguments[1]), dtype=_dtype(arguments[0]), device="meta")
         if kind == "sparse_tensor":
-            return torch.empty(next(each for each in arguments[1] if isinstance(each, tuple)), device="meta")
+            size = next(each for each in arguments[1][:_PARTS_OF_STORAGE] if isinstance(each, tuple))
+            return torch.empty(_sides(size), device="meta")
         return NotImplemented
 
 
@@ -270,8 +307,18 @@ def _dtype(name: Any) -> torch.dtype:
     return dtype
 
 
+def _sides(size: Any) -> tuple[int, ...]:
+    """Sides of a tensor, or its strides. Lists and numbers of megabytes would take hours to be worked with."""
+    if not isinstance(size, (tuple, list)) or len(size) > _MOST_SIDES:
+        raise DamagedPickleError("a tensor has no shape")
+    if not all(type(side) is int and 0 <= side < 1 << 63 for side in size):
+        raise DamagedPickleError("a tensor has a side that is no number")
+    return tuple(size)
+
+
 def _tensor(arguments: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
-    storage, offset, size, stride = arguments[:4]
+    storage, offset = arguments[:2]
+    size, stride = map(_sides, arguments[2:4])
     if storage.values is None or not prod(size):
         return torch.empty(size, dtype=dtype, device="cpu" if not prod(size) else "meta")
     return torch.empty(0, dtype=dtype).set_(storage.values, offset, size, stride)

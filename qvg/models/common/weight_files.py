@@ -16,12 +16,12 @@ from ...errors import UnsupportedModelError
 from .packing import pieces_of_training
 from .safetensors_files import read_safetensors
 from .shards import joined, parts_of
-from .tensor_names import some
+from .tensor_names import shown, some
 from .torch_files import AGAIN, read_torch
 
 # Trainers wrap weights once or twice. A dictionary in a pickle may hold itself, and then there is no innermost one.
 MOST_WRAPPINGS = 8
-_HEAD_BYTES = 300
+_HEAD_BYTES, _LEAST_BYTES = 300, 32
 _MOST_LISTED = 1000
 _ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 # What stands at the beginning of files that are taken for weights, in small letters. Git LFS leaves its pointer where a file was
@@ -44,6 +44,10 @@ _STRANGERS = {
     bytes(32): f"begins with nothing but zeros, as a download does that did not end; {AGAIN}",
 }
 _JSON = re.compile(rb"[{\[]\s*[\"{}\[\]]")
+_ANSWER = re.compile(rb"[{,]\s*\"(error|message|detail|code)\"\s*:")
+_TEXT = re.compile(rb"[\t\r\n\x20-\x7e]+")
+# What aria2 keeps beside a file for as long as its download has not ended; the file has its full size from the beginning.
+_UNENDED = ".aria2"
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ def open_weights(path: Path) -> WeightFile:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     _require_file(path)
     head = _head(path)
-    # A length in 8 bytes, then JSON. First, as the length may begin like one of the others.
-    if head[7:9] == b"\0{":
+    # First, as the length may begin like one of the others.
+    if _is_safetensors(head):
         return read_safetensors(path)
     if head[:2] == b"PK":
         return read_torch(path, zipped=True), {}
@@ -81,9 +85,28 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     found = next((what for beginning, what in _STRANGERS.items() if small.startswith(beginning)), None)
     if found is None and head[257:262] == b"ustar":
         found = "is a tar archive; unpack it first"
-    if found is None and _JSON.match(small):
-        found = "is text in JSON, not weights; give the weight file beside it"
-    raise UnsupportedModelError(f"{path.name} {found or f'begins as no weight file does, neither .safetensors nor .pt; {AGAIN}'}")
+    found = found or _text(head, small) or f"begins as no weight file does, neither .safetensors nor .pt; {AGAIN}"
+    raise UnsupportedModelError(f"{path.name} {found}")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is of that format, whatever its name says."""
+    return _is_safetensors(_head(path))
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """A length in 8 bytes, then JSON."""
+    return head[7:9] == b"\0{"
+
+
+def _text(head: bytes, small: bytes) -> str | None:
+    """What a file of text is; None of others."""
+    if _JSON.match(small) and not _ANSWER.search(small):
+        return "is text in JSON, not weights; give the weight file beside it"
+    if not _TEXT.fullmatch(head):
+        return None
+    begins = f"it begins {shown(' '.join(head.decode('ascii').split()), 60)!r}"
+    return f"is text, not weights ({begins}): if it is a server's answer, do what that says, and {AGAIN}"
 
 
 def _require_file(path: Path) -> None:
@@ -97,6 +120,12 @@ def _require_file(path: Path) -> None:
     if not stat.S_ISREG(mode):
         raise UnsupportedModelError(
             f"{path} is a pipe or a device, not a file; copy what comes out of it to a file, and give that"
+        )
+    unended = path.with_name(path.name + _UNENDED)
+    if unended.is_file():
+        raise UnsupportedModelError(
+            f"{path.name} is a download that has not ended, as {unended.name} beside it says; let aria2 end it, or, if the file "
+            f"is whole, delete {unended.name}"
         )
 
 
@@ -119,7 +148,7 @@ def _head(path: Path) -> bytes:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise UnsupportedModelError(f"{path} cannot be opened ({error.strerror}); give the path of a weight file") from error
-    if len(head) < 32:
+    if len(head) < _LEAST_BYTES and not _TEXT.fullmatch(head):
         raise UnsupportedModelError(f"{path.name} has {len(head)} bytes, too few for weights; {AGAIN}")
     return head
 

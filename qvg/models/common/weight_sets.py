@@ -232,13 +232,17 @@ def _without_dots(
     tensors: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Averages as CompVis' LitEma keeps them: `model_ema.` and a name of which it has taken the dots."""
-    first = (name.partition(".")[0] for name in tensors if name.count(".") == 1)
-    for before in list(dict.fromkeys(word for word in first if _EMA.search(word.lower())))[:_MOST_AVERAGES]:
+    candidates: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        word, _, rest = name.partition(".")
+        if rest and "." not in rest and _EMA.search(word.lower()):
+            candidates.setdefault(word, {})[rest] = tensor
+    for before, averages in list(candidates.items())[:_MOST_AVERAGES]:
         for prefix, part in parts.items():
-            words = _words(prefix)
+            words = _words(prefix)[-MOST_WRAPPINGS:]
             for inner in ("".join(words[at:]) for at in range(len(words) + 1)):
-                plain = {f"{before}.{inner}{name.replace('.', '')}": name for name in part}
-                whole = {plain[name]: tensor for name, tensor in tensors.items() if name in plain}
+                plain = {inner + name.replace(".", ""): name for name in part}
+                whole = {plain[name]: tensor for name, tensor in averages.items() if name in plain}
                 if len(whole) == len(part):
                     yield before, whole
 

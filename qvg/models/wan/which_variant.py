@@ -22,9 +22,13 @@ from .variants import MEMBERS
 
 logger = logging.getLogger(__name__)
 
-# Names that say nothing, in folders that may.
-_NAMELESS = re.compile(r"(model|checkpoint|generator|diffusionpytorchmodel)$")
+# Names that say nothing, of files and of folders in others that may say something: `diffusion_pytorch_model.bf16`, `ema_model`,
+# `checkpoint_model_000600`, `transformer`.
+_NAMELESS = re.compile(
+    r"(diffusion(?=pytorch)|pytorch|model|checkpoint|generator|ema|weights|transformer|bf16|fp16|fp32|fp8|e4m3fn|e5m2|scaled|\d)+$"
+)
 _CAUSAL_FORCING = "causalforcing"
+_WIDEST = 100_000  # channels
 # Of both Causal-Forcings the file is called causal_forcing.pt; which weights it has tells them apart.
 _BY_WEIGHTS: dict[tuple[str, ...], str] = {
     ("generator",): "causal-forcing-chunkwise",
@@ -97,6 +101,10 @@ def find_variant(
 
 
 def _refuse_wider(path: Path, name: str, width: int, released: int) -> None:
+    if width > _WIDEST:
+        raise UnsupportedModelError(
+            f"{path.name} says that it is {width} channels wide, and no model is: it is damaged, download it again"
+        )
     if width > released:
         raise UnsupportedModelError(
             f"{path.name} is named like {name} but {width} channels wide, and causal ones are {released}: larger models "
@@ -151,7 +159,9 @@ def _seconds(variant: CausalVariant) -> int:
 
 def _names(path: Path) -> tuple[str, str]:
     """Letters of the file's name, and of its folder's."""
-    return _letters(whole_name(path).stem), _letters(path.parent.name)
+    folders = [_letters(folder.name) for folder in path.parents[:2]]
+    telling = next((folder for folder in folders if not _NAMELESS.match(folder)), "")
+    return _letters(whole_name(path).stem), telling
 
 
 def _letters(name: str) -> str:

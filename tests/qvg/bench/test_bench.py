@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from comfyui_qvg.qvg.bench.synthetic import make_keys_values, measure_statistics
 from comfyui_qvg.qvg.bench.walks import Case, Walker, WalkResult
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.models.demo_world import DemoWorld, load_demo_world
+
+from ...helpers import ROOT
 
 REQUIRED = {
     "codec",
@@ -202,3 +207,22 @@ def test_openings_are_what_they_are_called() -> None:
     assert all(len(opening(name).unique(dim=0)) > 10 for name in ("ordinary", "fade", "noise", "cut"))
     with pytest.raises(ConfigError, match="'snow'"):
         openings.Scene(3, "snow", openings.PATHS[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits file sizes the POSIX way")
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bootstrap_package, resource, signal\n"
+        "from comfyui_qvg.qvg.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "    raise SystemExit(main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    arguments = ["bench", "codecs", "--out", str(tmp_path / "out"), "--quick", "--methods", "qvg", "--parts", "openings"]
+    command = [sys.executable, str(tmp_path / "program.py"), *arguments, "--scenarios", "ordinary"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (
+        done.returncode == 1 and "could not be written to (File too large); free space, the walks so far are kept" in done.stderr
+    )
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1

@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+import torch
 from comfyui_qvg.qvg.cli import main
+from comfyui_qvg.qvg.demo.command import RUNS
+from comfyui_qvg.qvg.demo.unfinished import Unfinished
 from PIL import Image
 
 from ...helpers import ROOT
@@ -147,6 +151,56 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "demo.json").read_text())
     frames = summary["runs"][0]["frames"]
     assert 1 <= frames < 400 and _frames_of(tmp_path / "walk.mp4") == frames
+
+
+def _started(out: Path, *more: str) -> subprocess.Popen[str]:
+    command = PRELUDE + f"raise SystemExit(main(['demo', '--out', {str(out)!r}, *{[*SHORT, *more]!r}]))"
+    return subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+SHORT = ["--frames", "24", "--seed", "3", "--path", "d-4,a-4"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals to a process")
+def test_a_walk_that_was_ended_goes_on(tmp_path: Path) -> None:
+    """SIGKILL says nothing and leaves finished frames, SIGTERM leaves results too; the end is as if nobody had ended it.
+    `tools/kills.py` does it more often."""
+    killed, found = tmp_path / "killed", []
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = _started(killed)
+        assert process.stdout is not None
+        found.append(process.stdout.readline())
+        parts = len(list(killed.rglob("part-*.latent")))
+        while len(list(killed.rglob("part-*.latent"))) < parts + 3 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL) and "Traceback" not in errors, errors
+        assert (killed / "walk.mp4").exists() == (number != signal.SIGKILL)
+    assert "finished frames are kept in" in found[0] and "going on behind 3 finished" not in found[0]
+    assert all("going on behind" in line for line in found[1:])
+    left = [path for path in killed.iterdir() if path.name not in ("demo.json", "walk.mp4", "unfinished")]
+    assert not left
+    summaries = []
+    for out in (killed, tmp_path / "whole"):
+        assert main(["demo", "--out", str(out), *SHORT]) == 0
+        assert not (out / "unfinished").exists()
+        summary = json.loads((out / "demo.json").read_text())
+        summaries.append([{**run, "seconds_per_frame": 0} for run in summary["runs"]])
+    assert summaries[0] == summaries[1]
+
+
+def test_walks_of_other_plans_are_kept_a_while(tmp_path: Path) -> None:
+    for seed in range(6):
+        unfinished = Unfinished(tmp_path, [seed], RUNS)
+        assert unfinished.frames == 0
+        run = unfinished.begin("exact")
+        run.add(torch.zeros(1, 1, 3, 4, 4), seconds=0.5)
+        assert unfinished.keep() and Unfinished(tmp_path, [seed], RUNS).frames == 1
+        os.utime(unfinished.folder, (seed, seed))
+    assert len(list((tmp_path / "unfinished").iterdir())) == 3
+    assert Unfinished(tmp_path, [5], RUNS).of("exact").facts == [{"seconds": 0.5, "frames": 1}]
+    assert Unfinished(tmp_path, [0], RUNS).frames == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits file sizes the POSIX way")

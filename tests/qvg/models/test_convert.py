@@ -197,7 +197,9 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 ) -> None:
     out = tmp_path / "out.safetensors"
     for arguments, sentence in (
-        ([str(source), str(tmp_path / "out.pt")], "out.pt is to be a .safetensors file"),
+        ([str(source), str(tmp_path / "out.pt")], "out.pt is to be a name and .safetensors behind it"),
+        ([str(source), ""], "'' is to be a name and .safetensors behind it"),
+        ([str(source), str(tmp_path / ".safetensors")], "'.safetensors' is to be a name and .safetensors behind it"),
         ([str(source), str(tmp_path / "no" / "out.safetensors")], "is no folder; make it first"),
         ([str(source), str(out), "--dtype", "fp8"], "dtype is 'fp8'; choose one of bf16, fp16, fp32"),
         ([str(source), str(out), "--variant", "x"], "variant is 'x'; choose auto or one of"),
@@ -210,7 +212,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     with monkeypatch.context() as full:
         full.setattr(convert.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
         assert main(["convert", str(source), str(out)]) == 1
-        assert "has 0.00 GB free and out.safetensors takes 0.01 GB" in capsys.readouterr().err and left(tmp_path) == []
+        assert "has 1000 bytes free and out.safetensors takes 6." in capsys.readouterr().err and left(tmp_path) == []
     out.write_bytes(b"mine")
     assert main(["convert", str(source), str(out)]) == 2
     assert "is not overwritten" in capsys.readouterr().err and out.read_bytes() == b"mine"

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ....bounded import bounded
 from ....integration import tiny_wan
 
 NETWORK = tiny_wan.state_dict(seed=1)
@@ -366,6 +367,11 @@ SCALES: dict[str, tuple[dict[str, str], float]] = {
         },
         2.0,
     ),
+    "by a whole name": (
+        {"peft": json.dumps({"lora_alpha": 8, "r": 4, "alpha_pattern": {"^blocks.0.self_attn.q$": 64, "q": 2}})},
+        16.0,
+    ),
+    "by the first of two": ({"peft": json.dumps({"lora_alpha": 8, "r": 4, "alpha_pattern": {"q": 2, "self_attn.q": 64}})}, 0.5),
     "Diffusers, by layer": ({"lora_adapter_metadata": json.dumps(PATTERN)}, 16.0),
     "PEFT's JSON": ({"adapter_config": json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 64, "alpha_pattern": {}})}, 16.0),
     "JSON in JSON": ({"peft": json.dumps({"default": {"r": 4, "lora_alpha": 64}})}, 16.0),
@@ -431,6 +437,12 @@ CONTRADICTIONS: dict[str, tuple[dict[str, str], float, str]] = {
         1.0,
         "has lora_adapter_metadata in its metadata, which cannot be read; it was taken at scale 1",
     ),
+    "an expression": (
+        {"peft": json.dumps({"lora_alpha": 64, "r": 4, "alpha_pattern": {"blocks.*.q": 8, "self_attn.q": 32}})},
+        8.0,
+        "says another alpha for blocks.*.q in its metadata, and has no layer of such a name; layers that are meant by it "
+        "have the alpha of all others",
+    ),
     "brackets": ({"lora_adapter_metadata": "[" * 100_000}, 1.0, "which cannot be read; it was taken at scale 1"),
 }
 
@@ -441,6 +453,25 @@ def test_contradictions_are_said(tmp_path: Path, how: str) -> None:
     path = written(tmp_path, BOTH, metadata)
     (said,) = on_network(path).remarks
     assert scale_of(path) == scale and said.startswith("lora.safetensors ") and remark in said
+
+
+def test_records_that_would_take_all_there_is(tmp_path: Path) -> None:
+    """As many exceptions as fit, for many layers; one dictionary, or one text in JSON, under many names."""
+    parts = {name: tensor for at in range(8000) for name, tensor in _ones(f"blocks.{at}.q").items()}
+    pattern = {f"a{number}": 1 for number in range(30_000)}
+    record = {"lora_alpha": 4, "r": 4, "alpha_pattern": pattern, "rank_pattern": pattern}
+    many = written(tmp_path, parts, {"peft": json.dumps(record)}, "many.safetensors")
+    settings = dict.fromkeys(map(str, range(50_000)), 1)
+    same = written(tmp_path, {**{f"s{number}": settings for number in range(50_000)}, "lora": _ones("a")}, name="same.pt")
+    text = json.dumps({"a": [0] * 250_000})
+    texts = written(tmp_path, {**{f"t{number}": text for number in range(9000)}, **_ones("a")}, name="texts.pt")
+    for path in (many, same, texts):
+        with bounded(10, 100):
+            read_lora(path)
+
+
+def _ones(layer: str) -> Tensors:
+    return {f"{layer}.lora_A.weight": torch.ones(1, 1), f"{layer}.lora_B.weight": torch.ones(1, 1)}
 
 
 def test_an_alpha_beside_a_layer_counts_most(tmp_path: Path) -> None:

@@ -86,6 +86,17 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "put all parts into one folder" in capsys.readouterr().err
 
 
+def test_parts_that_are_counted_from_0(tmp_path: Path) -> None:
+    *parts, index = split(tmp_path, NETWORK, "self_forcing", 3)
+    index.unlink()
+    parts = [part.rename(tmp_path / f"self_forcing-{number:05}-of-00003.safetensors") for number, part in enumerate(parts)]
+    for given in parts:
+        assert read_causal_wan(given).tensors.keys() == NETWORK.keys() and open_weights(given).parts == tuple(parts)
+    parts[2].unlink()
+    with pytest.raises(UnsupportedModelError, match="is number 1 of 3 parts .from 0., and self_forcing-00002-of-00003"):
+        open_weights(parts[1])
+
+
 def test_a_part_under_another_name_is_known_for_a_part(tmp_path: Path) -> None:
     for number, part in enumerate(split(tmp_path, NETWORK, "self_forcing")[:2]):
         renamed = part.rename(tmp_path / f"self_forcing{number}.safetensors")

@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import struct
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 import torch
 from comfyui_qvg.qvg import UnsupportedModelError
 from comfyui_qvg.qvg.models import registry
+from comfyui_qvg.qvg.models.common import safetensors_files
 from comfyui_qvg.qvg.models.common.weight_files import open_weights
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ....bounded import bounded
@@ -90,6 +93,7 @@ def beside() -> dict[str, Any]:
         },
         "counts": collections.Counter("abca"),
         "by name": collections.defaultdict(list, {"a": [1]}),
+        "simple": types.SimpleNamespace(a=1),
         "a set": {1, 2},
         "frozen": frozenset({3}),
         "bytes": b"abc",
@@ -110,6 +114,47 @@ def test_a_trainers_settings_do_no_harm(tmp_path: Path, zipped: bool, protocol: 
     found = open_weights(tmp_path / "a.pt").content
     assert found.keys() == content.keys() and same(found["generator"]["a"], SHARED)
     assert not isinstance(found["settings"], Settings)
+
+
+class Dictionary(dict[str, Any]):
+    """As trainers' own, whose entries are attributes, too."""
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_a_state_of_the_trainers_own_class_holds_its_weights(tmp_path: Path, zipped: bool) -> None:
+    state = Settings()
+    state.generator = {"a": SHARED}  # type: ignore[attr-defined]
+    for content in (state, Dictionary(generator={"a": SHARED})):
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        assert same(open_weights(tmp_path / "a.pt").content["generator"]["a"], SHARED)
+    for nothing in (torch.nn.Linear(2, 2), argparse.Namespace(a=1)):
+        torch.save(nothing, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UnsupportedModelError, match=r"holds more than weights \(\w+.*(Linear|Namespace)\)"):
+            open_weights(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unable to mmap 40000000000 bytes from file </a/b.pt>: Cannot allocate memory (12)",
+        "Couldn't map view of file <C:/b.pt>, error code: <1455>",
+        "The paging file is too small for this operation to complete. (os error 1455)",
+    ],
+)
+def test_a_file_larger_than_memory_is_not_called_damaged(tmp_path: Path, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of a file are mapped as private ones, for which systems want room in memory and swap."""
+
+    def fail(*unused: object) -> None:
+        raise RuntimeError(said)
+
+    torch.save({"a": SHARED}, tmp_path / "a.pt")
+    save_file({"a": SHARED}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", fail)
+    monkeypatch.setattr(safetensors_files, "safe_open", fail)
+    for name in ("a.pt", "a.safetensors"):
+        with pytest.raises(UnsupportedModelError, match=f"{name} has 0.0 GB, and this system has no room to map it") as refused:
+            open_weights(tmp_path / name)
+        assert "swap or page file larger" in str(refused.value) and "again" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -164,11 +209,30 @@ def archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, *
     return path
 
 
+STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1tQ"
+
+
 def many_tensors() -> bytes:
     """A pickle that makes the same tensor again and again, three operations each."""
-    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1tQ"
-    arguments = b"(" + storage + b"K\0K\1\x85K\1\x85\x89ccollections\nOrderedDict\n)Rtq\2"
+    arguments = b"(" + STORAGE + b"K\0K\1\x85K\1\x85\x89ccollections\nOrderedDict\n)Rtq\2"
     return b"\x80\2](ctorch._utils\n_rebuild_tensor_v2\nq\1" + arguments + b"R" + b"h\1h\2R" * 300_000 + b"e."
+
+
+def text(value: str) -> bytes:
+    """A pickle's operation that puts this on the stack."""
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def filled_again_and_again() -> bytes:
+    """100,000 attributes, given to an object 100,000 times."""
+    attributes = b"}(" + b"".join(text(f"a{number}") + b"N" for number in range(100_000)) + b"uq\1"
+    return b"\x80\2" + attributes + b"cargparse\nNamespace\n)\x81" + b"h\1b" * 100_000 + b"."
+
+
+def a_tensor_of_huge_sides(count: int) -> bytes:
+    """Numbers of 2 MB each, to be multiplied."""
+    sides = b"(\x8b" + struct.pack("<i", 2_000_000) + b"\x7f" * 2_000_000 + b"q\1" + b"h\1" * (count - 1) + b"t"
+    return b"\x80\2}K\1ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0" + sides + b"K\1\x85\x89NtRs."
 
 
 def oldest(values: int) -> bytes:
@@ -191,6 +255,32 @@ LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a far memory": (lambda path: archive(path, b"\x80\2}r\xff\xff\xff\xff."), "holds no weights"),
     "a deep key": (lambda path: archive(path, b"\x80\2})" + b"\x85" * 900_000 + b"K\1s."), "holds no weights"),
     "bytes": (lambda path: archive(path, b"\x80\2cbuiltins\nbytearray\n\x8a\5\0\0\0\0\x10\x85R."), "holds more than weights"),
+    "attributes": (lambda path: archive(path, filled_again_and_again(), zipfile.ZIP_DEFLATED), "in more than 1000000 steps"),
+    "huge sides": (lambda path: archive(path, a_tensor_of_huge_sides(20), **{"data/0": bytes(4)}), "a side that is no number"),
+    "many sides": (
+        lambda path: archive(path, b"\x80\2ctorch\nSize\nq\1" + text("x" * 4_000_000) + b"\x85q\2" + b"h\1h\2R" * 1000 + b"."),
+        "a tensor has no shape",
+    ),
+    "names of megabytes": (
+        lambda path: archive(path, b"\x80\4" + text("x" * 4_000_000) + b"q\1" + b"h\1h\1\x93" * 1000 + b"."),
+        "a class has no name",
+    ),
+    "names that are lists": (
+        lambda path: archive(path, b"\x80\4]" + b"2\x86" * 40 + b"2\x93."),
+        "a class has no name",
+    ),
+    "huge numbers as keys": (
+        lambda path: archive(
+            path, b"\x80\2}\x8b" + struct.pack("<i", 2_000_000) + b"\x7f" * 2_000_000 + b"q\1" + b"Ns" + b"h\1Ns" * 300_000 + b"."
+        ),
+        "holds no weights",
+    ),
+    "parts of a storage": (
+        lambda path: archive(
+            path, b"\x80\2}" + STORAGE[:-2] + b"N" * 400_000 + b"tq\0" + b"Q0" + b"h\0Q0" * 190_000 + b".", **{"data/0": bytes(4)}
+        ),
+        "holds no weights",
+    ),
     "tensors": (lambda path: archive(path, many_tensors(), **{"data/0": bytes(4)}), "in more than 50000 tensors"),
     "a long name": (
         lambda path: archive(

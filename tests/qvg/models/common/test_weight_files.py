@@ -125,7 +125,16 @@ def test_safetensors_whose_length_begins_like_another_file(tmp_path: Path) -> No
         (b"<!doctype html><html><body>Sign in</body></html>", "is a web page"),
         (b"\n\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an answer of a server"),
-        (b'{"error": "Invalid username or password."}', "is text in JSON, not weights"),
+        (
+            b'{"error": "Invalid username or password."}',
+            r"is text, not weights \(it begins '{\"error\": \"Invalid username or pass.*: if",
+        ),
+        (
+            b"Access to model a/b is restricted. You must be\nauthenticated.",
+            r"is text, not weights \(it begins 'Access to .* be auth",
+        ),
+        (b"Entry not found", r"is text, not weights \(it begins 'Entry not found'\): if it is a server's answer, do what that"),
+        (b"# xet version 0\nfilesize = 5000\nhash = 'a'", r"is text, not weights \(it begins \"# xet version 0 filesize"),
         (b"\xef\xbb\xbf" + b'{"_class_name": "WanTransformer3DModel"}', "is text in JSON, not weights"),
         (b"\x1f\x8b" + bytes(60), "is packed with gzip"),
         (b"7z\xbc\xaf" + bytes(60), "is a 7-Zip archive"),
@@ -141,6 +150,16 @@ def test_strangers_by_their_first_bytes(tmp_path: Path, head: bytes, said: str, 
     (tmp_path / f"a.{ending}").write_bytes(head)
     with pytest.raises(UnsupportedModelError, match=f"a.{ending} {said}"):
         open_weights(tmp_path / f"a.{ending}")
+
+
+def test_a_download_that_has_not_ended(tmp_path: Path) -> None:
+    """It has its full size, and zeros where nothing has come yet: nothing in it tells."""
+    save_file({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors.aria2").touch()
+    with pytest.raises(UnsupportedModelError, match=r"a.safetensors is a download that has not ended, as a.safetensors.aria2 "):
+        open_weights(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors.aria2").unlink()
+    assert open_weights(tmp_path / "a.safetensors").content.keys() == {"a"}
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

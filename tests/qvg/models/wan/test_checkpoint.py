@@ -324,7 +324,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "web page": (_raw("a.safetensors", b"<!DOCTYPE html><html><body>Sign in</body></html>"), "is a web page"),
     "pointer": (_raw("a.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00"), "is Git LFS's pointer"),
     "gguf": (_raw("a.gguf", b"GGUF" + bytes(60)), "is a GGUF file"),
-    "text": (_raw("a.pt", b"these are not the weights you are looking for"), "begins as no weight file does"),
+    "text": (_raw("a.pt", b"these are not the weights you are looking for"), "is text, not weights .it begins 'these are not"),
     "code": (lambda folder: saved(folder / "a.pt", {"generator": NETWORK, "x": _Code()}), "more than weights .*would run code"),
     "a module": (
         lambda folder: saved(folder / "a.pt", torch.nn.Linear(2, 2)),

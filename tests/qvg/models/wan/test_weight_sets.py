@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import ConfigError, UnsupportedModelError
+from comfyui_qvg.qvg.models import registry
 from comfyui_qvg.qvg.models.wan.checkpoint import read_causal_wan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ....bounded import bounded
 from ....integration import tiny_wan
 
 A = tiny_wan.state_dict(seed=1)
@@ -313,3 +315,10 @@ def test_convert_takes_the_same_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert EMA in said.err and "from generator_ema" in said.out
     written = load_file(tmp_path / "out.safetensors")
     assert written.keys() == B.keys() and all(written[name].equal(B[name]) for name in B)
+
+
+def test_long_prefixes_and_many_averages_without_dots(tmp_path: Path) -> None:
+    long = {f"{'a.' * (400 + at)}head.modulation": torch.ones(1) for at in range(20)}
+    save_file(long | {f"ema.x{at}": torch.ones(1) for at in range(20_000)}, tmp_path / "self_forcing.safetensors")
+    with bounded(10, 200), pytest.raises(UnsupportedModelError):
+        registry.read(tmp_path / "self_forcing.safetensors")

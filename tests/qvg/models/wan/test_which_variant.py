@@ -61,6 +61,12 @@ def test_causvids_four_steps_are_warped() -> None:
         ("causal-forcing++_1step.pt", "causal-forcing++-1step"),
         ("longlive_base.pt", "longlive"),
         ("LongLive-1.3B.pt", "longlive"),
+        ("self_forcing_dmd/model_ema.pt", "self-forcing"),
+        ("self_forcing_dmd/diffusion_pytorch_model.bf16.pt", "self-forcing"),
+        ("self_forcing_dmd/generator_ema_fp8_e4m3fn.pt", "self-forcing"),
+        ("self_forcing_dmd/transformer/diffusion_pytorch_model.pt", "self-forcing"),
+        ("self_forcing_dmd/checkpoint_model_000600/model.pt", "self-forcing"),
+        ("wan_causal_dmd_warp_4step_cfg2/checkpoint_model_001000/model.pt", "causvid-4step"),
         ("krea-realtime-4step.pt", "krea-realtime-4step"),
     ],
 )
