@@ -443,3 +443,11 @@ def test_after_all_that_core_is_as_it_was(client: Client) -> None:
     core = client.latent(native())
     client.forget()
     assert torch.equal(core, client.latent(native(EXACT)))
+
+
+def test_a_long_compiled_run_stays_below_the_recompile_limit(client: Client) -> None:
+    """Block after block, each with another place in time and more memory behind it. TORCH_LOGS=recompiles named 7 in all (torch
+    2.13.0, CPU, 2026-11-30); the limit is 8 for one function."""
+    prompt, seen = ours(BALANCED, frames=24, block=1), len(client.log())
+    compiled = client.latent(between(prompt, "TorchCompileModel", "", backend="cudagraphs"))
+    assert torch.equal(client.latent(prompt), compiled) and "recompile_limit" not in client.log()[seen:]
