@@ -19,7 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 
 # Place that process numbers belong to, process number, when it was started, and what keeps two files of one process apart.
-_NAME = re.compile(r"\.qvg-unfinished-([0-9a-f]{8})-(\d{1,10})-(\d{1,20})-[0-9a-f]{16}")
+_MARK = r"([0-9a-f]{8})-(\d{1,10})-(\d{1,20})-[0-9a-f]{16}"
+_NAME = re.compile(rf"\.qvg-unfinished-{_MARK}")
 # Nobody writes to one file for so long: not after a night's sleep of the machine, and not after a weekend's.
 _OLD_SECONDS = 7 * 24 * 3600
 _ZOMBIES = "ZX"
@@ -30,7 +31,18 @@ _MOST_FOLDERS, _FREE_SECONDS = 1000, 0.001
 
 def own_name() -> str:
     """A new name for a file of this process, at most 70 letters long."""
-    return f".qvg-unfinished-{_place()}-{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(8)}"
+    return f".qvg-unfinished-{own_mark()}"
+
+
+def own_mark() -> str:
+    """A new part of a file's name that says which process writes it, at most 57 letters long."""
+    return f"{_place()}-{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(8)}"
+
+
+def is_abandoned(mark: str, age_seconds: float) -> bool:
+    """Whether nobody writes any more to a file with this mark, which was last written so long ago; no for what is no mark."""
+    writer = re.fullmatch(_MARK, mark)
+    return writer is not None and (age_seconds > _OLD_SECONDS or _dead(*writer.groups()))
 
 
 def remove_leftovers(folder: Path, now: float) -> None:

@@ -5,20 +5,22 @@ widget, as the page stores values by position and those of the option come in be
 
 from __future__ import annotations
 
-from .api import ComfyExtension, io
+from .api import ComfyExtension
 from .cache import QVGKVCache
 from .camera import QVGCameraPath, QVGCameraPoses
 from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
+from .comfy.copies import counts
 from .decode import QVGSaveVideo
 from .loaders import QVGLoadDemoWorld
 from .plan import QVGPlan
 from .prompts import QVGPromptAtFrame
 from .report import QVGCacheReport, QVGCompare
 from .sampling import QVGDemoWorldStart, QVGSampler
+from .widgets import Node
 from .world import QVGLoadWorldPlay, QVGWorldSampler, QVGWorldStart
 
-NODES: list[type[io.ComfyNode]] = [
+NODES: list[type[Node]] = [
     QVGLoadDemoWorld,
     QVGKVCache,
     QVGCameraPath,
@@ -43,6 +45,12 @@ NODES: list[type[io.ComfyNode]] = [
 class QVGExtension(ComfyExtension):
     """What ComfyUI loads."""
 
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """All nodes."""
-        return list(NODES)
+    async def on_load(self) -> None:
+        """Once, when ComfyUI starts: what a run left that was killed becomes a latent."""
+        from .comfy.keep import rescue_killed_runs
+
+        rescue_killed_runs()
+
+    async def get_node_list(self) -> list[type[Node]]:
+        """All nodes; none where another copy of this pack counts."""
+        return list(NODES) if counts() else []

@@ -7,13 +7,14 @@ from typing import Any
 from ..qvg import PRESETS, QVGConfig
 from ..qvg.config import OFFLOADS, TRANSFORMS, require_bits
 from .api import CATEGORY, io
+from .widgets import Node, number
 
 # What people see first is what most of them want.
 CHOICES = ("preset", "custom", "exact", "klt", "kivi", "quarot", "rtn")
 _DEFAULT = QVGConfig()
 
 
-class QVGKVCache(io.ComfyNode):
+class QVGKVCache(Node):
     """MODEL to MODEL. Bypassed, the model keeps its exact cache."""
 
     @classmethod
@@ -26,7 +27,7 @@ class QVGKVCache(io.ComfyNode):
             "the model's loader and the sampler. Bypass it for the exact memory. Models without a KV cache are refused.",
             search_aliases=["qvg", "quantize kv cache", "long video memory"],
             inputs=[
-                io.Model.Input("model", tooltip="An autoregressive video model, such as the demo world."),
+                io.Model.Input("model", lazy=True, tooltip="An autoregressive video model, such as the demo world."),
                 io.DynamicCombo.Input(
                     "cache",
                     options=[
@@ -157,7 +158,7 @@ def _clusters_input() -> Any:
 
 def _klt_inputs() -> list[Any]:
     def bits(name: str, default: float, tooltip: str) -> Any:
-        return io.Float.Input(name, default=default, min=0.25, max=6.0, step=0.25, tooltip=tooltip)
+        return io.Float.Input(name, default=default, tooltip=tooltip, **number(0.25, 6.0, 0.25, 1 / 16))
 
     return [
         bits("bits_k", 1.5, "Bits per value of keys, on average over channels."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from ..qvg.models.common.world_schedule import CHUNK_FRAMES, chunks_of, plan_chu
 from ..qvg.models.registry import memories
 from .api import CATEGORY, Camera, io, ui
 from .pictures import Picture, path_picture, remembered_picture
+from .widgets import Node
+
+logger = logging.getLogger(__name__)
 
 _MOVING = ("w", "a", "s", "d")
 AGAIN, NO_MEMORY = "again", "none"
@@ -112,7 +116,7 @@ def _picture(camera: CameraPath | CameraPoses, memory: str = NO_MEMORY) -> Any:
     return torch.from_numpy(np.concatenate(pictures, 1))[None].float() / 255
 
 
-class QVGCameraPath(io.ComfyNode):
+class QVGCameraPath(Node):
     """Pose string to camera, drawn from above."""
 
     @classmethod
@@ -154,9 +158,9 @@ class QVGCameraPath(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, path: str | None = None) -> bool | str:
-        if path is None:
-            # Linked: what will come is not known before the run, and `execute` checks it.
+    def validate_inputs(cls, path: Any = None) -> bool | str:
+        if not isinstance(path, str):
+            # Linked: what will come is not known before the run, and `execute` checks it. Or no text, which ComfyUI has said.
             return True
         try:
             parse_path(path)
@@ -172,7 +176,7 @@ class QVGCameraPath(io.ComfyNode):
         return io.NodeOutput(camera, ui=ui.PreviewImage(_picture(camera, memory), cls=cls))
 
 
-class QVGCameraPoses(io.ComfyNode):
+class QVGCameraPoses(Node):
     """Pose file to camera, and camera to pose file."""
 
     @classmethod
@@ -197,7 +201,8 @@ class QVGCameraPoses(io.ComfyNode):
                     default=0,
                     min=0,
                     max=100_000,
-                    tooltip="Latent frames of the video; other numbers of poses are refused. 0: as many as there are poses.",
+                    tooltip="Latent frames of the video; further poses are left out. 0: as many as there are poses, in whole "
+                    "chunks of 4.",
                 ),
                 Camera.Input("camera", tooltip="A camera to write down as poses, in place of the text.", optional=True),
             ],
@@ -209,8 +214,8 @@ class QVGCameraPoses(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, poses: str | None = None) -> bool | str:
-        if poses is None or not poses.strip():
+    def validate_inputs(cls, poses: Any = None) -> bool | str:
+        if not isinstance(poses, str) or not poses.strip():
             return True
         try:
             read_poses(poses)
@@ -224,10 +229,16 @@ class QVGCameraPoses(io.ComfyNode):
             both = "both a text and a camera are given" if camera is not None else "neither a text nor a camera is given"
             raise ConfigError(f"{both}, but poses come from one of them; paste the text of a pose file, or connect a camera")
         cameras = read_poses(poses) if camera is None else camera.cameras()
-        if frames and frames != len(cameras):
-            change = f"drop {len(cameras) - frames}" if len(cameras) > frames else f"add {frames - len(cameras)}"
+        if frames > len(cameras):
             raise CameraPathError(
-                f"there are {len(cameras)} camera poses, but the video has {frames} latent frames; {change}, or set frames to 0"
+                f"there are {len(cameras)} camera poses, but the video has {frames} latent frames; add "
+                f"{frames - len(cameras)}, or set frames to 0"
             )
-        given = CameraPoses(cameras)
-        return io.NodeOutput(given, write_poses(cameras), ui=ui.PreviewImage(_picture(given), cls=cls))
+        cut, wanted = "", frames or max(CHUNK_FRAMES, len(cameras) // CHUNK_FRAMES * CHUNK_FRAMES)
+        if wanted < len(cameras):
+            # HY-WorldPlay's own files have one pose more than frames, and its own tools take the first ones.
+            cut = f"{len(cameras)} camera poses: the first {wanted} are taken, {len(cameras) - wanted} left out"
+            logger.info("QVG: %s", cut)
+        given = CameraPoses(cameras.first(wanted))
+        shown = ui.PreviewImage(_picture(given), cls=cls).as_dict()
+        return io.NodeOutput(given, write_poses(given.poses), ui={**shown, "text": (cut,)} if cut else shown)

@@ -8,6 +8,8 @@ from ..qvg.errors import ConfigError
 from ..qvg.models.registry import titles, trained_blocks
 from ..qvg.models.wan.family import FAMILY
 from .api import CATEGORY, io
+from .pictures import first_picture
+from .widgets import Node, number, whole
 
 FPS = 16
 MEMORIES = ("grow", "recompute")
@@ -15,12 +17,12 @@ POSITIONS = ("absolute", "reindexed")
 SIDES = (16, 8192)  # the shortest, which all are a multiple of, and the longest
 
 
-class QVGVideoStart(io.ComfyNode):
+class QVGVideoStart(Node):
     """An empty video of any length, or one that begins with given frames."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size = {"min": SIDES[0], "max": SIDES[1], "step": SIDES[0]}
+        size = whole(*SIDES, SIDES[0])
         return io.Schema(
             node_id="QVGVideoStart",
             display_name="Causal Video Start",
@@ -41,24 +43,24 @@ class QVGVideoStart(io.ComfyNode):
                     "are rounded down.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos made at once, each with noise of its own."),
-                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, for the start image.", optional=True),
+                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, for the start image.", optional=True, lazy=True),
                 io.Image.Input(
                     "start_image",
                     tooltip="The picture that the video begins with, cut to its size. Frame-wise models are made for it.",
                     optional=True,
+                    lazy=True,
                 ),
                 io.Latent.Input(
-                    "extend", tooltip="A sampled video to go on from: it becomes the beginning of this one.", optional=True
+                    "extend",
+                    tooltip="A sampled video to go on from: it becomes the beginning of this one.",
+                    optional=True,
+                    lazy=True,
                 ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="For SamplerCustomAdvanced; its noise mask keeps given frames.")
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
-        return _size_complaint(width=width, height=height) or True
 
     @classmethod
     def execute(
@@ -71,9 +73,6 @@ class QVGVideoStart(io.ComfyNode):
         start_image: Any = None,
         extend: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
-        complaint = _size_complaint(width=width, height=height)
-        if complaint is not None:
-            raise ConfigError(complaint)
         if start_image is not None and extend is not None:
             raise ConfigError(
                 "a start image and a video to extend are both connected, but a video begins with one of them; take one out"
@@ -81,29 +80,17 @@ class QVGVideoStart(io.ComfyNode):
         if start_image is not None and vae is None:
             raise ConfigError("a start image needs the VAE that makes a latent of it; connect Wan 2.1's VAE")
         from .comfy.causal.video_start import start_latent
-        from .comfy.progress import say
+        from .comfy.progress import say_what_is_left_out
 
+        picture, left_out = (None, []) if start_image is None else first_picture("start_image", start_image, (width, height))
         latents = (frames - 1) // 4 + 1
-        latent = start_latent((width, height), latents, batch_size, vae, start_image, extend)
+        latent = start_latent((width, height), latents, batch_size, vae, picture, extend)
         pixels = 4 * latents - 3
-        say(f"{pixels} frames, {pixels / FPS:.1f} s at {FPS} a second; {latents} latent frames")
+        say_what_is_left_out(f"{pixels} frames, {pixels / FPS:.1f} s at {FPS} a second; {latents} latent frames", left_out)
         return io.NodeOutput(latent)
 
 
-def _size_complaint(**sides: int | None) -> str | None:
-    """What is wrong with width or height; those that are linked are not known yet. ComfyUI checks no range of an input whose
-    validation is ours, and hands it over as it came."""
-    least, most = SIDES
-    for name, pixels in sides.items():
-        if pixels is None:
-            continue
-        if not isinstance(pixels, int) or pixels % least or not least <= pixels <= most:
-            near = min(most, max(least, round(pixels / least) * least)) if isinstance(pixels, int) else least
-            return f"{name} is {pixels!r}, but must be a multiple of {least} from {least} to {most}; use {near}"
-    return None
-
-
-class QVGCausalSampler(io.ComfyNode):
+class QVGCausalSampler(Node):
     """Our loop for ComfyUI's causal Wan as a SAMPLER."""
 
     @classmethod
@@ -141,13 +128,12 @@ class QVGCausalSampler(io.ComfyNode):
                     tooltip="Steps of the first block alone, for models trained so (Causal-Forcing++). Not connected: as the "
                     "model's loader knows.",
                     optional=True,
+                    lazy=True,
                 ),
                 io.Float.Input(
                     "context_noise",
                     default=0.0,
-                    min=0.0,
-                    max=0.99,
-                    step=0.01,
+                    **number(0.0, 0.99, 0.01),
                     tooltip="Noise level, from 0 to 1, that finished blocks are remembered at. 0 for every model known so far.",
                     **advanced,
                 ),
@@ -172,6 +158,7 @@ class QVGCausalSampler(io.ComfyNode):
                     tooltip="Wan 2.1's VAE, for recompute: the oldest of the newest nine pictures takes the first frame's place, "
                     "so the scene may change. Not connected: the first frame stays for ever.",
                     optional=True,
+                    lazy=True,
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
@@ -188,8 +175,6 @@ class QVGCausalSampler(io.ComfyNode):
         memory: str = MEMORIES[0],
         vae: Any = None,
     ) -> io.NodeOutput:
-        if memory not in MEMORIES:
-            raise ConfigError(f"memory is {memory!r}, but must be one of {', '.join(MEMORIES)}; choose one of these")
         if vae is not None and memory != "recompute":
             raise ConfigError(f"memory is {memory}, which needs no VAE; choose recompute, or disconnect vae")
         from .comfy.causal.plan import CausalOptions

@@ -11,13 +11,14 @@ from ..qvg.models.common.found import AUTO
 from ..qvg.models.common.weight_sets import WEIGHTS
 from ..qvg.models.registry import joined, loaded_with, loaders, titles
 from .api import CATEGORY, io, ui
+from .widgets import Node
 
 NODE = "Load Causal Wan"
 NO_LORA = "none"
 DTYPES = (AUTO, "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
 
-class QVGLoadCausalWan(io.ComfyNode):
+class QVGLoadCausalWan(Node):
     """A checkpoint of the family, as released or repackaged, as ComfyUI's own causal Wan."""
 
     @classmethod
@@ -83,7 +84,7 @@ def _loaders() -> str:
     return joined(loaders(lambda family: bool(family.variants)), "or")
 
 
-class QVGTrainedSigmas(io.ComfyNode):
+class QVGTrainedSigmas(Node):
     """The noise levels that a MODEL of one of our loaders was distilled to."""
 
     @classmethod

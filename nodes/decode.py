@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .api import CATEGORY, InputImpl, io, ui
+from .widgets import Node, number
 
 
-class QVGSaveVideo(io.ComfyNode):
+class QVGSaveVideo(Node):
     """VAE Decode, Create Video and Save Video in one, piece by piece."""
 
     @classmethod
@@ -26,11 +27,12 @@ class QVGSaveVideo(io.ComfyNode):
                 ),
                 io.Vae.Input(
                     "vae",
+                    lazy=True,
                     tooltip="The VAE that belongs to the model. Wan 2.1 and Wan 2.2 are decoded in a stream; other video VAEs "
                     "all frames at once, as VAE Decode does it.",
                 ),
                 io.Float.Input(
-                    "fps", default=16.0, min=1.0, max=120.0, step=0.01, tooltip="Pictures per second. Wan 2.1 is made for 16."
+                    "fps", default=16.0, tooltip="Pictures per second. Wan 2.1 is made for 16.", **number(1.0, 120.0, 0.01)
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -60,19 +62,19 @@ class QVGSaveVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: Any = None) -> bool | str:
         from .comfy.output_names import VIDEO, complaint
 
-        return complaint(filename_prefix, VIDEO) or True
+        return not isinstance(filename_prefix, str) or complaint(filename_prefix, VIDEO) or True
 
     @classmethod
-    def check_lazy_status(cls, filename_prefix: str, **others: Any) -> list[str]:
-        """Whether the name is taken, with all its placeholders, or comes over a link; then the video is wanted."""
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        """And whether the disk takes the name, with all its placeholders, or where it comes over a link."""
         from .comfy.output_names import VIDEO, output_prefix
 
-        hidden = cls.hidden
-        output_prefix(filename_prefix, VIDEO, hidden.prompt, (hidden.extra_pnginfo or {}).get("workflow"))
-        return ["samples"]
+        waiting, hidden = super().check_lazy_status(**inputs), cls.hidden
+        output_prefix(inputs["filename_prefix"], VIDEO, hidden.prompt, (hidden.extra_pnginfo or {}).get("workflow"))
+        return waiting
 
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any, fps: float, filename_prefix: str, crf: int = 16) -> io.NodeOutput:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .api import CATEGORY, io
+from .widgets import Node
 
 
-class QVGLoadDemoWorld(io.ComfyNode):
+class QVGLoadDemoWorld(Node):
     """The 4.5 M parameter world model in assets/."""
 
     @classmethod

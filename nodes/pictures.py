@@ -1,4 +1,4 @@
-"""Pictures for the page, drawn with PIL: ComfyUI does not ship matplotlib."""
+"""Pictures that come in, of any channels, and pictures for the page, drawn with PIL: ComfyUI does not ship matplotlib."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..qvg.errors import ConfigError
 
 Picture = NDArray[np.uint8]
 
@@ -27,6 +30,44 @@ class Curve:
 
     name: str
     values: Sequence[float]
+
+
+def in_colour(name: str, images: Tensor) -> tuple[Tensor, str]:
+    """Pictures of any channels as RGB [N, H, W, 3], and what was left out, "" for nothing. Grey ones [N, H, W] are taken, too.
+
+    Raises ConfigError for what are no pictures.
+    """
+    if images.ndim == 3:
+        images = images[None] if images.shape[-1] in (1, 3, 4) else images[..., None]
+    channels = images.shape[-1] if images.ndim == 4 else 0
+    if not 1 <= channels <= 4 or 0 in images.shape:
+        raise ConfigError(
+            f"{name} is {list(images.shape)}, but pictures are [pictures, height, width, 1 to 4 channels], none of them 0; "
+            "connect an image"
+        )
+    if not images.isfinite().all():
+        raise ConfigError(f"{name} holds NaN or infinity, which no picture does; check the node that it comes from")
+    alpha = f"{name}: its alpha is left out" if channels in (2, 4) and float(images[..., -1].min()) < 1 else ""
+    return (images[..., :3] if channels > 2 else images[..., :1].expand(*images.shape[:-1], 3)), alpha
+
+
+def first_picture(name: str, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+    """The first one as RGB [1, H, W, 3], to be cut to the proportions of `size` (width, height), and what was left out."""
+    pictures, alpha = in_colour(name, images)
+    more = len(pictures) - 1
+    others = [f"{name}: the first of {more + 1} pictures is taken, {more} left out"] if more else []
+    return _not_cut_away(pictures[:1], size), [*([alpha] if alpha else []), *others]
+
+
+def _not_cut_away(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """ComfyUI cuts what is too long by half of the excess at both ends, rounded: of a strip nothing would be left. Its middle is.
+    [1, H, W, 3]"""
+    (height, width), aspect = picture.shape[1:3], size[0] / size[1]
+    if width - 2 * round((width - height * aspect) / 2) < 1 and width / height > aspect:
+        return picture[:, :, width // 2 : width // 2 + 1]
+    if height - 2 * round((height - width / aspect) / 2) < 1 and width / height < aspect:
+        return picture[:, height // 2 : height // 2 + 1]
+    return picture
 
 
 def path_picture(positions: ArrayLike, looking: ArrayLike | None = None) -> Picture:

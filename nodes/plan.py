@@ -11,11 +11,12 @@ from ..qvg.plan import MOST_LATENT_FRAMES, WEIGHT_BYTES, Video, Weights, plan
 from ..qvg.plan.advice import setting_that_fits
 from ..qvg.plan.report import GB, report
 from .api import CATEGORY, io
+from .widgets import Node, number, whole
 
-_SIDE = {"min": 16, "max": 8192, "step": 16}
+_SIDE = whole(16, 8192, 16)
 
 
-class QVGPlan(io.ComfyNode):
+class QVGPlan(Node):
     """Model, size, length, preset and card to bytes, and whether that fits."""
 
     @classmethod
@@ -54,9 +55,7 @@ class QVGPlan(io.ComfyNode):
                 io.Float.Input(
                     "vram_gb",
                     default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.5,
+                    **number(0.0, 1000.0, 0.5),
                     tooltip="Memory of the graphics card in GB (10^9 bytes), such as 12 or 24. 0: that of this machine.",
                 ),
                 io.Combo.Input(
@@ -79,6 +78,7 @@ class QVGPlan(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
+                    lazy=True,
                     tooltip="A MODEL to plan for, in place of network, weights and preset; best as it comes from QVG KV Cache.",
                 ),
             ],

@@ -10,6 +10,7 @@ from typing import Any
 from ..qvg.errors import ConfigError
 from ..qvg.sampling import BlockPlace
 from .api import CATEGORY, io
+from .widgets import Node
 
 # In an entry of a CONDITIONING: the pixel frame that its prompt begins at, and whether memory is rewritten for it.
 FRAME_KEY = "qvg_from_frame"
@@ -18,7 +19,7 @@ RECACHE_KEY = "qvg_recache"
 PIXELS_PER_LATENT = 4
 
 
-class QVGPromptAtFrame(io.ComfyNode):
+class QVGPromptAtFrame(Node):
     """Two CONDITIONINGs, one after the other in time."""
 
     @classmethod
@@ -32,9 +33,9 @@ class QVGPromptAtFrame(io.ComfyNode):
             search_aliases=["qvg", "prompt schedule", "prompt travel", "prompt change"],
             inputs=[
                 io.Conditioning.Input(
-                    "conditioning", tooltip="The prompt that the video begins with, or another Prompt at Frame."
+                    "conditioning", lazy=True, tooltip="The prompt that the video begins with, or another Prompt at Frame."
                 ),
-                io.Conditioning.Input("next_conditioning", tooltip="The prompt from the frame on."),
+                io.Conditioning.Input("next_conditioning", lazy=True, tooltip="The prompt from the frame on."),
                 io.Int.Input(
                     "frame",
                     default=81,

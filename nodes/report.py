@@ -13,14 +13,16 @@ from ..qvg.errors import ConfigError
 from ..qvg.media import side_by_side
 from ..qvg.metrics import PSNR_CAP_DB, psnr_db
 from .api import CATEGORY, InputImpl, Report, Types, io, ui
-from .pictures import Curve, chart
+from .comfy.room import require_room
+from .pictures import Curve, chart, in_colour
 from .records import RECORDS, RunRecord
+from .widgets import Node, number
 
 # The longer side of small frames in a comparison where the node is to choose their enlargement.
 ENLARGED_PIXELS = 256
 
 
-class QVGCacheReport(io.ComfyNode):
+class QVGCacheReport(Node):
     """Bytes, ratio and speed of the run that made a latent."""
 
     @classmethod
@@ -67,7 +69,7 @@ class QVGCacheReport(io.ComfyNode):
         return io.NodeOutput(record, record.text(), picture, ui={**shown, "text": (record.text(),)})
 
 
-class QVGCompare(io.ComfyNode):
+class QVGCompare(Node):
     """Two videos of the same walk, side by side and in numbers."""
 
     @classmethod
@@ -80,11 +82,11 @@ class QVGCompare(io.ComfyNode):
             "strays from the first, and what each remembered with.",
             search_aliases=["qvg", "side by side", "psnr"],
             inputs=[
-                io.Image.Input("images_a", tooltip="Frames of the first video, the one to compare with."),
-                io.Image.Input("images_b", tooltip="Frames of the second video, as large as the first's."),
-                Report.Input("report_a", optional=True, tooltip="QVG Cache Report of the first video."),
-                Report.Input("report_b", optional=True, tooltip="QVG Cache Report of the second video."),
-                io.Float.Input("fps", default=10.0, min=1.0, max=120.0, step=1.0, tooltip="Frames per second of the video."),
+                io.Image.Input("images_a", lazy=True, tooltip="Frames of the first video, the one to compare with."),
+                io.Image.Input("images_b", lazy=True, tooltip="Frames of the second video, as large as the first's."),
+                Report.Input("report_a", optional=True, lazy=True, tooltip="QVG Cache Report of the first video."),
+                Report.Input("report_b", optional=True, lazy=True, tooltip="QVG Cache Report of the second video."),
+                io.Float.Input("fps", default=10.0, tooltip="Frames per second of the video.", **number(1.0, 120.0, 1.0)),
                 io.Int.Input(
                     "scale",
                     default=0,
@@ -114,28 +116,25 @@ class QVGCompare(io.ComfyNode):
     ) -> io.NodeOutput:
         from .comfy.progress import say
 
-        images_a, images_b = _colours("images_a", images_a), _colours("images_b", images_b)
+        # Alpha is left out: what is invisible is no difference.
+        (images_a, _), (images_b, _) = in_colour("images_a", images_a), in_colour("images_b", images_b)
         if images_a.shape[1:] != images_b.shape[1:]:
             sizes = (f"{images.shape[2]} x {images.shape[1]}" for images in (images_a, images_b))
             raise ConfigError("images_a are {} pixels and images_b {}; give two videos of one width and height".format(*sizes))
         scale = scale or max(1, round(ENLARGED_PIXELS / max(images_a.shape[1:3])))
-        count = min(len(images_a), len(images_b))
+        count, spare = min(len(images_a), len(images_b)), abs(len(images_a) - len(images_b))
+        require_room(2 * count * scale**2 * images_a[0].nbytes, "the video side by side", "a smaller scale or fewer frames")
         images, reports = (images_a[:count], images_b[:count]), (report_a, report_b)
         psnr = psnr_db(*(part.float().clamp(0, 1) for part in images))
         frames = torch.stack([_row(images, reports, index, scale) for index in range(count)])
         curves = _image(_curves(psnr, reports))
         text = _comparison(psnr, reports)
+        if spare:
+            text += f"\n{'A' if len(images_a) > count else 'B'} goes on for {spare} frames more, which are left out"
         say(text)
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=None, frame_rate=Fraction(fps)))
         shown = ui.PreviewImage(curves, cls=cls).as_dict()
         return io.NodeOutput(video, frames, curves, text, ui={**shown, "text": (text,)})
-
-
-def _colours(name: str, images: Tensor) -> Tensor:
-    """Frames without their alpha: what is invisible is no difference. -> [F, H, W, 3]"""
-    if images.shape[-1] < 3:
-        raise ConfigError(f"{name} has {images.shape[-1]} colour channel(s), but must have 3, or 4 with alpha; give RGB pictures")
-    return images[..., :3]
 
 
 def _row(images: tuple[Tensor, Tensor], reports: tuple[RunRecord | None, ...], index: int, scale: int) -> Tensor:

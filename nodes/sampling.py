@@ -11,9 +11,11 @@ from ..qvg.models.demo_world import STEP_PIXELS, DemoWorldConfig
 from ..qvg.models.demo_world.painted_map import JUDGED, paint
 from .api import CATEGORY, Camera, io
 from .camera import CameraPath
+from .comfy.room import require_room
+from .widgets import Node
 
 
-class QVGDemoWorldStart(io.ComfyNode):
+class QVGDemoWorldStart(Node):
     """Camera to conditioning and the latent that sampling starts from."""
 
     @classmethod
@@ -55,6 +57,8 @@ class QVGDemoWorldStart(io.ComfyNode):
     def execute(cls, camera: CameraPath, map_seed: int, batch_size: int = 1) -> io.NodeOutput:
         walk = plan_walk(camera.keys(), camera.frames, map_seed)
         pixels = DemoWorldConfig().picture_pixels
+        video_bytes = 4 * (3 * batch_size + 1) * camera.frames * pixels**2
+        require_room(video_bytes, f"{batch_size} video(s) of {camera.frames} frames", "a shorter camera path or a smaller batch")
         samples = torch.zeros(batch_size, 3, camera.frames, pixels, pixels)
         mask = torch.ones(1, 1, camera.frames, pixels, pixels)
         world = torch.from_numpy(paint(map_seed, JUDGED)).permute(2, 0, 1) * 2 - 1
@@ -67,7 +71,7 @@ class QVGDemoWorldStart(io.ComfyNode):
         return io.NodeOutput(conditioning, {"samples": samples, "noise_mask": mask})
 
 
-class QVGSampler(io.ComfyNode):
+class QVGSampler(Node):
     """The autoregressive loop as a SAMPLER."""
 
     @classmethod

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ..qvg.errors import ConfigError
 from ..qvg.models.common.world_memory import LAYOUTS
-from ..qvg.models.common.world_schedule import MODES
+from ..qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, MOST_FRAMES, check_frames
 from ..qvg.models.family import WorldRule
 from ..qvg.models.registry import by_world
 from .api import CATEGORY, Camera, io, ui
 from .camera import CameraPath, CameraPoses
 from .causal_loaders import DTYPES
+from .pictures import first_picture
+from .widgets import Node, whole
 
 NODE = "Load WorldPlay"
 STARTS = ("image", "text", "extend")
@@ -33,7 +36,7 @@ def _memory(rule: WorldRule) -> str:
     return f"{rule.frames.context_frames - first}" + (f" and, always, the first {first}" if first else "")
 
 
-class QVGLoadWorldPlay(io.ComfyNode):
+class QVGLoadWorldPlay(Node):
     """HY-WorldPlay's 5B or 8B, as released or converted, on ComfyUI's own Wan 2.2 or HunyuanVideo 1.5."""
 
     @classmethod
@@ -80,12 +83,13 @@ class QVGLoadWorldPlay(io.ComfyNode):
         return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))
 
 
-class QVGWorldStart(io.ComfyNode):
+class QVGWorldStart(Node):
     """Prompt, camera and first picture to conditioning and the latent that sampling starts from."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size = {"min": 64, "max": 4096, "step": _TOKEN_PIXELS}
+        size = whole(64, 4096, _TOKEN_PIXELS)
+        later = {"optional": True, "lazy": True}
         trained = f"Of the video, in pixels. Trained at {by_world(_size)}."
         return io.Schema(
             node_id="QVGWorldStart",
@@ -96,7 +100,9 @@ class QVGWorldStart(io.ComfyNode):
             "frames are a session.",
             search_aliases=["qvg", "worldplay", "image to world", "extend world", "empty latent"],
             inputs=[
-                io.Conditioning.Input("conditioning", tooltip="What there is to see: the prompt, from CLIP Text Encode."),
+                io.Conditioning.Input(
+                    "conditioning", lazy=True, tooltip="What there is to see: the prompt, from CLIP Text Encode."
+                ),
                 Camera.Input(
                     "camera", tooltip="From QVG Camera Path or QVG Camera Poses: a multiple of 4 latent frames, at most 240."
                 ),
@@ -109,9 +115,9 @@ class QVGWorldStart(io.ComfyNode):
                 ),
                 io.Int.Input("width", default=1280, tooltip=trained, **size),
                 io.Int.Input("height", default=704, tooltip=trained, **size),
-                io.Vae.Input("vae", tooltip=f"For the picture: the VAE of {by_world(_vae)}.", optional=True),
-                io.Image.Input("image", tooltip="The first picture, scaled and cut to the video's size.", optional=True),
-                io.Latent.Input("extend", tooltip="A sampled world of whole chunks to go on from.", optional=True),
+                io.Vae.Input("vae", tooltip=f"For the picture: the VAE of {by_world(_vae)}.", **later),
+                io.Image.Input("image", tooltip="The first picture, scaled and cut to the video's size.", **later),
+                io.Latent.Input("extend", tooltip="A sampled world of whole chunks to go on from.", **later),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="Prompt and cameras; for BasicGuider."),
@@ -122,8 +128,13 @@ class QVGWorldStart(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
-        return _size_complaint(width=width, height=height) or True
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        waiting = super().check_lazy_status(**inputs)
+        complaint = _start_complaint(inputs["start"], inputs)
+        if complaint:
+            raise ConfigError(complaint)
+        check_frames(inputs["camera"].frames)
+        return waiting
 
     @classmethod
     def execute(
@@ -137,50 +148,42 @@ class QVGWorldStart(io.ComfyNode):
         image: Any = None,
         extend: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
-        complaint = _size_complaint(width=width, height=height) or _start_complaint(start, vae, image, extend)
-        if complaint:
-            raise ConfigError(complaint)
-        from .comfy.world.start import start_latent, with_cameras
+        from .comfy.progress import say_what_is_left_out
+        from .comfy.world.start import start_latent, walk_text, with_cameras
 
         conditioned = with_cameras(conditioning, camera.cameras())
-        return io.NodeOutput(conditioned, start_latent((width, height), camera.frames, vae, image, extend))
+        picture, left_out = (None, []) if image is None else first_picture("image", image, (width, height))
+        latent = start_latent((width, height), camera.frames, vae, picture, extend)
+        say_what_is_left_out(walk_text(camera.frames), left_out)
+        return io.NodeOutput(conditioned, latent)
 
 
-def _size_complaint(**sides: int | None) -> str | None:
-    """What is wrong with width or height; those that are linked are not known yet."""
-    for name, pixels in sides.items():
-        if pixels is not None and pixels % _TOKEN_PIXELS:
-            nearest = max(2, round(pixels / _TOKEN_PIXELS)) * _TOKEN_PIXELS
-            return f"{name} is {pixels}, which tokens of {_TOKEN_PIXELS} pixels do not divide; use {nearest}"
-    return None
+# What each start needs.
+_NEEDED = {
+    "image": {"image": "a first picture", "vae": f"the VAE of {by_world(_vae)}"},
+    "text": {},
+    "extend": {"extend": "a sampled world"},
+}
 
 
-def _start_complaint(start: str, vae: Any, image: Any, extend: Any) -> str | None:
-    """What is connected too much or too little."""
-    wanted = {"image": {"image": image, "vae": vae}, "text": {}, "extend": {"extend": extend}}
-    if start not in wanted:
-        return f"start is {start!r}, but must be one of {', '.join(STARTS)}; choose one of these"
-    missing = next((name for name, value in wanted[start].items() if value is None), None)
+def _start_complaint(start: str, connected: Collection[str]) -> str | None:
+    """What is connected too much or too little; what will come of it is not known yet."""
+    needed = _NEEDED[start]
+    missing = next((name for name in needed if name not in connected), None)
     if missing:
-        what = {
-            "image": "a first picture",
-            "vae": f"the VAE of {by_world(_vae)}",
-            "extend": "a sampled world",
-        }[missing]
-        return f"start is {start}, but nothing is connected to {missing}; connect {what}, or choose another start"
-    given = {"image": image, "extend": extend}
-    spare = next((name for name, value in given.items() if value is not None and name not in wanted[start]), None)
+        return f"start is {start}, but nothing is connected to {missing}; connect {needed[missing]}, or choose another start"
+    spare = next((name for name in ("image", "extend") if name in connected and name not in needed), None)
     if spare:
         return f"start is {start}, but {spare} is connected and would be left out; choose {spare} as start, or disconnect it"
     return None
 
 
-class QVGWorldSampler(io.ComfyNode):
+class QVGWorldSampler(Node):
     """The walk as a SAMPLER."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        frames = {"min": 0, "max": 240, "step": 4}
+        frames = whole(0, MOST_FRAMES, CHUNK_FRAMES)
         return io.Schema(
             node_id="QVGWorldSampler",
             display_name="World Sampler",
@@ -211,7 +214,7 @@ class QVGWorldSampler(io.ComfyNode):
                     "recent_frames",
                     default=12,
                     tooltip="vendor mode: how many of memory_frames are the newest; the others are found by where the camera "
-                    "looks. 0: all but one clip of 4.",
+                    "looks. 0: all but one clip of 4. At most memory_frames less 4.",
                     **frames,
                     advanced=True,
                     optional=True,

@@ -23,10 +23,11 @@ function nodeOf(id) {
   return node
 }
 
-// One wrong value is reported once for every input that the check looks at: "width - width is 850 ...", "height - width is 850 ...".
+// A check of ours: "path - part 1 of the camera path ...". A range is ComfyUI's: details "width", message "Value 850 smaller than ...".
 function sentence(error) {
-  const start = `${error.extra_info?.input_name} - `
-  return error.details?.startsWith(start) ? error.details.slice(start.length) : error.details || error.message
+  const { input_name: name } = error.extra_info ?? {}
+  if (error.details === name) return `${name}: ${error.message}`
+  return error.details?.startsWith(`${name} - `) ? error.details.slice(name.length + 3) : error.details || error.message
 }
 
 function sentences(node) {
@@ -76,8 +77,12 @@ function fillInName(node) {
   if (prefix && fill) prefix.serializeValue = () => fill(app, prefix.value)
 }
 
-app.registerExtension({
-  name: 'qvg.texts',
+const NAME = 'qvg.texts'
+// Of two copies of this pack both bring this file, and the page takes a name once.
+const known = app.extensions?.some((extension) => extension.name === NAME)
+
+if (!known) app.registerExtension({
+  name: NAME,
   setup() {
     app.api.addEventListener('executed', ({ detail }) => {
       const id = detail.display_node ?? detail.node

@@ -54,6 +54,13 @@ def say(text: str) -> None:
         send(text, context.node_id)
 
 
+def say_what_is_left_out(text: str, left_out: list[str]) -> None:
+    """A line on the node that is running, and one more, in the log too, for each thing that it was given and does not use."""
+    for line in left_out:
+        logger.warning("QVG: %s", line)
+    say("\n".join([text, *left_out]))
+
+
 def say_how_it_ended(error: BaseException, cache: KVCache, finished: int, total: int) -> None:
     """A line in the log about a run that did not end well; the cache is free by now."""
     held = cache.nbytes().total + cache.workspace.nbytes

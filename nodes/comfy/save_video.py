@@ -25,6 +25,7 @@ from ...qvg import ConfigError
 from ...qvg.media import Picture
 from ...qvg.media.video_file import WholeVideo
 from .decode import count_pictures, decode_pieces, split_batch, tiles_to_try
+from .keep import until_decoded
 from .output_names import VIDEO, output_prefix, save_names
 from .progress import say
 
@@ -68,9 +69,10 @@ def save_videos(
     settings = _Settings(fps, crf, prefix, {name: json.dumps(value) for name, value in texts.items()})
     bar = _Bar(sum(video.shape[2] for video in videos))
     saved: list[SavedVideo] = []
-    for video in videos:
-        saved.append(_save(vae, video, settings, bar))
-        say("\n".join(each.text for each in saved))
+    with until_decoded(torch.cat(videos)):
+        for video in videos:
+            saved.append(_save(vae, video, settings, bar))
+            say("\n".join(each.text for each in saved))
     return saved
 
 

@@ -48,6 +48,10 @@ class Cameras:
     def __len__(self) -> int:
         return len(self.poses)
 
+    def first(self, frames: int) -> Cameras:
+        """Those of the first frames."""
+        return Cameras(self.poses[:frames], self.intrinsics[:frames])
+
     def views(self) -> Array:
         """World-to-camera matrices. -> [F, 4, 4]"""
         return invert_rigid(self.poses)

@@ -52,7 +52,8 @@ def started(base: Path) -> Iterator[Client]:
         (base / folder).mkdir(exist_ok=True)
     # A folder of one's own begins without the picture that every ComfyUI has.
     shutil.copy(home / "input" / "example.png", base / "input")
-    (base / "custom_nodes" / "testing").symlink_to(Path(__file__).with_name("testing_pack"), target_is_directory=True)
+    if not (base / "custom_nodes" / "testing").exists():
+        (base / "custom_nodes" / "testing").symlink_to(Path(__file__).with_name("testing_pack"), target_is_directory=True)
     command = [str(python), "-u", str(home / "main.py"), "--cpu", "--disable-api-nodes", "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfyui.db"]
     command += ["--cache-classic", "--disable-auto-launch"]

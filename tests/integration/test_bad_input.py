@@ -151,6 +151,8 @@ PLAIN: dict[str, Any] = {"bits": "2", "group_size": "64"}
     ("mode", "widgets", "name", "said"),
     [
         ("klt", KLT | {"bits_k": 7}, "cache.bits_k", "Value 7.0 bigger than max of 6.0"),
+        ("klt", KLT | {"bits_k": 2.03}, "cache.bits_k", "Value 2.03 smaller than min of 0.25, or no multiple of 0.0625"),
+        ("klt", KLT | {"bits_v": 1.99}, "cache.bits_v", "Value 1.99 smaller than min of 0.25, or no multiple of 0.0625"),
         ("klt", KLT | {"transform": "dct"}, "cache.transform", "'dct' not in ['klt', 'hadamard']"),
         ("klt", KLT | {"spans_per_codebook": 0}, "cache.spans_per_codebook", "Value 0 smaller than min of 1"),
         ("kivi", PLAIN | {"bits": "5"}, "cache.bits", "'5' not in ['2', '3', '4', '8']"),
@@ -170,8 +172,6 @@ def test_widgets_of_a_mode_are_refused_before_queueing(
 @pytest.mark.parametrize(
     ("widgets", "sentence"),
     [
-        (KLT | {"bits_k": 2.03}, "bits_k is 2.03, but codec 'klt' takes multiples of 1/16 from 0.25 to 6; start with 2"),
-        (KLT | {"bits_v": 1.99}, "bits_v is 1.99, but codec 'klt' takes multiples of 1/16 from 0.25 to 6; start with 2"),
         (
             KLT | {"clusters": 200},
             "clusters is 200, but a span holds only 128 tokens (2 chunks of 1 frames of 64 tokens); use at most 128 clusters "

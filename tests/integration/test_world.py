@@ -328,7 +328,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
         "half a chunk": (changed(good, "camera", frames=14), "a world of 14 latent frames is not whole chunks of 4; use 16"),
         "too long": (
             changed(good, "camera", frames=244),
-            "walks for 244 latent frames, but a session ends at 241; use at most 240",
+            "walks for 244 latent frames, but a session has at most 240; let it walk for these, 957 video frames, or fewer",
         ),
         "refused length": (changed(good, "camera", beyond="refuse", frames=20), "add 4, or let the path be fitted"),
         "no picture": (
@@ -341,8 +341,6 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
             "start is text, but image is connected and would be",
         ),
         "vae": (small, "but needed is [1, 48, 1, 4, 8] (HY-WorldPlay 5B) or [1, 32, 1, 4, 8]"),
-        "memory": (changed(good, "sampler", memory_frames=12), "a context of 12 frames has no room for 12 recent frames"),
-        "odd memory": (changed(good, "sampler", memory_frames=18), "memory_frames is 18, but a world remembers whole chunks"),
         "step cache": (between(good, "EasyCache", "", **easy), "EasyCache and LazyCache skip steps"),
         "two prompts": (
             changed(good, "prompt", prompts=2),
@@ -367,9 +365,15 @@ def test_what_cannot_work_gets_a_sentence(client: Client, files: Path, name: str
         ("camera", {"path": "x-3"}, "has the unknown key 'x'"),
         ("camera", {"path": "right-0.5"}, "has the duration '0.5', which is not a whole number"),
         ("camera", {"path": "w-0"}, "has a duration of 0"),
-        ("start", {"width": 100}, "width is 100, which tokens of 32 pixels do not divide; use 96"),
+        ("start", {"width": 100}, "Value 100 smaller than min of 64, or no multiple of 32"),
+        ("start", {"width": 0}, "Value 0 smaller than min of 64, or no multiple of 32"),
+        ("start", {"height": 640_000}, "Value 640000 bigger than max of 4096"),
+        ("start", {"height": "abc"}, "Failed to convert an input value to a INT value"),
+        ("sampler", {"memory_frames": 18}, "Value 18 smaller than min of 0, or no multiple of 4"),
     ],
 )
 def test_typing_mistakes_are_told_before_the_run(client: Client, name: str, inputs: dict[str, Any], sentence: str) -> None:
     code, answer = client.post("/prompt", {"prompt": changed(walk(), name, **inputs)})
     assert sentence in json.dumps(answer), (code, answer)
+    (error,) = answer["node_errors"][name]["errors"]
+    assert error["extra_info"]["input_name"] in inputs

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -30,10 +33,10 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder; the probe's file in it."""
+    """An empty cache folder; the folder of the probe's files in it."""
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
-    return probe.memory()
+    return probe.memory("").parent
 
 
 def _program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -156,7 +159,7 @@ def test_shapes_without_a_kernel(
 def test_probe_remembers_what_works(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _program(tmp_path, monkeypatch, "print('works')")
     assert probe.probe(0, "a card") is None
-    assert len(json.loads(memory.read_text(encoding="utf-8"))) == 1
+    assert len(list(memory.iterdir())) == 1
     monkeypatch.setattr(probe, "_run", lambda index: pytest.fail("tried again"))
     assert probe.probe(0, "a card") is None
 
@@ -180,6 +183,52 @@ def test_probe_survives_and_remembers_what_does_not(
     assert probe.probe(0, "a card, Triton 3.7.1") == reason
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 MiB')",
+        "raise RuntimeError('CUDA error: all CUDA-capable devices are busy or unavailable')",
+        "raise OSError(28, 'No space left on device')",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+    ids=["memory", "busy", "disk", "killed"],
+)
+def test_probe_forgets_what_passes(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    _program(tmp_path, monkeypatch, text)
+    assert "this may pass: the next start tries again" in (probe.probe(0, "a card") or "")
+    _program(tmp_path, monkeypatch, "print('works')")
+    assert probe.probe(0, "a card") is None
+
+
+def test_an_installed_compiler_is_another_try(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_compiler", lambda: "none")
+    _program(tmp_path, monkeypatch, "raise RuntimeError('Failed to find C compiler')")
+    assert "Failed to find C compiler" in (probe.probe(0, "a card") or "")
+    _program(tmp_path, monkeypatch, "print('works')")
+    assert "Failed to find C compiler" in (probe.probe(0, "a card") or "")
+    monkeypatch.setattr(probe, "_compiler", lambda: "/usr/bin/cc")
+    assert probe.probe(0, "a card") is None
+
+
+@pytest.mark.parametrize("flags", [["-s"], ["-I"], ["-E"], ["-s", "-E"], []], ids=" ".join)
+def test_the_probe_s_process_has_this_one_s_flags(flags: list[str]) -> None:
+    """Windows' portable ComfyUI runs with -s: without it the child would import the user's own packages."""
+    root = Path(probe.__file__).parents[2]
+    told = (
+        "import sys, types; pack = sys.modules['pack'] = types.ModuleType('pack'); pack.__path__ = [sys.argv[1]]; "
+        "from pack.kernels import probe; print(*probe.interpreter_flags())"
+    )
+    done = subprocess.run([sys.executable, *flags, "-c", told, str(root)], capture_output=True, text=True, check=True)
+    assert set(flags) <= set(done.stdout.split()) and (flags or not done.stdout.split())
+
+
+def test_processes_that_write_at_once_lose_nothing(memory: Path) -> None:
+    keys = [f"card {number}" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: probe._write(key, "works"), keys))
+    assert [probe._read(key) for key in keys] == ["works"] * 40
+
+
 def test_probe_ends_what_hangs(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _program(tmp_path, monkeypatch, "import time; time.sleep(600)")
     monkeypatch.setattr(probe, "_TIMEOUT_SECONDS", 1)
@@ -188,11 +237,12 @@ def test_probe_ends_what_hangs(memory: Path, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"text"'])
 def test_a_damaged_memory_is_written_anew(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    memory.parent.mkdir(parents=True)
-    memory.write_text(content, encoding="utf-8")
     _program(tmp_path, monkeypatch, "print('works')")
     assert probe.probe(0, "a card") is None
-    assert list(json.loads(memory.read_text(encoding="utf-8")).values()) == ["works"]
+    (file,) = memory.iterdir()
+    file.write_text(content, encoding="utf-8")
+    assert probe.probe(0, "a card") is None
+    assert json.loads(file.read_text(encoding="utf-8"))["outcome"] == "works"
 
 
 def test_a_memory_that_cannot_be_written_is_harmless(memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,10 @@ class Schema:
 class ComfyNode:
     """`io.ComfyNode`."""
 
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+        return _inputs(cls.define_schema().inputs)  # type: ignore[attr-defined]  # every node has one
+
 
 class NodeOutput:
     """`io.NodeOutput`."""

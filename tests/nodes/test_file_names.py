@@ -160,6 +160,6 @@ def test_what_other_nodes_hold_is_not_known_before_they_are(nodes: Any, folders:
         with pytest.raises(ConfigError, match="use a shorter filename_prefix"):
             node.check_lazy_status(filename_prefix="x" * 242 + "%Begin.width%", samples=None)
         node.hidden.extra_pnginfo = None
-        assert node.check_lazy_status(filename_prefix="video", samples=None, vae=None, fps=16.0, crf=16) == ["samples"]
+        assert node.check_lazy_status(filename_prefix="video", samples=None, vae=None, fps=16.0, crf=16) == ["samples", "vae"]
     finally:
         del node.hidden

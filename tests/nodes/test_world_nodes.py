@@ -40,11 +40,24 @@ def test_a_path_is_cameras_in_space(camera: Any) -> None:
 
 
 @pytest.mark.parametrize(("frames", "change"), [(6, "drop 2"), (12, "add 4")])
-def test_more_poses_than_frames_or_fewer(camera: Any, frames: int, change: str) -> None:
+def test_a_path_of_another_length_than_the_video(camera: Any, frames: int, change: str) -> None:
     with pytest.raises(CameraPathError, match=change):
         camera.QVGCameraPath.execute(PATH, frames, "refuse")
-    with pytest.raises(CameraPathError, match=f"there are 8 camera poses, but the video has {frames} latent frames; {change}"):
-        camera.QVGCameraPoses.execute(poses(), frames)
+
+
+def test_fewer_poses_than_frames(camera: Any) -> None:
+    with pytest.raises(CameraPathError, match="there are 8 camera poses, but the video has 12 latent frames; add 4"):
+        camera.QVGCameraPoses.execute(poses(), 12)
+
+
+@pytest.mark.parametrize(("there", "frames", "taken"), [(33, 32, 32), (33, 0, 32), (8, 6, 6), (8, 0, 8), (3, 0, 3)])
+def test_further_poses_are_left_out_and_said(camera: Any, there: int, frames: int, taken: int) -> None:
+    """HY-WorldPlay's own example has 33 for 32 frames, of which its own tools take the first ones."""
+    given = camera.QVGCameraPoses.execute(poses(there), frames)
+    assert given.args[0].frames == taken and given.args[1] == write_poses(given.args[0].poses)
+    assert np.array_equal(given.args[0].poses.poses, camera_poses(parse_path(PATH), there, "stay")[:taken])
+    said = given.ui.get("text")
+    assert said == ((f"{there} camera poses: the first {taken} are taken, {there - taken} left out",) if there > taken else None)
 
 
 def test_a_path_that_ends_early_goes_on_or_stands_still(camera: Any) -> None:
@@ -136,20 +149,22 @@ def test_the_picture_shows_memory_beside_the_path(camera: Any) -> None:
         ({"start": "extend"}, "nothing is connected to extend; connect a sampled world"),
         ({"start": "text", "extend": {}}, "extend is connected and would be left out; choose extend as start, or disconnect it"),
         ({"start": "extend", "extend": {}, "image": 1}, "image is connected and would be left out"),
-        ({"start": "walk"}, "start is 'walk', but must be one of image, text, extend"),
-        ({"start": "text", "height": 90}, "height is 90, which tokens of 32 pixels do not divide; use 96"),
+        ({"start": "walk"}, "start is 'walk', but must be one of image, text, extend; choose one of these"),
+        ({"start": "text", "height": 90}, "height is 90, but must be a multiple of 32 from 64 to 4096; use 96"),
     ],
 )
 def test_what_a_walk_cannot_start_from(camera: Any, world: Any, given: dict[str, Any], sentence: str) -> None:
     path = camera.QVGCameraPath.execute(PATH, 8).args[0]
     with pytest.raises(ConfigError) as caught:
-        world.QVGWorldStart.execute([], path, **{"width": 128, "height": 64, **given})
+        world.QVGWorldStart.check_lazy_status(**{"conditioning": None, "camera": path, "width": 128, "height": 64, **given})
     assert sentence in str(caught.value)
 
 
-def test_sizes_are_complained_of_before_the_run(world: Any) -> None:
-    assert world.QVGWorldStart.validate_inputs(1280, 704) is True and world.QVGWorldStart.validate_inputs(None, None) is True
-    assert "width is 1000" in world.QVGWorldStart.validate_inputs(1000, 704)
+@pytest.mark.parametrize(("frames", "sentence"), [(6, "is not whole chunks of 4"), (244, "a session has at most 240")])
+def test_a_walk_has_a_length_before_anything_else_is_made(camera: Any, world: Any, frames: int, sentence: str) -> None:
+    path = camera.QVGCameraPath.execute(PATH, frames).args[0]
+    with pytest.raises(ConfigError, match=sentence):
+        world.QVGWorldStart.check_lazy_status(conditioning=None, camera=path, start="text", width=128, height=64)
 
 
 def test_the_licence_s_territory_is_stated(world: Any) -> None:

@@ -17,9 +17,11 @@ from ....qvg.models.wan.family import FAMILY
 from ....qvg.positions.rope import wan_rope
 from ....qvg.sampling import BlockPlace, NoiseLevels, place_blocks
 from ...prompts import PromptStart, prompt_starts
+from ..conditioning import check_conditioning
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_step_caches
 from ..settings import CacheSettings, settings_of, variant_of
+from .shape import CORE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     _check_guider(guider, sigmas, denoise_mask if options is None else None)
     refuse_step_caches(model_options)
     base_model = guider.model_patcher.model
+    _check_conditioning(guider, base_model.diffusion_model)
     start = start_latent(model_options)
     _check_latents(noise, start, base_model.latent_format.latent_channels)
     names = ignored_patches(model_options, guider.model_patcher)
@@ -285,6 +288,12 @@ def _refuse_prompt_changes(starts: tuple[PromptStart, ...]) -> None:
         raise ConfigError(
             f"the prompt changes at frame {starts[1].frame}, which Sampler AR Video cannot follow; connect 'QVG Causal Sampler'"
         )
+
+
+def _check_conditioning(guider: Any, network: Any) -> None:
+    """What is read beside the prompt: a picture as CLIP vision sees it, by networks that have a place for it."""
+    reads = frozenset({"clip_vision_output"} if getattr(network, "img_emb", None) is not None else ())
+    check_conditioning(guider.conds, reads, CORE_NAME, "and give a first picture to 'Causal Video Start' or ARVideoI2V")
 
 
 def _check_guider(guider: Any, sigmas: Tensor, denoise_mask: Any) -> None:

@@ -18,6 +18,7 @@ from ....qvg.cache.codebooks import codebooks_text
 from ....qvg.cache.policy import Layout
 from ....qvg.positions.rope import pairs_apart
 from ...records import RunRecord
+from ..keep import KeptRun
 from ..progress import say
 from .plan import CausalPlan
 from .shape import CORE_NAME
@@ -80,10 +81,10 @@ class CausalPass:
 
 
 class CausalRun:
-    """Attention of one run. `blocks`: what has become history so far."""
+    """Attention of one run. `blocks`: what has become history so far; `kept`: where they are on disk meanwhile."""
 
-    def __init__(self, plan: CausalPlan):
-        self.plan, self.spec = plan, plan.spec
+    def __init__(self, plan: CausalPlan, kept: KeptRun | None = None):
+        self.plan, self.spec, self._kept = plan, plan.spec, kept
         self.cache = KVCache(plan.spec, plan.settings.config, None if plan.as_core else plan.rope())
         self.blocks: list[_Block] = []
         self._pass = CausalPass(0, 0, False)
@@ -184,12 +185,9 @@ class CausalRun:
         now, cache, frames = time.perf_counter(), self.cache.nbytes(), latent.shape[2]
         seconds, self._began = now - self._began, now
         self.blocks.append(_Block(latent.cpu(), seconds, cache))
+        if self._kept is not None:
+            self._kept.add(self.blocks[-1].latent)
         say(f"block {len(self.blocks)}/{self.plan.blocks}, cache {cache.total / 1e6:.1f} MB, {seconds / frames:.2f} s/frame")
-
-    def finished(self) -> list[Tensor]:
-        """Blocks that are history, given ones too; none where no other is."""
-        latents = [block.latent for block in self.blocks]
-        return latents if sum(block.frames for block in self.blocks) > self.plan.given_frames else []
 
     def record(self, device: Any) -> RunRecord:
         """The run in numbers; must be made before the cache is freed."""

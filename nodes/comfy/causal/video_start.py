@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.model_management as mm
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from ....qvg import ConfigError
+from ..room import require_room
 
 CHANNELS = 16  # of Wan 2.1's VAE
 PIXELS = 8  # of a picture's side become one of the latent's
 
 
 def start_latent(size: tuple[int, int], frames: int, batch: int, vae: Any, image: Tensor | None, extend: Any) -> dict[str, Any]:
-    """LATENT of `frames` latent frames, `size` (width, height) in pixels; a noise mask keeps given frames. `image` [N, H, W, C];
+    """LATENT of `frames` latent frames, `size` (width, height) in pixels; a noise mask keeps given frames. `image` [1, H, W, 3];
     `extend` a LATENT. Raises ConfigError for what does not fit."""
     width, height = size
     shape = (batch, CHANNELS, frames, height // PIXELS, width // PIXELS)
+    require_room(4 * math.prod(shape), f"a latent of {list(shape)}", "fewer frames, a smaller size or a smaller batch")
     samples = torch.zeros(shape, device=mm.intermediate_device())
     given = _encoded(vae, image, size) if image is not None else None if extend is None else _checked(extend["samples"], shape)
     if given is None:
@@ -36,8 +39,8 @@ def start_latent(size: tuple[int, int], frames: int, batch: int, vae: Any, image
 
 
 def _encoded(vae: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The first picture as one latent frame."""
-    picture = comfy.utils.common_upscale(image[:1, :, :, :3].movedim(-1, 1), *size, "bilinear", "center").movedim(1, -1)
+    """The picture as one latent frame."""
+    picture = comfy.utils.common_upscale(image.movedim(-1, 1), *size, "bilinear", "center").movedim(1, -1)
     latent: Tensor = vae.encode(picture)
     expected = [1, CHANNELS, 1, size[1] // PIXELS, size[0] // PIXELS]
     if list(latent.shape) != expected:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, QVGConfig, UnsupportedModelError
 from ...records import RECORDS
-from ..keep import keep_frames
+from ..keep import KeptRun, finished_blocks
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..model_plan import refuse_what_cannot_fit
 from ..progress import say, say_how_it_ended
@@ -102,6 +102,7 @@ class CausalSampling:
         self.prompt, self.has_settings = prompt, has_settings
         self.plan: CausalPlan | None = None
         self.run: CausalRun | None = None
+        self.kept: KeptRun | None = None
 
     def init_kv_caches(self, batch_size: int, max_seq_len: int, device: Any, dtype: Any) -> list[Any]:
         """In core's place: nothing is allocated, and `max_seq_len`, the video's tokens, is no limit."""
@@ -114,7 +115,7 @@ class CausalSampling:
                 "something other than a ComfyUI sampler asked this model for a KV cache; sample with SamplerCustomAdvanced, or "
                 "bypass QVG KV Cache"
             )
-        self.run = CausalRun(self.plan)
+        self.run = CausalRun(self.plan, self.kept)
         return self.run.slots()
 
     def outer_sample(
@@ -137,7 +138,8 @@ class CausalSampling:
         refuse_what_cannot_fit(guider.model_patcher, shape, plan.settings.config, plan.spec, plan.cached_frames, plan.grid)
         self.plan = plan
         try:
-            samples: Tensor = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+            with finished_blocks(guider.model_patcher.model, plan.given_frames, plan.keep_finished) as self.kept:
+                samples: Tensor = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
             if self.run is not None:
                 record = replace(self.run.record(guider.model_patcher.load_device), prompt=self.prompt.counted())
                 RECORDS.add(samples, record)
@@ -147,13 +149,13 @@ class CausalSampling:
             if self.run is not None:
                 self.run.cache.reset()
                 say_how_it_ended(error, self.run.cache, len(self.run.blocks), plan.blocks)
-                if plan.keep_finished and self.run.finished():
-                    keep_frames(self.run.finished(), guider.model_patcher.model)
+                if self.kept is not None:
+                    self.kept.keep([block.latent for block in self.run.blocks])
             raise
         finally:
             if self.run is not None:
                 self.run.cache.reset()
-            self.plan = self.run = None
+            self.plan = self.run = self.kept = None
             self.prompt.clear()
             give_back()
 

@@ -21,7 +21,8 @@ from ....qvg.cache.codebooks import codebooks_text
 from ....qvg.sampling import Block, generate
 from ...records import RECORDS, RunRecord
 from ..attach import require_sampled_by
-from ..keep import keep_frames
+from ..conditioning import check_conditioning
+from ..keep import KeptRun, finished_blocks
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..model_plan import refuse_what_cannot_fit
 from ..noise_mask import kept_frames
@@ -98,6 +99,7 @@ def sample_blocks(
     base_model = require_sampled_by(guider.inner_model, "QVG Sampler")
     _refuse_cfg(guider)
     refuse_step_caches(extra_args["model_options"])
+    check_conditioning(guider.conds, frozenset(), base_model.qvg_name, "and begin with 'Demo World Start'")
     levels = _levels(sigmas)
     settings, spec = settings_of(extra_args["model_options"]), base_model.qvg_cache_spec(x.shape[0])
     base_model.qvg_check_latent(x)
@@ -113,17 +115,20 @@ def sample_blocks(
     make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), guider.model_patcher)
     cache = KVCache(spec, settings.config, rope)
     finished: list[Block] = []
+    kept: KeptRun | None = None
     try:
-        with cache:
+        with finished_blocks(base_model, len(given) * spec.chunk_frames, keep_finished) as kept, cache:
             loop = generate(denoiser, cache, blocks, schedule, given, mm.throw_exception_if_processing_interrupted, verify=False)
             for block in loop:
                 finished.append(block)
+                if kept is not None:
+                    kept.add(block.latent)
                 denoiser._progress.finished(block)
             record = _record(base_model, spec, settings, cache, finished, len(given), x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
         say_how_it_ended(error, cache, len(finished), len(blocks))
-        if keep_finished and len(finished) > len(given):
-            keep_frames([block.latent for block in finished], base_model)
+        if kept is not None:
+            kept.keep([block.latent for block in finished])
         raise
     finally:
         give_back()

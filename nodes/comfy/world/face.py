@@ -24,8 +24,9 @@ def world_of(base_model: Any) -> Any:
 
 class WorldFace(ABC):
     """Holds no tensors, as ComfyUI may make the model anew. `network`: its name in plans; `token_pixels` of the video and `patch`
-    of the latent along a token's side; `first_frames`: at the beginning, which mode vendor always remembers besides;
-    `checked_tokens`: the most of a frame for which settings are checked before the size of a video is known."""
+    of the latent along a token's side; `first_frames`: at the beginning, which mode vendor always remembers besides; `reads`:
+    what of a conditioning the network looks at beside the prompt; `checked_tokens`: the most of a frame for which settings are
+    checked before the size of a video is known."""
 
     name: str
     network: str
@@ -34,6 +35,7 @@ class WorldFace(ABC):
     patch: int
     checked_tokens: int
     first_frames = 0
+    reads: frozenset[str] = frozenset()
     variant: CausalVariant
 
     def cache_spec(self, base_model: Any, grid: tuple[int, int], chunk_frames: int, batch: int, codec: str) -> CacheSpec:

@@ -22,6 +22,7 @@ class WorldPlay8B(WorldFace):
     channels = LATENT_CHANNELS
     token_pixels, patch = 16, 1
     first_frames = HUNYUAN_MEMORY.first_frames
+    reads = frozenset({"conditioning_byt5small", "clip_vision_output", "guidance"})
     checked_tokens = 1560  # of 832 x 480
 
     def __init__(self, variant: CausalVariant):

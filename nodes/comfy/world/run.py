@@ -14,9 +14,10 @@ from ....qvg import CacheSpec, ConfigError, GridRope, QVGConfig
 from ....qvg.camera.cameras import Cameras
 from ....qvg.camera.selection import MemoryRule
 from ....qvg.models.common.world_memory import WorldMemory, vendor_config, world_memory
-from ....qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, chunks_of, video_frames
+from ....qvg.models.common.world_schedule import CHUNK_FRAMES, check_frames
 from ....qvg.sampling import place_blocks
 from ...prompts import FRAME_KEY, PromptStart, prompt_starts
+from ..conditioning import check_conditioning
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_step_caches
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Where conditioning has its `Cameras`, transformer_options the `WorldPlan`, and our sampler its `WorldOptions`.
 CAMERAS_KEY, PLAN_KEY, OPTIONS = "qvg_cameras", "qvg_world_plan", "options"
-# Positions of the official rotary table's frames, and so of a session.
-MOST_FRAMES = 241
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,20 @@ class WorldOptions:
     keep_finished: bool = True
 
     def rule(self, first_frames: int = 0) -> MemoryRule | None:
-        """Which frames a chunk sees, `first_frames` at the beginning besides; None for everything. Raises ConfigError for numbers
-        that do not go together."""
-        if self.mode not in MODES:
-            raise ConfigError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}; choose one of these")
+        """Which frames a chunk sees, `first_frames` at the beginning besides; None for everything."""
         if self.mode != "vendor" or self.memory_frames == 0:
             return None
-        recent = self.recent_frames or self.memory_frames - CHUNK_FRAMES
-        for name, frames in (("memory_frames", self.memory_frames), ("recent_frames", recent)):
-            if frames % CHUNK_FRAMES or frames < 0:
-                raise ConfigError(f"{name} is {frames}, but a world remembers whole chunks; use a multiple of {CHUNK_FRAMES}")
+        most = self.memory_frames - CHUNK_FRAMES
+        recent = min(self.recent_frames or most, most)
+        if recent < self.recent_frames:
+            logger.info(
+                "QVG: recent_frames is %d, but of memory_frames %d a clip of %d is found by where the camera looks; the newest "
+                "%d are remembered",
+                self.recent_frames,
+                self.memory_frames,
+                CHUNK_FRAMES,
+                recent,
+            )
         context = self.memory_frames + first_frames
         # The official rule for HunyuanVideo takes everything while it is no more than it holds, the one for Wan while it is less.
         return MemoryRule(context, recent, context + bool(first_frames), first_frames)
@@ -120,6 +123,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     world, options = world_of(base_model), _options(sampler, world_of(base_model))
     cfg = getattr(guider, "cfg", 1.0)
     refuse_step_caches(guider.model_options)
+    check_conditioning(guider.conds, world.reads, world.name, "and give a first picture to 'World Start'")
     cameras = _cameras(guider)
     _check_latent(noise, world, len(cameras))
     rule, settings = options.rule(world.first_frames), settings_of(guider.model_options)
@@ -220,17 +224,6 @@ def _check_latent(noise: Tensor, world: Any, cameras: int) -> None:
     check_frames(frames)
     if cameras != frames:
         raise ConfigError(f"the latent has {frames} frames, but the camera {cameras}; take both from one 'World Start'")
-
-
-def check_frames(frames: int) -> None:
-    """Raise ConfigError unless a world may have so many latent frames."""
-    chunks_of(frames)
-    if frames > MOST_FRAMES:
-        most = MOST_FRAMES // CHUNK_FRAMES * CHUNK_FRAMES
-        raise ConfigError(
-            f"the camera walks for {frames} latent frames, but a session ends at {MOST_FRAMES}; use at most {most}, whole "
-            f"chunks, {video_frames(most)} video frames"
-        )
 
 
 def _given(mask: Tensor | None, frames: int) -> int:

@@ -22,7 +22,7 @@ from ....qvg.models.registry import joined, loaders
 from ....qvg.sampling import Block
 from ....qvg.sampling.world import World
 from ...records import RECORDS, RunRecord
-from ..keep import keep_frames
+from ..keep import KeptRun, finished_blocks
 from ..progress import Progress, say, say_how_it_ended
 from .face import world_of
 from .run import OPTIONS, PLAN_KEY, WorldOptions, WorldPlan
@@ -31,8 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_world_sampler(options: WorldOptions) -> Any:
-    """A SAMPLER. Raises ConfigError for options that do not go together."""
-    options.rule()
+    """A SAMPLER."""
     return comfy.samplers.KSAMPLER(sample_world, {OPTIONS: options})
 
 
@@ -59,19 +58,24 @@ def sample_world(
     progress = Progress(x.device, base_model.latent_format, plan.passes, plan.chunks)
     network, world = world_of(base_model).walk(plan, guider, extra_args, progress)
     walk = _Walk(plan, world)
-    walk.adopt(model.latent_image)
+    kept: KeptRun | None = None
     try:
-        with contextlib.ExitStack() as freed:
+        with contextlib.ExitStack() as ended:
+            kept = ended.enter_context(finished_blocks(base_model, plan.given_chunks * CHUNK_FRAMES, plan.options.keep_finished))
+            walk.adopt(model.latent_image, kept)
             for memory in walk.world.memories:
-                freed.enter_context(memory)
+                ended.enter_context(memory)
             for index in range(plan.given_chunks, plan.chunks):
                 network.take_prompt(next((start for start in reversed(plan.prompts) if start.block <= index), None))
-                progress.finished(walk.paint(index, x, model.latent_image))
+                block = walk.paint(index, x, model.latent_image)
+                if kept is not None:
+                    kept.add(block.latent)
+                progress.finished(block)
             record = walk.record(world_of(base_model).name, x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
         say_how_it_ended(error, walk.world.memory.cache, len(walk.world.latents), plan.chunks)
-        if plan.options.keep_finished and len(walk.world.latents) > plan.given_chunks:
-            keep_frames([latent.transpose(1, 2) for latent in walk.world.latents], base_model)
+        if kept is not None:
+            kept.keep([latent.transpose(1, 2) for latent in walk.world.latents])
         raise
     finally:
         network.take_prompt(None)
@@ -100,11 +104,13 @@ class _Walk:
         self.blocks: list[Block] = []
         self._context_frames: list[int] = []
 
-    def adopt(self, latent: Tensor) -> None:
+    def adopt(self, latent: Tensor, kept: KeptRun | None) -> None:
         """Chunks that are given; they cost nothing, and are remembered when the next one is painted."""
-        given = self.plan.given_chunks
-        if given:
-            self.world.adopt(latent[:, :, : given * CHUNK_FRAMES].transpose(1, 2).contiguous())
+        given = latent[:, :, : self.plan.given_chunks * CHUNK_FRAMES]
+        if self.plan.given_chunks:
+            self.world.adopt(given.transpose(1, 2).contiguous())
+        if self.plan.given_chunks and kept is not None:
+            kept.add(given)
 
     def paint(self, index: int, x: Tensor, latent: Tensor) -> Block:
         """The next chunk, from the noise in x; a first picture is in `latent`. Both [B, C, F, h, w]."""

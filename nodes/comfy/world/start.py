@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.model_management as mm
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from ....qvg import ConfigError
 from ....qvg.camera.cameras import Cameras
-from ....qvg.models.common.world_schedule import CHUNK_FRAMES, video_frames
+from ....qvg.models.common.world_schedule import CHUNK_FRAMES, check_frames, video_frames
 from ....qvg.models.family import Family
 from ....qvg.models.registry import by_world, joined, worlds
-from ..progress import say
-from .run import CAMERAS_KEY, check_frames
+from ..room import require_room
+from .run import CAMERAS_KEY
 
 PIXELS = 16  # of a picture's side become one of the latent's
 
@@ -30,8 +31,13 @@ def with_cameras(conditioning: Any, cameras: Cameras) -> list[Any]:
     return [[tokens, {**rest, CAMERAS_KEY: cameras}] for tokens, rest in conditioning]
 
 
+def walk_text(frames: int) -> str:
+    """How long a walk of so many latent frames is, for people."""
+    return f"{frames // CHUNK_FRAMES} chunks, {frames} latent frames, {video_frames(frames)} video frames"
+
+
 def start_latent(size: tuple[int, int], frames: int, vae: Any, image: Tensor | None, extend: Any) -> dict[str, Any]:
-    """LATENT of `frames` latent frames, `size` (width, height) in pixels; a noise mask keeps given frames. `image` [N, H, W, C];
+    """LATENT of `frames` latent frames, `size` (width, height) in pixels; a noise mask keeps given frames. `image` [1, H, W, 3];
     `extend` a LATENT. Raises ConfigError for what does not fit."""
     check_frames(frames)
     width, height = size
@@ -39,7 +45,7 @@ def start_latent(size: tuple[int, int], frames: int, vae: Any, image: Tensor | N
     shape = (1, _channels(worlds()[0][0]), frames, height // PIXELS, width // PIXELS)
     given = _encoded(vae, image, size) if image is not None else None if extend is None else _checked(extend["samples"], shape)
     shape = shape if given is None else (1, given.shape[1], *shape[2:])
-    say(f"{frames // CHUNK_FRAMES} chunks, {frames} latent frames, {video_frames(frames)} video frames")
+    require_room(4 * math.prod(shape), f"a latent of {list(shape)}", "a smaller size")
     if given is None:
         return {"samples": torch.zeros(shape, device=mm.intermediate_device())}
     samples = torch.zeros((given.shape[0], *shape[1:]), device=mm.intermediate_device())
@@ -50,8 +56,8 @@ def start_latent(size: tuple[int, int], frames: int, vae: Any, image: Tensor | N
 
 
 def _encoded(vae: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The first picture as one latent frame."""
-    picture = comfy.utils.common_upscale(image[:1, :, :, :3].movedim(-1, 1), *size, "lanczos", "center").movedim(1, -1)
+    """The picture as one latent frame."""
+    picture = comfy.utils.common_upscale(image.movedim(-1, 1), *size, "lanczos", "center").movedim(1, -1)
     latent: Tensor = vae.encode(picture)
     rows, cols = size[1] // PIXELS, size[0] // PIXELS
     needed = {world.title: [1, _channels(world), 1, rows, cols] for world, _ in worlds()}

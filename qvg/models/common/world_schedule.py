@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from ...errors import ConfigError
 
 CHUNK_FRAMES = 4
+# Latent frames of a session: the whole chunks among the 241 positions of the official rotary table.
+MOST_FRAMES = 240
 # Finished frames, and a given first picture, are shown to the network at this timestep of 1000 and not at 0.
 CONTEXT_TIMESTEP = 14.0
 MODES = ("vendor", "persistent", "incremental")
@@ -112,6 +114,16 @@ def chunks_of(latent_frames: int) -> int:
             f"{video_frames(fitting)} video frames"
         )
     return latent_frames // CHUNK_FRAMES
+
+
+def check_frames(latent_frames: int) -> None:
+    """Raise ConfigError unless a camera may walk through a world for so many frames."""
+    chunks_of(latent_frames)
+    if latent_frames > MOST_FRAMES:
+        raise ConfigError(
+            f"the camera walks for {latent_frames} latent frames, but a session has at most {MOST_FRAMES}; let it walk for "
+            f"these, {video_frames(MOST_FRAMES)} video frames, or fewer"
+        )
 
 
 def latent_frames(frames: int) -> int:

@@ -843,3 +843,47 @@ class TestingAlive:
         gc.collect()
         alive = [type(each).__name__ for each in gc.get_objects()]
         return {"ui": {"text": (json.dumps({name: alive.count(name) for name in names.split(",")}),)}}
+
+
+@_node(("*",), text=("STRING", {"default": "null"}))
+class TestingValue:
+    """Any value at all, told in JSON, as other packs' nodes hand over what a widget would not take."""
+
+    def run(self, text: str) -> Any:
+        return (json.loads(text),)
+
+
+@_node(("*",))
+class TestingSlow:
+    """Stands for what takes long to make. It fails, so that a test knows that it was asked for."""
+
+    def run(self) -> Any:
+        raise RuntimeError("what takes long was made")
+
+
+@_node((), anything=("*",))
+class TestingSink:
+    """An end for any node."""
+
+    OUTPUT_NODE = True
+
+    def run(self, anything: Any) -> Any:
+        return {}
+
+
+@_node(("IMAGE",), shape=("STRING", {"default": "[1, 64, 96, 3]"}), value=("FLOAT", {"default": 0.5}))
+class TestingImage:
+    """Pictures of any shape, all of one value; NaN where it is above 1. Each picture is a little brighter than the one before."""
+
+    def run(self, shape: str, value: float) -> Any:
+        size = json.loads(shape)
+        image = torch.full(size, value if value <= 1 else float("nan"))
+        return (image + 0.01 * torch.arange(size[0]).view(-1, *[1] * (len(size) - 1)) if size else image,)
+
+
+@_node(("CONDITIONING",), conditioning=("CONDITIONING",), key=("STRING", {"default": ""}))
+class TestingCarries:
+    """As nodes of other models leave what their network reads: a tensor by the name `key`."""
+
+    def run(self, conditioning: Any, key: str) -> Any:
+        return ([[tokens, {**rest, key: torch.zeros(1, 16, 1, 8, 8)}] for tokens, rest in conditioning],)
