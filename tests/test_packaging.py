@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_what_is_published_is_small_and_for_users():
     assert sum(bytes_of.values()) < 12e6  # nine of them are the demo world's weights
     assert all(f"web/docs/{name}.md" in files for name in ("QVGKVCache", "QVGSampler"))
     assert all(f"docs/{name}.md" in files for name in ("comfyui", "format", "memory", "models"))
+
+
+def test_links_lead_to_what_is_published_or_is_said_to_be_missing():
+    """The README names what a link finds in a clone only: CONTRIBUTING, pictures, benchmarks/, tests/ and tools/."""
+    published, missing = set(published_files()), set()
+    for page in (path for path in published if path.endswith(".md")):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+            target = ((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix()
+            missing |= set() if target in published else {target}
+    said = re.compile(r"CONTRIBUTING\.md|assets/\w+\.(jpg|png|webp)|(benchmarks|tests|tools)/")
+    assert missing and [path for path in missing if not said.match(path)] == []
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "all of these pages but CONTRIBUTING. It leaves out the pictures, `benchmarks/`, `tests/` and `tools/`" in text
 
 
 def test_what_manager_runs_needs_no_tools_and_installs_nothing(tmp_path):

@@ -107,7 +107,9 @@ def test_commands_are_all_described() -> None:
     assert {command.split()[1] for command in COMMANDS} == {"demo", "plan", "run", "convert", "bench"}
 
 
-def test_a_plan_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a machine where torch encodes; kernels of ours work in less."""
+    monkeypatch.setattr("comfyui_qvg.qvg.plan.activations._by_triton", bool)
     ((command, said),) = re.findall(r"```\n\$ (qvg plan .*?)\n(.*?)```", TEXTS["memory.md"], re.DOTALL)
     assert main(shlex.split(command)[1:]) == 0
     assert capsys.readouterr().out == said

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How far the tests' numbers stay from their bounds on other processors: a tolerance that holds here must hold everywhere.
 
-    .venv/bin/python tools/margins.py [--least N] [--way WORDS] tests/qvg/test_prompt.py     and more arguments of pytest
+    .venv/bin/python tools/margins.py [--least N] [--way WORDS] tests/qvg/attention/test_prompt.py   and more arguments of pytest
 
 Runs the tests once for each way in which torch can add up: its loops for old and new processors (ATEN_CPU_CAPABILITY; those that
 this one does not have are left out, by name), one and two threads, and MKL's and oneDNN's products as on any processor. Compared

@@ -21,7 +21,8 @@ from ..models.common.world_schedule import CHUNK_FRAMES, CONTEXT_TIMESTEP, Chunk
 
 
 class WorldModel(Protocol):
-    """What the loop asks of a network; `qvg.models.worldplay.WorldPlay` is one. What it hands to `attend` is the memory's."""
+    """What the loop asks of a network, such as `qvg.models.worldplay_wan.network.WorldPlay`. What it hands to `attend` is the
+    memory's."""
 
     def __call__(self, x: Tensor, t: Tensor, prompt: Any, attend: Callable[..., Tensor], labels: Tensor | None = None) -> Tensor:
         """Velocity of x [B, F, C, h, w] at timesteps t [B, F], 0 to 1000, with action labels [B, F]."""

@@ -154,11 +154,6 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def is_tensors(value: Any) -> bool:
-    """Whether this is a dictionary of tensors by name."""
-    return isinstance(value, dict) and bool(named_tensors(value))
-
-
 def named_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """What of it are tensors by name: a trainer's file has numbers and counters between them."""
     return {name: each for name, each in content.items() if isinstance(name, str) and isinstance(each, Tensor)}

@@ -45,13 +45,8 @@ class ChunkPlan:
     recalls: bool = False
 
     @property
-    def context_positions(self) -> range:
-        """Where rotary encoding places the memory: 0..K-1, whatever frames it holds."""
-        return range(len(self.context))
-
-    @property
     def positions(self) -> range:
-        """Where it places the chunk: K..K+3."""
+        """Where rotary encoding places the chunk: K..K+3. Memory has 0..K-1, whatever frames it holds."""
         return range(len(self.context), len(self.context) + len(self.frames))
 
     @property

@@ -1,8 +1,8 @@
 """HY-WorldPlay on Wan 2.2 5B without ComfyUI: a Wan that is told where its camera stands and what it does.
 
 To the causal Wan it adds an action embedding (the label's sinusoid goes the way of the timestep's) and a second self-attention
-per layer, in coordinates of the cameras (`qvg.projective`), over the same queries, keys and values. Inside ComfyUI core's own
-network runs; this one is for tests and measurements, and makes the official code's numbers.
+per layer, in coordinates of the cameras (`qvg.positions.projective`), over the same queries, keys and values. Inside ComfyUI
+core's own network runs; this one is for tests and measurements, and makes the official code's numbers.
 """
 
 from __future__ import annotations
