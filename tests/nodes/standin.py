@@ -198,5 +198,5 @@ def modules() -> dict[str, types.ModuleType]:
         Types=types.SimpleNamespace(VideoComponents=types.SimpleNamespace),
     )
     folders = types.ModuleType("folder_paths")
-    folders.__dict__.update(get_filename_list=lambda folder: [])
+    folders.__dict__.update(get_filename_list=lambda folder: [], get_folder_paths=lambda folder: [])
     return {"comfy_api": api, "comfy_api.latest": latest, "folder_paths": folders}
