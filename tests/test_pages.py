@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 from comfyui_qvg.qvg.cli import _parser, main
+from comfyui_qvg.qvg.models.registry import loaded_with
 from PIL import Image
 
 from .helpers import ROOT
@@ -135,6 +136,20 @@ def test_node_help_stands_alone() -> None:
     """It is shown in ComfyUI, where no page of ours is."""
     for page in (ROOT / "web" / "docs").glob("*.md"):
         assert not re.search(r"README|\]\((?!https?:)|docs/|\.md\b", page.read_text(encoding="utf-8")), page.name
+
+
+def test_the_help_of_a_loader_has_a_row_for_every_variant() -> None:
+    """Frames per block, sigmas and shift are what the registry says."""
+    text = (ROOT / "web" / "docs" / "QVGLoadCausalWan.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w+-]+)(?: \(`\w+`\))? \| (\d) \| (.*?) \| (\S+) \|$", text, re.MULTILINE)
+    known = [each for family in loaded_with("Load Causal Wan") for each in family.variants.values()]
+    assert [(name, int(block), float(shift)) for name, block, _, shift in rows] == [
+        (each.name, each.frames_per_block, each.shift) for each in known
+    ]
+    for each, (_, _, sigmas, _) in zip(known, rows, strict=True):
+        shown = [[float(number) for number in part.split(", ")] for part in sigmas.split("; first block ")]
+        expected = [each.sigmas] + ([each.first_block_sigmas] if each.first_block_sigmas else [])
+        assert shown == [pytest.approx(levels, abs=5e-5) for levels in expected], each.name
 
 
 def test_no_comment_cites_what_is_not_here() -> None:
