@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import QVGConfig
 from ..files import written_whole
-from .methods import METHODS, REFERENCE
-from .openings import DEVELOPMENT_SEED, Scene, scenes
-from .walks import Walker, WalkResult
+from .openings import Scene
+from .walks import WalkResult
 
 
 class OpeningRow(NamedTuple):
@@ -35,32 +33,6 @@ def opening_row(method: str, scene: Scene, result: WalkResult, reference: WalkRe
     size, reference_size = (sum(entry.bytes.values()) for entry in (result, reference))
     seconds = result.seconds_per_frame * scene.frames
     return OpeningRow(method, scene.scenario, scene.seed, psnr, psnr - other, size, reference_size, seconds)
-
-
-def try_settings(
-    configs: Mapping[str, QVGConfig],
-    folder: Path,
-    worlds: int = 2,
-    scenarios: Sequence[str] = (),
-    first_seed: int = DEVELOPMENT_SEED,
-    check_bytes: bool = True,
-) -> list[OpeningRow]:
-    """Settings under development, on the worlds that are for it. Prints a line per run and `summary` at the end.
-
-    The exact cache and the reference are walked once and kept in `folder` whatever happens to the code (delete it if they are
-    touched); the configs are walked anew every time.
-    """
-    kept, walker = Walker(folder, "kept"), Walker(folder, "kept", check_bytes)
-    base = next(method.config for method in METHODS if method.name == REFERENCE)
-    rows = []
-    for scene in scenes(worlds, tuple(scenarios), first_seed):
-        reference = kept.compare(scene, base)
-        print(row_text(opening_row(REFERENCE, scene, reference, reference)), flush=True)
-        for name, config in configs.items():
-            rows.append(opening_row(name, scene, walker.measure(scene, config), reference))
-            print(row_text(rows[-1]), flush=True)
-    print(summary(rows))
-    return rows
 
 
 def row_text(row: OpeningRow) -> str:
