@@ -85,7 +85,9 @@ def load_cache(
 def _device(device: torch.device | str) -> torch.device:
     """ConfigError unless tensors can be there."""
     try:
-        return torch.empty(0, device=device).cpu().new_empty(0, device=device).device
+        found = torch.device(device)
+        torch.empty(0, device=found).cpu()
+        return found
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = shown((str(error) or type(error).__name__).splitlines()[0], 200)
         raise ConfigError(

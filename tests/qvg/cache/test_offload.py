@@ -217,12 +217,14 @@ def test_a_file_from_before_there_was_such_a_setting(tmp_path: Path) -> None:
     save_cache(cache, file)
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
+    del metadata["crc32"]
+    metadata["version"] = "2"  # the last one without checksums
     older = metadata["state"].replace(', "offload": "gpu"', "")
     assert older != metadata["state"]
     save_file(load_file(file), file, {**metadata, "state": older})
     assert load_cache(file).config == cache.config
     save_file(load_file(file), file, {**metadata, "state": "[]"})
-    with pytest.raises(CacheFileError, match="cannot be read as a saved cache"):
+    with pytest.raises(CacheFileError, match="contents do not fit together .*the state"):
         load_cache(file)
 
 
