@@ -73,7 +73,7 @@ def walk(model: Any, prompt: Any, face: WorldPlay5B, base_model: Any, mode: str)
 def lazily_loaded() -> list[Tensor]:
     """As where ComfyUI pages weights in from the file: layers are made without weights, and weights are assigned as they lie
     there. On a CPU it does not do so by itself."""
-    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
+    _, loader, checkpoint = Source(FILE, "Load WorldPlay").read()
     comfy.memory_management.aimdo_enabled = True
     comfy.model_patcher.CoreModelPatcher = _Paging
     patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
@@ -93,7 +93,7 @@ def main() -> None:
     """See the module docstring."""
     own = load_worldplay(weights())
     own.config = type(own.config)(**{**vars(own.config), "text_tokens": TEXT_TOKENS})
-    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
+    _, loader, checkpoint = Source(FILE, "Load WorldPlay").read()
     patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
     base_model, prompt = patcher.model, inputs()[2]
     network = base_model.diffusion_model

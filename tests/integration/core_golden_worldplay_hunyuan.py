@@ -74,7 +74,7 @@ def walk(model: WorldPlayHunyuan, texts: list[TextRows], face: WorldPlay8B, base
 def lazily_loaded() -> list[Tensor]:
     """As where ComfyUI pages weights in from the file: layers are made without weights, and weights are assigned as they lie
     there. On a CPU it does not do so by itself."""
-    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
+    _, loader, checkpoint = Source(FILE, "Load WorldPlay").read()
     comfy.memory_management.aimdo_enabled = True
     comfy.model_patcher.CoreModelPatcher = _Paging
     patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
@@ -95,7 +95,7 @@ class _Paging(comfy.model_patcher.ModelPatcher):
 
 def main() -> None:
     """See the module docstring."""
-    loader, checkpoint = Source(FILE, "Load WorldPlay").read()
+    _, loader, checkpoint = Source(FILE, "Load WorldPlay").read()
     patcher = loader.patcher(checkpoint, {"dtype": torch.float32})
     put_variant(patcher, checkpoint.variant)
     base_model = patcher.model

@@ -152,7 +152,7 @@ def test_nodes_name_it(toy: None, nodes: Any) -> None:  # noqa: F811  (a fixture
     assert start.count("64 x 32 (the toy)") == 2 and "the VAE of Wan 2.2 (HY-WorldPlay 5B)" in start and "Toy (the toy)" in start
     assert "or 16 (the toy)" in sampler
     with pytest.raises(ConfigError, match=r"connect the VAE of .* or Toy \(the toy\)"):
-        world.QVGWorldStart.execute(None, None, "image", 64, 32, image=1)
+        world.QVGWorldStart.check_lazy_status(start="image", width=64, height=64, image=1)
     loaders = importlib.import_module("comfyui_qvg.nodes.causal_loaders")
     assert " or Load Toy" in _texts(loaders.QVGTrainedSigmas)
     with registry.registered(replace(TOY, title="causal toys", load_with="Load Causal Wan", memory=None)):
