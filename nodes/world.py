@@ -158,17 +158,16 @@ class QVGWorldStart(Node):
         return io.NodeOutput(conditioned, latent)
 
 
-# What each start needs.
-_NEEDED = {
-    "image": {"image": "a first picture", "vae": f"the VAE of {by_world(_vae)}"},
-    "text": {},
-    "extend": {"extend": "a sampled world"},
-}
+def _needed(start: str) -> dict[str, str]:
+    """What it needs, by the name of the input."""
+    if start == "image":
+        return {"image": "a first picture", "vae": f"the VAE of {by_world(_vae)}"}
+    return {"extend": "a sampled world"} if start == "extend" else {}
 
 
 def _start_complaint(start: str, connected: Collection[str]) -> str | None:
     """What is connected too much or too little; what will come of it is not known yet."""
-    needed = _NEEDED[start]
+    needed = _needed(start)
     missing = next((name for name in needed if name not in connected), None)
     if missing:
         return f"start is {start}, but nothing is connected to {missing}; connect {needed[missing]}, or choose another start"
