@@ -90,3 +90,11 @@ def client(server: Client) -> Client:
     """The server with nothing cached."""
     server.forget()
     return server
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Folders of a server of a test's own: `with started(base) as client`."""
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "custom_nodes" / "ComfyUI-QVG").symlink_to(ROOT, target_is_directory=True)
+    return tmp_path

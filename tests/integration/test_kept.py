@@ -17,7 +17,7 @@ from comfyui_qvg.qvg.session.finished_blocks import read_blocks
 from safetensors.torch import load_file
 
 from . import tiny_wan
-from .client import ROOT, Client, Prompt, between, workflow
+from .client import Client, Prompt, between, workflow
 from .conftest import started
 from .test_causal_sampler import ours
 from .test_causal_wan import BALANCED, add
@@ -25,14 +25,6 @@ from .test_causal_wan import BALANCED, add
 FRAMES = {"demo": 26, "causal": 48}
 KEPT = re.compile(r"QVG: (?:kept|an earlier run left|not decoded:) (\d+) finished frames in (\S+); copy it to (\S+) and press R")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are not Windows'")
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """Folders of a server of its own, which is started more than once."""
-    (tmp_path / "custom_nodes").mkdir()
-    (tmp_path / "custom_nodes" / "ComfyUI-QVG").symlink_to(ROOT, target_is_directory=True)
-    return tmp_path
 
 
 def demo() -> Prompt:
