@@ -1,16 +1,25 @@
-"""What several tests need: tolerances, and a watch on live memory."""
+"""What several tests need: tolerances, a watch on live memory, programs of tools/ as modules."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def tool_module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A program of tools/, which imports its neighbours by their bare names."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module(name)
 
 
 def relative_error(reference: Tensor, estimate: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -13,15 +12,14 @@ import pytest
 from comfyui_qvg.qvg.session import contents
 
 from .earlier import CACHES
-from .helpers import ROOT
+from .helpers import ROOT, tool_module
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the tool ends what hangs by a signal that Windows does not have")
 
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("damaged_caches")
+    return tool_module("damaged_caches", monkeypatch)
 
 
 def test_every_kind_of_damage() -> None:

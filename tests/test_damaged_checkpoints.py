@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -12,15 +11,14 @@ from types import ModuleType
 import pytest
 from comfyui_qvg.qvg.models.common import pickles, weight_files
 
-from .helpers import ROOT
+from .helpers import ROOT, tool_module
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the tool ends what hangs by a signal that Windows does not have")
 
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("damaged_checkpoints")
+    return tool_module("damaged_checkpoints", monkeypatch)
 
 
 def test_every_kind_of_damage_once() -> None:

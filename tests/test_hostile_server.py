@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from comfyui_qvg.qvg.errors import CameraPathError
 from comfyui_qvg.qvg.server import command
 
-from .helpers import ROOT
+from .helpers import ROOT, tool_module
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the tools end what hangs by a signal that Windows does not have")
-
-
-def _tool(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module(name)
 
 
 def _run(name: str, *arguments: str) -> str:
@@ -39,7 +32,7 @@ def test_camera_paths() -> None:
 
 
 def test_a_hostile_server_that_gets_its_way_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = _tool("hostile_server", monkeypatch)
+    tool = tool_module("hostile_server", monkeypatch)
     case = tool.Case("a version to obey", "/system_stats", b'{"system": {"comfyui_version": "\\u001b[2J"}}')
     (tmp_path / "a").mkdir()
     assert tool.tried(case, tmp_path / "a") == (0, "")
@@ -53,7 +46,7 @@ def test_a_hostile_server_that_gets_its_way_is_noticed(tmp_path: Path, monkeypat
 
 
 def test_a_path_that_is_taken_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = _tool("camera_paths", monkeypatch)
+    tool = tool_module("camera_paths", monkeypatch)
     assert tool.complaint("w-3", random.Random(1)) == (True, "") and tool.complaint("w-0", random.Random(1)) == (False, "")
     monkeypatch.setattr(tool, "camera_poses", lambda moves, frames, beyond: tool.np.zeros((2, 2)))
     assert "poses" in tool.complaint("w-3", random.Random(1))[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -11,13 +10,12 @@ import pytest
 from comfyui_qvg.qvg import PRESETS
 from PIL import Image, ImageColor
 
-from .helpers import ROOT
+from .helpers import ROOT, tool_module
 
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("moving_picture")
+    return tool_module("moving_picture", monkeypatch)
 
 
 def test_bytes_are_drawn_on_one_scale(tool: ModuleType, tmp_path: Path) -> None:

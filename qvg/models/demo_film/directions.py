@@ -7,7 +7,7 @@ middle of a round picture of 36 columns and its heading is the column at the lef
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -99,8 +99,3 @@ def follow(start: View, directions: Sequence[Direction], first_time: int = 0) ->
     times = first_time + np.arange(len(views))
     headings, daylight = np.array([v.heading for v in views], np.int64), np.array([v.daylight for v in views])
     return Track(times, headings, daylight), view
-
-
-def settled(view: View, direction: Direction) -> View:
-    """The same place once the light has become what the prompt says."""
-    return replace(view, daylight=float(direction.light == "day"))
