@@ -12,7 +12,7 @@ from .widgets import Node, whole
 
 PROMPTS = {direction.text: direction for direction in DIRECTIONS}
 RIGHT, LEFT = (Direction(f"turn {way}", "day").text for way in ("right", "left"))
-MOST_FRAMES = 3 * 720  # twenty turns that come after one another, far beyond what it was trained on
+MOST_FRAMES = 60 * TURN_COLUMNS  # far beyond what it was trained on
 _LAST_SEED = (1 << 40) - 1
 
 
@@ -25,9 +25,9 @@ class QVGLoadDemoFilm(Node):
             node_id="QVGLoadDemoFilm",
             display_name="Load Demo Film",
             category=CATEGORY,
-            description="A small film model that is a true causal Wan: time in its positions, blocks of three frames, a prompt. "
-            "ComfyUI's own nodes for autoregressive video run it, and QVG Causal Sampler. It comes with this pack and runs on any "
-            "machine.",
+            description="A small film model that is a true causal Wan: time in its positions, blocks of three frames, a "
+            "prompt. ComfyUI's own nodes for autoregressive video run it, and QVG Causal Sampler. It comes with this pack and "
+            "runs on any machine.",
             search_aliases=["qvg", "causal wan", "self forcing demo", "kv cache demo"],
             inputs=[],
             outputs=[
@@ -93,7 +93,6 @@ class QVGFilmStart(Node):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        blocks = whole(0, MOST_FRAMES, BLOCK_FRAMES)
         return io.Schema(
             node_id="QVGFilmStart",
             display_name="Film Start",
@@ -119,14 +118,17 @@ class QVGFilmStart(Node):
                     tooltip="Which scene is painted.",
                 ),
                 io.Int.Input(
-                    "frames", default=108, tooltip="Of the whole film, given ones included: one picture each.", **blocks
+                    "frames",
+                    default=108,
+                    tooltip="Of the whole film, given ones included: one picture each.",
+                    **whole(BLOCK_FRAMES, MOST_FRAMES, BLOCK_FRAMES),
                 ),
                 io.Int.Input(
                     "given_frames",
                     default=TURN_COLUMNS,
-                    tooltip="Frames at the beginning that are given, as they really look. 36 are one turn; with 0 the model makes "
-                    "up everything, and soon paints mush.",
-                    **blocks,
+                    tooltip="Frames at the beginning that are given, as they really look. 36 are one turn; with 0 the model "
+                    "makes up everything, and soon paints mush.",
+                    **whole(0, MOST_FRAMES, BLOCK_FRAMES),
                 ),
                 io.Int.Input(
                     "heading",

@@ -302,13 +302,17 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     topics = command.add_subparsers(title="topics", required=True, metavar="TOPIC")
     codecs = topics.add_parser(
         "codecs",
-        help="every compression method on the demo world and on synthetic tensors",
+        help="every compression method on the demo world and on synthetic tensors, or on the demo film",
         description="Walk through worlds with every method and with the exact cache, and compare the videos; probe attention on "
-        "synthetic keys and values. Writes codecs.csv, codecs.html, settings.md. A run that was broken off goes on there.",
+        "synthetic keys and values. Writes codecs.csv, codecs.html, settings.md; with --model film, films of the demo film, and "
+        "films.csv. A run that was broken off goes on there.",
+    )
+    codecs.add_argument(
+        "--model", choices=("world", "film"), default="world", help="the demo world (default), or the demo film: a causal Wan"
     )
     codecs.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
     codecs.add_argument("--quick", action="store_true", help="a few methods on two short walks: minutes on two cores")
-    codecs.add_argument("--worlds", type=int, metavar="N", help="worlds to walk through; default 8, with --quick 2")
+    codecs.add_argument("--worlds", type=int, metavar="N", help="worlds, or films; default 8, with --quick 2")
     codecs.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all, with --quick six")
     codecs.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at work at the same time; default 1")
     codecs.add_argument("--parts", metavar="LIST", help="walks (with the tensors), openings; default both")
@@ -324,14 +328,18 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _bench_codecs(options: argparse.Namespace) -> int:
-    from .bench.codecs import PARTS, bench_codecs  # matplotlib and tqdm are needed by this command only
+    from .bench.codecs import PARTS, bench_codecs, bench_films  # matplotlib and tqdm are needed by this command only
     from .server.interrupt import interrupted_by
 
     names = _listed(options.methods, ";")
     if options.methods is not None and not names:
         raise ConfigError(f"methods is {quoted(options.methods)}, which names none; leave it out for all of them")
     parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
+    if options.model == "film" and (options.parts or options.scenarios):
+        raise ConfigError("parts and scenarios are of the demo world, but model is film; leave them out, or choose world")
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        if options.model == "film":
+            return bench_films(options.out, options.quick, options.worlds, names, options.jobs, options.development)
         return bench_codecs(
             options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development
         )

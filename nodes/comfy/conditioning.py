@@ -68,7 +68,7 @@ def check_conditioning(conds: Mapping[str, Iterable[Mapping[str, Any]]], reads: 
 
 
 def check_prompt(conds: Mapping[str, Iterable[Mapping[str, Any]]], channels: int | None, model: str, prompt_from: str) -> None:
-    """Of a guider's `conds`: raises ConfigError for a prompt of another model, whose rows have other channels. None: not known."""
+    """Of a guider's `conds`: raises ConfigError for a prompt of another model, by the channels of its rows. None: not known."""
     for entry in _entries(conds):
         text = entry.get("cross_attn")
         if channels is not None and text is not None and text.shape[-1] != channels:

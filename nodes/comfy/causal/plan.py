@@ -151,17 +151,16 @@ def check_own(guider: Any, noise: Tensor) -> None:
     """Raise ConfigError for a prompt of another model, and for a size that the model does not make."""
     variant = variant_of(guider.model_options)
     embedding = guider.model_patcher.model.diffusion_model.text_embedding[0]
-    check_prompt(
-        guider.conds, getattr(embedding, "in_features", None), CORE_NAME, (variant or CausalVariant("", 1, "")).prompt_from
-    )
+    prompt_from = CausalVariant.prompt_from if variant is None else variant.prompt_from
+    check_prompt(guider.conds, getattr(embedding, "in_features", None), CORE_NAME, prompt_from)
     if variant is None or variant.sizes is None:
         return
     width, height = variant.sizes
-    if noise.ndim != 5 or tuple(noise.shape[3:]) != (height // LATENT_PIXELS, width // LATENT_PIXELS):
+    rows, cols = height // LATENT_PIXELS, width // LATENT_PIXELS
+    if noise.ndim != 5 or tuple(noise.shape[3:]) != (rows, cols):
         raise ConfigError(
-            f"the latent is {list(noise.shape)}, but {variant.name} makes pictures of {width} x {height} alone, [batch, channels, "
-            f"frames, {height // LATENT_PIXELS}, {width // LATENT_PIXELS}]; set width and height to that, or take the latent from "
-            "its own start node"
+            f"the latent is {list(noise.shape)}, but {variant.name} makes [batch, channels, frames, {rows}, {cols}] and nothing "
+            f"else; set width and height to {width} and {height}, or take the latent from its own start node"
         )
 
 

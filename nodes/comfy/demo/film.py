@@ -35,8 +35,8 @@ _DTYPE = torch.float32
 
 
 def load() -> tuple[Any, Any]:
-    """MODEL and VAE of the shipped weights. Raises UnsupportedModelError where they are missing or damaged, or this ComfyUI has no
-    causal Wan."""
+    """MODEL and VAE of the shipped weights. Raises UnsupportedModelError where they are missing or damaged, or where this ComfyUI
+    has no causal Wan."""
     weights = read_demo_film()
     model = _network(weights)
     if hasattr(model, "cached_patcher_init"):
@@ -55,8 +55,8 @@ def _network(weights: DemoFilmWeights, **more: Any) -> Any:
     if model is None or not is_causal(model.model):
         made = "nothing" if model is None else type(model.model).__name__
         raise UnsupportedModelError(
-            f"this ComfyUI makes {made} of the demo film, which is a causal Wan; ComfyUI 0.21 to 0.33 know it: update ComfyUI, or "
-            "QVG"
+            f"this ComfyUI makes {made} of the demo film, which is a causal Wan; ComfyUI 0.21 to 0.33 know it: update ComfyUI "
+            "or QVG"
         )
     return model
 
@@ -101,7 +101,8 @@ class FilmPictures(torch.nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """-> [B, 3, F, 8 h, 8 w]."""
         own = self._format.process_in(latents).movedim(2, 1).flatten(0, 1)
-        return self.codec.decode(own).unflatten(0, (len(latents), -1)).movedim(1, 2)
+        pictures: Tensor = self.codec.decode(own).unflatten(0, (len(latents), -1)).movedim(1, 2)
+        return pictures
 
 
 def film_vae(weights: DemoFilmWeights) -> Any:
