@@ -112,7 +112,13 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "a few minutes on a CPU.",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
-    command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to walk; default 151")
+    command.add_argument(
+        "--film",
+        action="store_true",
+        help="the demo film in place of the world: a causal Wan with time in its positions, blocks of 3 frames and a prompt; one "
+        "turn of the camera is given, and film.mp4 shows how the film really goes on, too",
+    )
+    command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to make; default 151, with --film 108")
     command.add_argument("--seed", type=int, metavar="S", help="world and noise; default 1")
     command.add_argument(
         "--path",
@@ -132,11 +138,24 @@ def _demo(options: argparse.Namespace) -> int:
     )
     from .server.interrupt import interrupted_by
 
+    if options.film:
+        return _demo_film(options)
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
     # However it is ended, the results so far are written.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
         return demo(options.out, **{**defaults, **chosen})
+
+
+def _demo_film(options: argparse.Namespace) -> int:
+    from .demo.film import film_demo
+    from .server.interrupt import interrupted_by
+
+    if options.path is not None:
+        raise ConfigError(f"path is {quoted(options.path)}, but a film has no camera path; leave --path or --film out")
+    chosen = {name: value for name in ("frames", "seed") if (value := getattr(options, name)) is not None}
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return film_demo(options.out, **chosen)
 
 
 def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:

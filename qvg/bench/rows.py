@@ -108,9 +108,14 @@ def _probed(measured: Measured, names: Sequence[str]) -> dict[str, float | str]:
     return found
 
 
+def span_tokens(config: QVGConfig, spec: CacheSpec) -> int:
+    """Of a span, which is whole chunks of the instrument's."""
+    return spec.check(config).span_chunks * spec.chunk_frames * spec.tokens_per_frame
+
+
 def _centroids(config: QVGConfig, spec: CacheSpec) -> int:
     """Centroids that a codebook begins with, "auto" resolved for the instrument's spans; 0 for methods without."""
-    tokens = spec.check(config).span_frames * spec.tokens_per_frame
+    tokens = span_tokens(config, spec)
     codec = make_codecs(config).keys
     sizes = codec.predicted_codebook_bytes((1, 1, spec.head_dim), [tokens])
     per_centroid = spec.head_dim + 2 if config.codec == "klt" else 2 * spec.head_dim * config.num_stages
@@ -132,12 +137,12 @@ def bits_per_value(walks: Sequence[WalkResult], spec: CacheSpec = DEMO_WORLD.spe
 
 def amortised_bits(config: QVGConfig, walk: WalkResult, spec: CacheSpec = DEMO_WORLD.spec) -> float:
     """The same if the walk's codebook, as large as it has grown, served a span of 37,440 tokens."""
-    span_tokens = spec.check(config).span_frames * spec.tokens_per_frame
-    served = min(config.spans_per_codebook, walk.encoded_tokens // span_tokens)
+    own_tokens = span_tokens(config, spec)
+    served = min(config.spans_per_codebook, walk.encoded_tokens // own_tokens)
     bits = 0.0
     for codec in make_codecs(config):
         size = sum(codec.predicted_bytes((1, 1, AMORTISED_TOKENS, spec.head_dim)).values())
-        size += sum(codec.predicted_codebook_bytes((1, 1, spec.head_dim), [span_tokens] * served).values())
+        size += sum(codec.predicted_codebook_bytes((1, 1, spec.head_dim), [own_tokens] * served).values())
         bits += 8 * size / (2 * AMORTISED_TOKENS * spec.head_dim)
     return bits
 

@@ -269,8 +269,8 @@ def _given_frames(frames: int, start: Tensor | None, denoise_mask: Tensor | None
         return kept
     if kept:
         raise ConfigError(
-            f"ARVideoI2V gives a start image, and the latent's noise mask keeps {kept} frame(s) at the beginning; take the MODEL "
-            "past ARVideoI2V, or the latent from 'EmptyARVideoLatent'"
+            f"the MODEL carries a start, as ARVideoI2V and Film Start give it one, and the latent's noise mask keeps {kept} "
+            "frame(s) at the beginning; take the MODEL past that node, or the latent from 'EmptyARVideoLatent'"
         )
     return min(frames, start.shape[2])
 
