@@ -86,6 +86,11 @@ class CoreCodec(PartsCodec):
 
     def unpacked(self, parts: Mapping[str, Tensor], tokens: slice, heads: slice) -> Tensor:
         """See `PartsCodec`."""
+        x = self.before_outliers(parts, tokens, heads)
+        return x if self.core.outliers is None else self.core.outliers.put_back(x, parts, tokens, heads)
+
+    def before_outliers(self, parts: Mapping[str, Tensor], tokens: slice, heads: slice) -> Tensor:
+        """What the codes alone say."""
         core, group = self.core, self.core.tokens
         first = tokens.start // group if core.per_channel else tokens.start
         groups = slice(first, -(-tokens.stop // group) if core.per_channel else tokens.stop)
@@ -102,7 +107,7 @@ class CoreCodec(PartsCodec):
             x = x.transpose(3, 4).flatten(2, 3)[:, :, tokens.start - first * group : tokens.stop - first * group]
         if core.rotated:
             x = torch.matmul(x, hadamard(x.shape[-1]).to(x.device))
-        return x if core.outliers is None else core.outliers.put_back(x, parts, tokens, heads)
+        return x
 
     def _groups(self, x: Tensor) -> Tensor:
         """x [B, H, S, D] -> [B, H, R, D, g], R groups of g tokens; or [B, 1, S, H * D]."""
@@ -113,4 +118,5 @@ class CoreCodec(PartsCodec):
         if missing:
             filler = x[:, :, -1:].expand(-1, -1, missing, -1)
             x = torch.cat([x, torch.zeros_like(filler) if core.published else filler], 2)
-        return x.unflatten(2, (-1, core.tokens)).transpose(3, 4)
+        groups: Tensor = x.unflatten(2, (-1, core.tokens)).transpose(3, 4)
+        return groups

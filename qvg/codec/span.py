@@ -31,7 +31,12 @@ _COMPONENTS = {
     "exponents": "scales",
     "outlier_places": "outliers",
     "outlier_values": "outliers",
-    **{f"{prefix}_{part}": part for prefix in ("residual", "coefficient") for part in ("codes", "scales", "zero_points")},
+    "mask": "ids",
+    **{
+        f"{prefix}_{part}": part
+        for prefix in ("residual", "coefficient", "foreground", "background")
+        for part in ("codes", "scales", "zero_points")
+    },
 }
 
 
