@@ -333,6 +333,17 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     study.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
     study.add_argument("--paths", type=int, default=1, metavar="N", help="paths through each, 1 or 2; default 1")
     study.set_defaults(run=_bench_study)
+    ablations = topics.add_parser(
+        "ablations",
+        help="what the Quant VideoGen paper takes apart, on a trained model's keys and values",
+        description="Record keys and values of walks with the exact cache, and compare errors with and without each part. Writes "
+        "ablations.csv; recordings are kept and used again.",
+    )
+    ablations.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there"
+    )
+    ablations.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
+    ablations.set_defaults(run=_bench_ablations)
 
 
 def _bench_codecs(options: argparse.Namespace) -> int:
@@ -347,6 +358,14 @@ def _bench_codecs(options: argparse.Namespace) -> int:
         return bench_codecs(
             options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development
         )
+
+
+def _bench_ablations(options: argparse.Namespace) -> int:
+    from .bench.ablations import bench_ablations
+    from .server.interrupt import interrupted_by
+
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return bench_ablations(options.out, options.worlds)
 
 
 def _bench_study(options: argparse.Namespace) -> int:
