@@ -48,7 +48,9 @@ class QVGKVCache(Node):
     @classmethod
     def validate_inputs(cls, cache: dict[str, Any] | None = None) -> bool | str:
         # A workflow of a newer version, and what a program sends. Ranges stay with ComfyUI, which looks at `cache.*` by itself.
-        return unknown_mode("cache", CHOICES, (cache or {}).get("cache")) or True
+        mode = (cache or {}).get("cache")
+        # A list that is no link ComfyUI refuses by itself.
+        return isinstance(mode, list) or unknown_mode("cache", CHOICES, mode) or True
 
     @classmethod
     def execute(

@@ -77,7 +77,7 @@ class Node(io.ComfyNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
         """What ComfyUI checks a prompt by; what it tells the page of the node it makes of the schema itself."""
         declared: dict[str, Any] = super().INPUT_TYPES()
-        for _, (kind, options) in _declared(declared):
+        for kind, options in (each for group in ("required", "optional") for each in declared.get(group, {}).values()):
             if kind == _DYNAMIC:
                 other = _Other("another mode")
                 other.known = tuple(mode["key"] for mode in options["options"])
