@@ -24,7 +24,7 @@ from ..models.demo_film.pictures import PictureCodec
 from ..models.demo_film.weights import CONFIG, WEIGHTS, load_demo_film
 from ..models.wan.network import CausalWan
 from ..sampling.film import LATENT_PIXELS, FilmPlan, FilmPrompts, given_blocks, roll_out
-from .judge import Instrument, Judge, Made, Pictures
+from .judge import Instrument, Judge, Made, Pictures, Settings
 from .rows import Measured, row
 
 GIVEN_FRAMES = TURN_COLUMNS
@@ -86,8 +86,9 @@ class FilmJudge(Judge[FilmCase]):
         generated = slice(GIVEN_FRAMES, None)
         return round(float(psnr_db(torch.from_numpy(real[generated]), torch.from_numpy(pictures[generated])).mean()), 3)
 
-    def make(self, case: FilmCase, config: QVGConfig) -> Made:
+    def make(self, case: FilmCase, config: Settings) -> Made:
         """One film. Bytes must be those that were predicted, and a codec must have been called as often as it should."""
+        assert isinstance(config, QVGConfig), "the study's methods are walked through the demo world"
         model, codec, prompts = self._model()
         plan, latents, peak, caches = case.plan, list[Tensor](), 0, list[KVCache]()
         with torch.inference_mode():

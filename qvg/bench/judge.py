@@ -22,9 +22,12 @@ from ..config import QVGConfig
 from ..demo.command import EXACT, GIVEN_FRAMES
 from ..files import written_whole
 from ..metrics import ssim
+from ..study.run import StudyRun
 from . import openings
 
 Pictures = NDArray[np.uint8]
+# How a video's memory is kept.
+Settings = QVGConfig | StudyRun
 # A frozen record: all that a video depends on beside the memory.
 Film = TypeVar("Film")
 
@@ -92,7 +95,7 @@ class Judge(ABC, Generic[Film]):
         self.weights = hashlib.sha256(self.weights_file.read_bytes()).hexdigest()
 
     @abstractmethod
-    def make(self, case: Film, config: QVGConfig) -> Made:
+    def make(self, case: Film, config: Settings) -> Made:
         """The video with a method's cache."""
 
     @abstractmethod
@@ -112,7 +115,7 @@ class Judge(ABC, Generic[Film]):
             unfinished.write_bytes(packed.getvalue())
         return pictures
 
-    def compare(self, case: Film, config: QVGConfig) -> WalkResult:
+    def compare(self, case: Film, config: Settings) -> WalkResult:
         """One method on one video, from the folder if it is there."""
         path = self.folder / f"walk-{self._key(case, config)}.json"
         if path.is_file():
@@ -122,7 +125,7 @@ class Judge(ABC, Generic[Film]):
             unfinished.write_text(json.dumps(asdict(result)), encoding="utf-8")
         return result
 
-    def measure(self, case: Film, config: QVGConfig) -> WalkResult:
+    def measure(self, case: Film, config: Settings) -> WalkResult:
         """One method on one video, made now."""
         exact = self.exact(case)
         started = time.perf_counter()
@@ -134,7 +137,7 @@ class Judge(ABC, Generic[Film]):
         kept = (made.bytes, made.peak_bytes, made.encoded_tokens)
         return WalkResult(errors.mean((1, 2, 3)).tolist(), alike.tolist(), *kept, revisit, seconds)
 
-    def _key(self, case: Any, config: QVGConfig) -> str:
+    def _key(self, case: Any, config: Settings) -> str:
         """Everything that a result depends on."""
         sources = source_digest() if self._sources is None else self._sources
         facts = json.dumps([asdict(case), asdict(config), self.weights, torch.__version__, sources], sort_keys=True)
@@ -145,7 +148,7 @@ class Judge(ABC, Generic[Film]):
 def source_digest() -> str:
     """Changes when code that a walk runs through does; comments, layout and docstrings do not count."""
     root = Path(__file__).resolve().parents[2]
-    rooms = ("attention", "cache", "camera", "codec", "demo", "models", "positions", "sampling")
+    rooms = ("attention", "cache", "camera", "codec", "demo", "models", "positions", "sampling", "study")
     files = [path for name in ("kernels", *(f"qvg/{room}" for room in rooms)) for path in sorted((root / name).rglob("*.py"))]
     files += [root / "qvg" / f"{name}.py" for name in ("config", "metrics")]
     files.append(Path(openings.__file__).resolve())

@@ -10,13 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from ..cache import KVCache
+from ..cache.spec import CacheBytes
 from ..camera import visits
-from ..config import QVGConfig
 from ..demo.command import GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
 from ..errors import CacheError
 from ..models.demo_world import WEIGHTS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..sampling import generate
-from .judge import Instrument, Judge, Made, Pictures, WalkResult
+from ..sampling.autoregressive import Denoiser
+from ..study.run import StudyRun
+from .judge import Instrument, Judge, Made, Pictures, Settings, WalkResult
 from .openings import Scene
 
 DEMO_WORLD = Instrument("demo world", DemoWorldConfig().cache_spec(), GIVEN_FRAMES)
@@ -62,22 +64,35 @@ class Walker(Judge[Case | Scene]):
         """Between visits."""
         return revisit_psnr_db(list(pictures), visits(case.plan.positions, VISIT_GAP_FRAMES))
 
-    def make(self, case: Case | Scene, config: QVGConfig) -> Made:
+    def make(self, case: Case | Scene, config: Settings) -> Made:
         """One walk. `generate` fails if the codec was not called as often as it should have been; the bytes must be those that
         were predicted."""
         if self._model is None:
             self._model = load_demo_world()
-        model, plan = self._model, case.plan
-        pictures, peak = [], 0
-        with KVCache(model.config.cache_spec(), config, model.config.rope()) as cache:
-            for block in generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), case.given(model)):
+        model, plan, pictures, peak = self._model, case.plan, list[Pictures](), 0
+        walker: Denoiser = DemoWorldDenoiser(model)
+        if isinstance(config, StudyRun):
+            memory = config.cache(model.config.cache_spec(), model.config.rope(), case.frames)
+            walker = config.denoiser(walker)
+        else:
+            memory = KVCache(model.config.cache_spec(), config, model.config.rope())
+        with memory as cache:
+            for block in generate(walker, cache, plan.origins, settings(plan.seed), case.given(model)):
                 pictures.append(picture(block.latent))
                 peak, counted = max(peak, block.cache.total), block.cache
-                predicted = cache.spec.predict(config, len(pictures), codebooks=cache.codebooks())
-                if self._check_bytes and counted != predicted:
-                    raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
+                if self._check_bytes:
+                    _check_bytes(cache, config, len(pictures), counted)
             encoded = sum(cache.layout.spans) * cache.spec.tokens_per_frame
         return Made(np.stack(pictures), counted.by_component(), peak, encoded)
+
+
+def _check_bytes(cache: KVCache, config: Settings, frames: int, counted: CacheBytes) -> None:
+    if isinstance(config, StudyRun):
+        predicted = config.predicted(cache.spec, frames)
+    else:
+        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks())
+    if predicted is not None and counted != predicted:
+        raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
 
 
 def pooled(results: Sequence[WalkResult], first: int, last: int) -> float:

@@ -178,6 +178,12 @@ def test_a_start_picture(client: Client, record_property: Any) -> None:
     assert len(made) == 10 and measured > 50
 
 
+def with_tiny_wan(client: Client) -> None:
+    folder = client.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_wan.write(folder / "causal.safetensors")
+
+
 def refused(client: Client, prompt: Prompt) -> str:
     prompt = {name: step for name, step in prompt.items() if step["class_type"] != "QVGCacheReport"}
     add(prompt, "save", "SaveLatent", samples=["sample", 0], filename_prefix="latents/refused")
@@ -200,13 +206,13 @@ def test_other_sizes_and_prompts_of_other_models(client: Client, sampler: Any) -
         foreign = sampler(cache)
         add(foreign, "prompt", "TestingPrompt", seed=1, prompts=1, tokens=12)
         assert refused(client, foreign) == (
-            "the prompt is [1, 12, 4096], but causal Wan reads rows of 64 channels here: it is another model's prompt; connect "
+            "the prompt is [1, 13, 4096], but causal Wan reads rows of 64 channels here: it is another model's prompt; connect "
             "'Film Prompt'"
         )
 
 
 def test_other_models_vaes_and_starts_on_film_start(client: Client) -> None:
-    tiny_wan.write(client.base / "models" / "diffusion_models" / "causal.safetensors")
+    with_tiny_wan(client)
     prompt = film()
     add(prompt, "wan", "UNETLoader", unet_name="causal.safetensors", weight_dtype="default")
     assert "but Film Start begins films of the demo film; connect 'Load Demo Film'" in refused(
@@ -223,7 +229,7 @@ def test_other_models_vaes_and_starts_on_film_start(client: Client) -> None:
 
 
 def test_the_film_s_prompt_on_another_causal_wan(client: Client) -> None:
-    tiny_wan.write(client.base / "models" / "diffusion_models" / "causal.safetensors")
+    with_tiny_wan(client)
     prompt = native(EXACT, frames=3)
     add(prompt, "prompt", "QVGFilmPrompt", prompt=RIGHT)
     assert "reads rows of 4096 channels here: it is another model's prompt; connect CLIP Text Encode" in refused(client, prompt)
