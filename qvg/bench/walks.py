@@ -154,10 +154,10 @@ class Walker:
             for block in generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), case.given(model)):
                 pictures.append(picture(block.latent))
                 peak, counted = max(peak, block.cache.total), block.cache
-                predicted = cache.spec.predict(config, len(pictures), codebooks=cache.codebooks())
+                predicted = cache.spec.predict(config, len(pictures), codebooks=cache.codebooks(), rows=cache.merged_rows)
                 if self._check_bytes and counted != predicted:
                     raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
-            encoded = sum(cache.layout.spans) * cache.spec.tokens_per_frame
+            encoded = sum(pair.keys.num_tokens for pair in cache.layers[0].state.spans)
         return np.stack(pictures), counted.by_component(), peak, encoded
 
     def _key(self, case: Case | Scene, config: QVGConfig) -> str:

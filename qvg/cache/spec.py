@@ -15,6 +15,8 @@ from ..codec.base import Codebooks
 from ..config import GROUP_SIZES, QVGConfig
 from ..errors import ConfigError
 from .growth import Growth
+from .merge_bytes import MergedBytes
+from .merge_peak import merged_peak
 from .peak import peak_bytes
 from .policy import CachePolicy, Layout
 from .short_spans import encoding, short_spans_text
@@ -22,7 +24,8 @@ from .short_spans import encoding, short_spans_text
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """Bytes by component. `exact` is what is kept in 16 bits (sink and tail, or everything with codec "none")."""
+    """Bytes by component. `exact` is what is kept in 16 bits (sink and tail, or everything with codec "none"); `rows` says where
+    merged tokens are and how many each row counts, once for all layers."""
 
     centroids: int = 0
     basis: int = 0
@@ -31,6 +34,7 @@ class CacheBytes:
     scales: int = 0
     zero_points: int = 0
     exact: int = 0
+    rows: int = 0
 
     @property
     def total(self) -> int:
@@ -69,6 +73,11 @@ class CacheSpec:
     def check(self, config: QVGConfig) -> CachePolicy:
         """Raise ConfigError where a config does not fit this model; otherwise the policy it asks for."""
         policy = CachePolicy.of(config, self.chunk_frames, self.tokens_per_frame)
+        if config.merges and self.batch > 1:
+            raise ConfigError(
+                f"merge {config.merge:g} does not go with a batch of {self.batch}: what is kept of one video would depend on the "
+                "others; generate them one by one, or use merge 0"
+            )
         if config.codec == "none":
             return policy
         self._check_channels(config)
@@ -117,6 +126,7 @@ class CacheSpec:
         frames: int,
         chunks: Sequence[int] | None = None,
         codebooks: Codebooks | Literal["most"] | None = None,
+        rows: int | None = None,
     ) -> CacheBytes:
         """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short), or of
         these sizes: what `chunks` says of later frames is not looked at.
@@ -124,7 +134,13 @@ class CacheSpec:
         codebooks  codec "klt" begins further codebooks and bases where frames do not fit those that are there. None: the ordinary
                    number, without any; what `KVCache.codebooks` says: the bytes of that cache, exactly; "most": an upper bound,
                    with a codebook begun at every span in every layer
+        rows       of a cache that merges tokens: how many rows there are (`KVCache.merged_rows`). None: an upper bound, because
+                   what looks alike is not known before
         """
+        if config.merges:
+            merged = MergedBytes(self, config)
+            layout = merged.layout(self._cut(frames, chunks))
+            return CacheBytes(**(merged.most(layout, codebooks) if rows is None else merged.sizes(layout, rows, codebooks)))
         growth = Growth(self.check(config), config.spans_per_codebook)
         for chunk in self._cut(frames, chunks):
             growth.commit(chunk)
@@ -159,6 +175,8 @@ class CacheSpec:
         by_layer: bool = True,
     ) -> int:
         """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
+        if config.merges:
+            return merged_peak(self, config, self._cut(frames, chunks), block_dtype, by_layer).peak_bytes
         return peak_bytes(self, config, list(self._cut(frames, chunks)), block_dtype, by_layer)
 
     def _cut(self, frames: int, chunks: Sequence[int] | None) -> Iterator[int]:
