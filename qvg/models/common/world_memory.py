@@ -193,6 +193,10 @@ def world_memory(spec: CacheSpec, config: QVGConfig, rope: GridRope, layout: str
         raise ConfigError(f"layout is {layout!r}, but must be one of {', '.join(map(repr, LAYOUTS))}; choose one of these")
     if config.window_frames is not None:
         raise ConfigError(f"window_frames is {config.window_frames}, but a world's plan says what it remembers; leave it out")
+    if config.merges:
+        raise ConfigError(
+            f"merge is {config.merge:g}, but a world's frames are placed anew and seen through cameras; use merge 0"
+        )
     if config.keys == "after_rope":
         raise ConfigError(
             "keys is 'after_rope', but a world's keys are rotated in two ways; use keys 'before_rope', or layout 'vendor'"
