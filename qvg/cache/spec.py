@@ -12,7 +12,8 @@ import torch
 
 from ..codec import ExactCodec, KeyValueCodecs, KLTCodec, make_codecs
 from ..codec.base import Codebooks
-from ..config import GROUP_SIZES, QVGConfig
+from ..codec.compared import check_channels
+from ..config import COMPARED, GROUP_SIZES, QVGConfig
 from ..errors import ConfigError
 from .growth import Growth
 from .merge_bytes import MergedBytes
@@ -35,6 +36,7 @@ class CacheBytes:
     zero_points: int = 0
     exact: int = 0
     rows: int = 0
+    outliers: int = 0
 
     @property
     def total(self) -> int:
@@ -81,7 +83,9 @@ class CacheSpec:
         if config.codec == "none":
             return policy
         self._check_channels(config)
-        if config.codec != "klt" and self.head_dim % config.group_size:
+        if config.codec in COMPARED:
+            check_channels(config, self.head_dim)
+        elif config.codec != "klt" and self.head_dim % config.group_size:
             fitting = [size for size in GROUP_SIZES if self.head_dim % size == 0]
             raise ConfigError(
                 f"group_size {config.group_size} does not divide head_dim {self.head_dim}; "
