@@ -17,11 +17,12 @@ from .spec_like import SpecLike
 
 @dataclass(frozen=True)
 class Stretches:
-    """Tokens of a layer's stretches: those that are exact (sink, waiting rows, tail), spans, and the spans of each codebook."""
+    """What a layer holds: tokens and rows that are exact (sink, waiting rows, tail), whole spans, and how many codebooks of so many
+    spans."""
 
-    exact: tuple[int, ...]
-    spans: tuple[int, ...]
-    codebooks: tuple[tuple[int, ...], ...]
+    exact: int
+    spans: int
+    codebooks: Counter[int]
 
 
 class MergedBytes:
@@ -48,26 +49,26 @@ class MergedBytes:
     def stretches(self, layout: Layout, rows: int) -> Stretches:
         """What a layer holds whose merged frames are so many rows."""
         whole, waiting = divmod(rows, self.span_tokens)
-        exact = tuple(frames * self._spec.tokens_per_frame for frames in (*layout.sink, *layout.tail))
-        shared = self._config.spans_per_codebook
-        books = [min(shared, whole - first) for first in range(0, whole, shared)]
-        spans, waits = (self.span_tokens,) * whole, (waiting,) if waiting else ()
-        return Stretches((*exact, *waits), spans, tuple((self.span_tokens,) * count for count in books))
+        exact = (sum(layout.sink) + sum(layout.tail)) * self._spec.tokens_per_frame
+        groups, last = divmod(whole, self._config.spans_per_codebook)
+        books = Counter({self._config.spans_per_codebook: groups})
+        books[last] += last > 0
+        return Stretches(exact + waiting, whole, +books)
 
     def sizes(self, layout: Layout, rows: int, codebooks: Codebooks | Literal["most"] | None = None) -> Counter[str]:
         """By component; `codebooks` as in `CacheSpec.predict`."""
         held, layers = self.stretches(layout, rows), self._spec.layers
         sizes = Counter(rows=ROW_BYTES * rows)
-        _add(sizes, 2 * layers, self._exact.predicted_bytes(self.shape(sum(held.exact))))
+        _add(sizes, 2 * layers, self._exact.predicted_bytes(self.shape(held.exact)))
         for which, codec in enumerate(self._codecs):
-            for tokens in held.spans:
-                _add(sizes, layers, codec.predicted_bytes(self.shape(tokens)))
+            _add(sizes, layers * held.spans, codec.predicted_bytes(self.shape(self.span_tokens)))
             if codebooks is None or not isinstance(codec, KLTCodec):
-                for book in held.codebooks:
-                    _add(sizes, layers, codec.predicted_codebook_bytes(self._rows, book))
+                for spans, many in held.codebooks.items():
+                    grown = codec.predicted_codebook_bytes(self._rows, (self.span_tokens,) * spans)
+                    _add(sizes, layers * many, grown)
             elif isinstance(codebooks, str):
-                for size in codec.most_codebooks(held.spans, self._spec.head_dim, False):
-                    _add(sizes, layers, codec.codebook_bytes(self._rows, size))
+                for size in codec.most_codebooks([self.span_tokens], self._spec.head_dim, False):
+                    _add(sizes, layers * held.spans, codec.codebook_bytes(self._rows, size))
             else:
                 for layer in codebooks:
                     for size in layer[which]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from ..config import QVGConfig
+from .growth import even_chunks
 from .merge_bytes import MergedBytes
 from .peak import Peak
 from .policy import Layout
@@ -30,18 +31,28 @@ def merged_peaks(
         yield _moment(spec, config, sizes, frames, layout, chunk, (block_dtype or spec.dtype).itemsize, by_layer)
 
 
-def merged_peak(
-    spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None = None, by_layer: bool = True
-) -> Peak:
-    """The last one of `merged_peaks`, which is the highest."""
-    sizes, policy = MergedBytes(spec, config), spec.check(config)
-    layout, frames, largest = Layout(), 0, 0
-    for chunk in chunks:
-        layout = policy.commit(layout, chunk).layout
-        frames, largest = frames + chunk, max(largest, chunk)
-    if not frames:
-        return Peak(0, 0, 0, 0)
-    return _moment(spec, config, sizes, frames, layout, largest, (block_dtype or spec.dtype).itemsize, by_layer)
+class MergedPeaks:
+    """As `EvenPeaks`, of a cache that merges: upper bounds."""
+
+    def __init__(
+        self,
+        spec: SpecLike,
+        config: QVGConfig,
+        first_frames: int = 0,
+        block_dtype: torch.dtype | None = None,
+        by_layer: bool = True,
+    ):
+        self._spec, self._config, self._by_layer = spec, config, by_layer
+        self._sizes, self._policy = MergedBytes(spec, config), spec.check(config)
+        self._first, self._itemsize = first_frames, (block_dtype or spec.dtype).itemsize
+
+    def after(self, frames: int) -> Peak:
+        """So many frames. The last moment is the worst one: nothing leaves such a cache."""
+        if not frames:
+            return Peak(0, 0, 0, 0)
+        layout = self._sizes.layout(even_chunks(frames, self._policy.chunk_frames, self._first))
+        largest = max(self._policy.chunk_frames, self._first)
+        return _moment(self._spec, self._config, self._sizes, frames, layout, largest, self._itemsize, self._by_layer)
 
 
 def _moment(

@@ -15,11 +15,12 @@ from ..codec.base import Codebooks
 from ..codec.compared import check_channels
 from ..config import COMPARED, GROUP_SIZES, QVGConfig
 from ..errors import ConfigError
-from .growth import Growth
+from .even_growth import EvenGrowth
+from .growth import Growth, Memory, even_chunks
 from .merge_bytes import MergedBytes
-from .merge_peak import merged_peak
-from .peak import peak_bytes
-from .policy import CachePolicy, Layout
+from .merge_peak import MergedPeaks, merged_peaks
+from .peak import EvenPeaks, peaks
+from .policy import CachePolicy
 from .short_spans import encoding, short_spans_text
 
 
@@ -145,19 +146,18 @@ class CacheSpec:
             merged = MergedBytes(self, config)
             layout = merged.layout(self._cut(frames, chunks))
             return CacheBytes(**(merged.most(layout, codebooks) if rows is None else merged.sizes(layout, rows, codebooks)))
-        growth = Growth(self.check(config), config.spans_per_codebook)
-        for chunk in self._cut(frames, chunks):
-            growth.commit(chunk)
-        sizes = self._span_bytes(config, growth.layout)
+        memory = self._memory(config, frames, chunks)
+        sizes = self._span_bytes(config, memory)
         for which, codec in enumerate(self.codecs(config)):
             if codebooks is None or not isinstance(codec, KLTCodec):
-                for codebook in growth.codebooks:
+                for codebook, many in memory.codebooks.items():
                     tokens = [count * self.tokens_per_frame for count in codebook]
-                    sizes.update(_times(self.layers, codec.predicted_codebook_bytes(self._rows, tokens)))
+                    sizes.update(_times(many * self.layers, codec.predicted_codebook_bytes(self._rows, tokens)))
             elif isinstance(codebooks, str):
-                tokens = [count * self.tokens_per_frame for count in growth.layout.spans]
-                for size in codec.most_codebooks(tokens, self.head_dim, config.window_frames is not None):
-                    sizes.update(_times(self.layers, codec.codebook_bytes(self._rows, size)))
+                for count, many in memory.spans.items():
+                    window = config.window_frames is not None
+                    for size in codec.most_codebooks([count * self.tokens_per_frame], self.head_dim, window):
+                        sizes.update(_times(many * self.layers, codec.codebook_bytes(self._rows, size)))
             else:
                 for layer in codebooks:
                     for size in layer[which]:
@@ -179,9 +179,34 @@ class CacheSpec:
         by_layer: bool = True,
     ) -> int:
         """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
-        if config.merges:
-            return merged_peak(self, config, self._cut(frames, chunks), block_dtype, by_layer).peak_bytes
-        return peak_bytes(self, config, list(self._cut(frames, chunks)), block_dtype, by_layer)
+        sizes = list(self._cut(frames, chunks))
+        if (first := self._first_of_even(sizes)) is not None:
+            return self.even_peaks(config, first, block_dtype, by_layer).after(frames).peak_bytes
+        walked = (merged_peaks if config.merges else peaks)(self, config, sizes, block_dtype, by_layer)
+        return max((peak.peak_bytes for peak in walked), default=0)
+
+    def even_peaks(
+        self, config: QVGConfig, first_frames: int = 0, block_dtype: torch.dtype | None = None, by_layer: bool = True
+    ) -> EvenPeaks | MergedPeaks:
+        """See `EvenPeaks`; upper bounds where tokens are merged."""
+        return (MergedPeaks if config.merges else EvenPeaks)(self, config, first_frames, block_dtype, by_layer)
+
+    def _memory(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None) -> Memory:
+        """What is in it after so many frames."""
+        policy, sizes = self.check(config), list(self._cut(frames, chunks))
+        if (first := self._first_of_even(sizes)) is not None:
+            growth = EvenGrowth(policy, config.spans_per_codebook, first)
+            return growth.memory(*growth.commits(sum(sizes)))
+        walk = Growth(policy, config.spans_per_codebook)
+        for size in sizes:
+            walk.commit(size)
+        return walk.memory()
+
+    def _first_of_even(self, sizes: list[int]) -> int | None:
+        """The size of the first of chunks that are otherwise of `chunk_frames`, the last perhaps shorter; None: they are not."""
+        first = sizes[0] if sizes else self.chunk_frames
+        even = first <= self.chunk_frames and sizes == even_chunks(sum(sizes), self.chunk_frames, first if sizes else 0)
+        return first if even else None
 
     def _cut(self, frames: int, chunks: Sequence[int] | None) -> Iterator[int]:
         """Sizes of the chunks that `frames` frames are committed in."""
@@ -206,14 +231,13 @@ class CacheSpec:
     def _rows(self) -> tuple[int, int, int]:
         return self.batch, self.heads, self.head_dim
 
-    def _span_bytes(self, config: QVGConfig, layout: Layout) -> Counter[str]:
+    def _span_bytes(self, config: QVGConfig, memory: Memory) -> Counter[str]:
         """Of exact frames and of spans without their codebooks, by component."""
-        exact, sizes = ExactCodec(self.dtype), Counter[str]()
-        for frames in (*layout.sink, *layout.tail):
-            sizes.update(_times(2 * self.layers, exact.predicted_bytes(self._shape(frames))))
+        exact = ExactCodec(self.dtype).predicted_bytes(self._shape(memory.exact_frames))
+        sizes = Counter(_times(2 * self.layers, exact))
         for codec in self.codecs(config):
-            for frames in layout.spans:
-                sizes.update(_times(self.layers, codec.predicted_bytes(self._shape(frames))))
+            for frames, many in memory.spans.items():
+                sizes.update(_times(many * self.layers, codec.predicted_bytes(self._shape(frames))))
         return sizes
 
     def _shape(self, frames: int) -> tuple[int, int, int, int]:
