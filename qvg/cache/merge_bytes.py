@@ -17,8 +17,8 @@ from .spec_like import SpecLike
 
 @dataclass(frozen=True)
 class Stretches:
-    """What a layer holds: tokens and rows that are exact (sink, waiting rows, tail), whole spans, and how many codebooks of so many
-    spans."""
+    """What a layer holds: tokens and rows that are exact (sink, waiting rows, tail), whole spans, and how many codebooks of how
+    many spans."""
 
     exact: int
     spans: int

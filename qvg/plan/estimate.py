@@ -24,7 +24,7 @@ from ..config import QVGConfig
 from ..errors import ConfigError, quoted, shown
 from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
-from ..models.common.world_memory import vendor_config
+from ..models.common.world_memory import refuse_merging, vendor_config
 from ..models.common.world_schedule import MODES
 from .activations import Activations, Block, activations
 
@@ -69,8 +69,8 @@ class Plan:
     for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead;
     below 0 where the codebooks that an encoder gets copies of are more than that. Of codec "klt", whose cache grows where scenes
     change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span;
-    `short_spans` says so where a window makes spans too short to learn from. `merges`: tokens that look alike are counted, so that
-    what the cache takes are upper bounds.
+    `short_spans` says so where a window makes spans too short to learn from. `merges`: tokens that look alike are counted, so
+    what the cache takes is bounded from above.
     """
 
     latent_frames: int
@@ -158,6 +158,8 @@ class Run:
     ):
         if device_type not in _OWN_MEMORY:
             config = config.with_changes(offload="gpu")  # main memory is what it has
+        if network.context_frames is not None:
+            refuse_merging(config)
         self.mode = _mode(network, video, config)
         # The context that is written in one piece before every block.
         self._context_frames = network.context_frames if self.mode == "vendor" else None
