@@ -24,7 +24,7 @@ from ..models.demo_film.pictures import PictureCodec
 from ..models.demo_film.weights import CONFIG, WEIGHTS, load_demo_film
 from ..models.wan.network import CausalWan
 from ..sampling.film import LATENT_PIXELS, FilmPlan, FilmPrompts, given_blocks, roll_out
-from .judge import Instrument, Judge, Made, Pictures, Settings
+from .judge import Instrument, Judge, Made, Pictures, Settings, encoded_tokens
 from .rows import Measured, row
 
 GIVEN_FRAMES = TURN_COLUMNS
@@ -101,7 +101,7 @@ class FilmJudge(Judge[FilmCase]):
             if self._check_bytes and counted != predicted:
                 raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
             if len(latents) == len(plan.directions):
-                encoded = sum(cache.layout.spans) * cache.spec.tokens_per_frame
+                encoded = encoded_tokens(cache)
                 if config.codec != "none":
                     cache.verify_encoded()
         with torch.inference_mode():

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..cache import KVCache
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..demo.command import EXACT, GIVEN_FRAMES
@@ -142,6 +143,13 @@ class Judge(ABC, Generic[Film]):
         sources = source_digest() if self._sources is None else self._sources
         facts = json.dumps([asdict(case), asdict(config), self.weights, torch.__version__, sources], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:20]
+
+
+def encoded_tokens(cache: KVCache) -> int:
+    """In spans, or, where tokens are merged, in what they are merged into."""
+    if cache.merger is not None:
+        return cache.merger.spans * cache.merger.span_tokens
+    return sum(cache.layout.spans) * cache.spec.tokens_per_frame
 
 
 @cache

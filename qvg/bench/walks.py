@@ -18,7 +18,7 @@ from ..models.demo_world import WEIGHTS, DemoWorld, DemoWorldConfig, DemoWorldDe
 from ..sampling import generate
 from ..sampling.autoregressive import Denoiser
 from ..study.run import StudyRun
-from .judge import Instrument, Judge, Made, Pictures, Settings, WalkResult
+from .judge import Instrument, Judge, Made, Pictures, Settings, WalkResult, encoded_tokens
 from .openings import Scene
 
 DEMO_WORLD = Instrument("demo world", DemoWorldConfig().cache_spec(), GIVEN_FRAMES)
@@ -82,7 +82,7 @@ class Walker(Judge[Case | Scene]):
                 peak, counted = max(peak, block.cache.total), block.cache
                 if self._check_bytes:
                     _check_bytes(cache, config, len(pictures), counted)
-            encoded = sum(cache.layout.spans) * cache.spec.tokens_per_frame
+            encoded = encoded_tokens(cache)
         return Made(np.stack(pictures), counted.by_component(), peak, encoded)
 
 
@@ -90,7 +90,7 @@ def _check_bytes(cache: KVCache, config: Settings, frames: int, counted: CacheBy
     if isinstance(config, StudyRun):
         predicted = config.predicted(cache.spec, frames)
     else:
-        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks())
+        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks(), rows=cache.merged_rows)
     if predicted is not None and counted != predicted:
         raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
 
