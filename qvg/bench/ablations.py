@@ -30,9 +30,9 @@ from .walks import FIRST_SEED, PATHS
 
 FRAMES = 70
 MOST_WORLDS = 1000
-# A centroid for 128 tokens, as in the paper's chunks (256 for 29,640 to 37,440). Its table of centroids was made on 68,500 tokens:
-# 512, 256, 128 and 64 of them are as dense as 15, 8, 4 and 2 here. With as many as the paper's every eighth token of the demo
-# would be a centroid, and smoothing would look five to ten times as good.
+# A centroid for 128 tokens, as in the paper's chunks (256 for 29,640 to 37,440). Its table of centroids was made on 68,500: 512,
+# 256, 128 and 64 of them are as dense as 15, 8, 4 and 2 here. With as many as the paper's every eighth token of the demo would
+# be a centroid, and smoothing would look five to ten times as good.
 SPAN_TOKENS = 2048
 CLUSTERS = 16
 _PAPER = {

@@ -13,7 +13,7 @@ from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ....qvg import CacheBytes, ConfigError, ExactSpan, KVCache, UnsupportedModelError
+from ....qvg import CacheBytes, ConfigError, ExactSpan, UnsupportedModelError
 from ....qvg.cache.codebooks import codebooks_text
 from ....qvg.cache.policy import Layout
 from ....qvg.positions.rope import pairs_apart
@@ -85,7 +85,7 @@ class CausalRun:
 
     def __init__(self, plan: CausalPlan, kept: KeptRun | None = None):
         self.plan, self.spec, self._kept = plan, plan.spec, kept
-        self.cache = KVCache(plan.spec, plan.settings.config, None if plan.as_core else plan.rope())
+        self.cache = plan.settings.cache(plan.spec, None if plan.as_core else plan.rope())
         self.blocks: list[_Block] = []
         self._pass = CausalPass(0, 0, False)
         self._next_layer, self._joined_bytes = 0, 0
@@ -205,6 +205,7 @@ class CausalRun:
             workspace_bytes=max(self.cache.workspace.nbytes, self._joined_bytes),
             given_frames=self.plan.given_frames,
             placement=self.cache.placement(),
+            study=self.plan.settings.study,
             remembers="memory was computed anew before every block, of 3 latent frames" if self.plan.recomputes else "",
         )
 
