@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
-from ..qvg.config import OFFLOADS, TRANSFORMS, require_bits
+from ..qvg.config import MERGE_KEYS, OFFLOADS, TRANSFORMS, require_bits
 from ..qvg.errors import ConfigError
 from ..qvg.study.registry import STUDY, study_method
 from ..qvg.study.shipped import SHIPPED
@@ -73,6 +73,8 @@ class QVGKVCache(Node):
         read: str = "auto",
         offload: str = _DEFAULT.offload,
         merge_padding: bool = False,
+        merge: float = _DEFAULT.merge,
+        merge_key: str = _DEFAULT.merge_key,
     ) -> io.NodeOutput:
         from .comfy.attach import with_cache
 
@@ -86,6 +88,8 @@ class QVGKVCache(Node):
             backend=backend,
             read=read,
             offload=offload,
+            merge=merge,
+            merge_key=merge_key,
         )
         return io.NodeOutput(with_cache(model, config, merge_padding, study_of(cache)))
 
@@ -94,9 +98,9 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     """What the widgets say. Raises ConfigError where they break a rule."""
     if cache["cache"] == "exact":
         base = PRESETS["exact"]
-        if advanced["window_frames"] is None:
-            # Nothing is encoded or forgotten, so the other widgets mean nothing; but frames cut into other pieces would round
-            # differently, and exact is to be what a bypassed node gives, bit for bit.
+        if advanced["window_frames"] is None and not advanced["merge"]:
+            # Nothing is encoded, merged or forgotten, so the other widgets mean nothing; but frames cut into other pieces would
+            # round differently, and exact is to be what a bypassed node gives, bit for bit.
             return base
     elif cache["cache"] == "preset":
         base = QVGConfig.preset(cache["preset"])
@@ -138,10 +142,12 @@ def _study_config(name: str, advanced: dict[str, Any]) -> QVGConfig:
     method = study_method(name)
     if method.plain:
         return method.coding.config().with_changes(**advanced)
-    if advanced["window_frames"] is not None:
-        raise ConfigError(
-            f"window_frames is {advanced['window_frames']}, but {name} decides itself what is forgotten; use 0, or another method"
-        )
+    for widget, unchanged in (("window_frames", None), ("merge", 0)):
+        value = advanced.get(widget, unchanged)
+        if value != unchanged:
+            raise ConfigError(
+                f"{widget} is {value}, but {name} decides itself what is forgotten and merged; use 0, or another method"
+            )
     return method.coding.config().with_changes(seed=advanced["seed"])
 
 
@@ -288,6 +294,22 @@ def _advanced_inputs() -> list[Any]:
             default=False,
             tooltip="Causal Wan: the empty tokens that fill the prompt up to 512 are all alike; read them once. The result is "
             "the same up to rounding. No effect with exact.",
+            **advanced,
+        ),
+        io.Float.Input(
+            "merge",
+            default=_DEFAULT.merge,
+            tooltip="Experimental. What looks like the token remembered at its place is counted, not stored: 0.99 is how alike "
+            "(cosine, 0.5 to 1). Memory stops growing where nothing new is seen. 0: off. Not with a window or several videos.",
+            **number(0.0, 1.0, 0.01),
+            **advanced,
+        ),
+        io.Combo.Input(
+            "merge_key",
+            options=list(MERGE_KEYS),
+            default=_DEFAULT.merge_key,
+            tooltip="What merged tokens are remembered as: their mean, the last one (as FAST-AR), or the first, which keeps a "
+            "place as it was. No effect with merge 0.",
             **advanced,
         ),
     ]
