@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def attend_coefficients(
-    q: Tensor, keys: TransformCodes, values: TransformCodes, rotation: CosSin | None
+    q: Tensor, keys: TransformCodes, values: TransformCodes, rotation: CosSin | None, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.direct_coefficients.attend_coefficients`: one part, [1, B, H, Sq, D] and [1, B, H, Sq], both float32."""
-    return attend_tiles(q, keys.num_tokens, partial(decoded, keys), partial(decoded, values), rotation)
+    return attend_tiles(q, keys.num_tokens, partial(decoded, keys), partial(decoded, values), rotation, bias)
 
 
 def decoded(kept: TransformCodes, heads: slice, tokens: slice) -> Tensor:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import lloyd_max
-from ..attention.triton_kernel import softmax_step, store_result
+from ..attention.triton_kernel import add_bias, softmax_step, store_result
 from ..coefficients.triton_kernel import load_levels
 from ..compile_case import CompileCase, strides
 from ..direct.triton_kernel import fenced, half_float, load_query_halves, needs_fence, rotate_halves, score_halves
@@ -180,7 +180,7 @@ def turn_back_sums(sums_low, sums_high, BASIS, SCALES, longest, HADAMARD: tl.con
 @triton.jit
 def attend_coefficients_kernel(
     Q, K_CODES, K_GAINS, K_IDS, K_CODEWORDS, K_CODEWORD_SCALES, K_BASIS, K_SCALES, K_SIZES,
-    V_CODES, V_GAINS, V_IDS, V_CODEWORDS, V_CODEWORD_SCALES, V_BASIS, V_SCALES, V_SIZES, LEVELS, COS, SIN, OUT, LSE,
+    V_CODES, V_GAINS, V_IDS, V_CODEWORDS, V_CODEWORD_SCALES, V_BASIS, V_SCALES, V_SIZES, LEVELS, COS, SIN, BIAS, OUT, LSE,
     q_row, q_token, k_strides, v_strides, heads, query_count, key_count, split_keys, scale,
     K_PLANES: tl.constexpr, V_PLANES: tl.constexpr, K_HADAMARD: tl.constexpr, V_HADAMARD: tl.constexpr,
     ROTATE: tl.constexpr, FENCE: tl.constexpr,
@@ -213,7 +213,7 @@ def attend_coefficients_kernel(
         )
         if ROTATE:
             low, high = rotate_halves(low, high, COS, SIN, tokens, live, half)
-        scores = score_halves(q_low, q_high, low, high, live, FENCE)
+        scores = add_bias(score_halves(q_low, q_high, low, high, live, FENCE), BIAS, tokens, live)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         weights = weights.to(tl.float16)
         gains = decode_e4m3(tl.load(V_GAINS + row * v_strides.gains_row + wide, mask=live, other=0))
@@ -287,7 +287,7 @@ def _sizes(planes: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
 
 
 def attend_coefficients(
-    q: Tensor, keys: TransformCodes, values: TransformCodes, rotation: CosSin | None
+    q: Tensor, keys: TransformCodes, values: TransformCodes, rotation: CosSin | None, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `attend_coefficients` of the package: a part per split, [P, B, H, Sq, D] and [P, B, H, Sq], both float32."""
     batch, heads, queries, channels = q.shape
@@ -304,7 +304,8 @@ def attend_coefficients(
     cos, sin = (rows.tensor, rows.tensor) if rotation is None else (part.contiguous() for part in rotation)
     with torch.cuda.device_of(out):
         attend_coefficients_kernel[(blocks, batch * heads, splits)](
-            rows.tensor, *k.pointers, *v.pointers, _levels(q.device), cos, sin, out, lse,
+            rows.tensor, *k.pointers, *v.pointers, _levels(q.device), cos, sin,
+            None if bias is None else bias.contiguous(), out, lse,
             rows.row, rows.token, k.strides, v.strides, heads, queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
             K_PLANES=k.planes, V_PLANES=v.planes, K_HADAMARD=keys.directions is None, V_HADAMARD=values.directions is None,
             ROTATE=rotation is not None, FENCE=needs_fence(q.device),
@@ -349,7 +350,7 @@ def compile_cases() -> list[CompileCase]:
         for ending, (kind, own) in kinds.items():
             block, tile = coefficient_tiles(queries, channels, kind)
             constants = {"K_PLANES": keys, "V_PLANES": values, "K_HADAMARD": fixed, "V_HADAMARD": fixed}
-            constants |= {"ROTATE": rotate, "DIM": channels}
+            constants |= {"ROTATE": rotate, "DIM": channels, "BIAS": None}
             constants |= {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "BLOCK_D": _BLOCK_D, "FENCE": kind.fed_from_registers}
             name = f"p{keys}{values}_d{channels}_q{queries}{'_hadamard' * fixed}{'_rotated' * rotate}{ending}"
             default, without = (keys, channels, rotate) == (3, 128, True), tuple(set(targets) - set(own))

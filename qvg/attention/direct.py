@@ -38,15 +38,15 @@ def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -
 
 def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: Attended, backend: str) -> bool:
     """Tokens start:stop of one stretch folded into `total`; False where no kernel reads them as they are kept."""
-    rotation = history.rotation(start, stop)
+    rotation, bias = history.rotation(start, stop), history.bias(start, stop)
     keys, values = (history.coefficients(which, start, stop) for which in (0, 1))
     if keys is not None and values is not None:
-        attend_coefficients(q, keys, values, rotation, backend, total)
+        attend_coefficients(q, keys, values, rotation, backend, total, bias)
         return True
     kept_keys, kept_values = (history.kept(which, start, stop) for which in (0, 1))
     if kept_keys is None or kept_values is None:
         return False
-    attend_codes(q, kept_keys, kept_values, rotation, backend, total)
+    attend_codes(q, kept_keys, kept_values, rotation, backend, total, bias)
     return True
 
 
@@ -76,6 +76,6 @@ def _attend_decoded(q: Tensor, history: History, start: int, stop: int, total: A
             tiles = torch.empty(2, q.shape[0], 1, last - first, q.shape[3], device=q.device)
             for which in (0, 1):
                 history.fill(which, first, last, one, tiles[which])
-            part = attention(q[:, one].float(), tiles[0], tiles[1], "torch")
+            part = attention(q[:, one].float(), tiles[0], tiles[1], "torch", history.bias(first, last))
             merge_attention(part.out[None], part.lse[None], into, "torch")
         total.out[:, one], total.lse[:, one] = into.out, into.lse

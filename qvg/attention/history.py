@@ -22,6 +22,8 @@ from ..positions.rope import Rotation
 PositionEncoding = Rotation | Projection
 # position_encodings(which, start, stop): what rotates or projects some tokens' keys (0) or values (1)
 PositionEncodings = Callable[[int, int, int], PositionEncoding | None]
+# log_counts(start, stop, device): what is added to the logits of some keys, float32 [stop - start]; None: nothing
+LogCounts = Callable[[int, int, torch.device], Tensor | None]
 # decode(span, tokens, heads, out, encoding): what comes out is encoded by position, if there is an encoding
 Decode = Callable[[Span, slice, slice, Tensor, PositionEncoding | None], None]
 
@@ -42,7 +44,8 @@ class History:
     `current` keys and values [B, H, Sc, D] are already encoded by position and count as the last stretch.
     `position_encodings(which, start, stop)` gives what encodes the keys (which = 0) or values (1) of the committed tokens
     start:stop; None means that they are used as they are. `projected` says that cameras' matrices do, and that values go through
-    them too. `hidden`: the number of a stretch, and how many of its first tokens nobody sees any more; they do not count.
+    them too. `log_counts(start, stop, device)`: the logarithms of how many tokens each key stands for. `hidden`: the number of a
+    stretch, and how many of its first tokens nobody sees any more; they do not count.
     """
 
     pairs: Sequence[Pair]
@@ -52,6 +55,7 @@ class History:
     projected: bool = False
     tokens_per_frame: int = 1
     hidden: tuple[int, int] = (0, 0)
+    log_counts: LogCounts | None = None
 
     @cached_property
     def counts(self) -> list[int]:
@@ -118,6 +122,10 @@ class History:
         """Angles of the committed keys among start:stop, for kernels that rotate them as they read them."""
         encoding = self.position_encoding(0, start, stop)
         return encoding if isinstance(encoding, Rotation) else None
+
+    def bias(self, start: int, stop: int) -> Tensor | None:
+        """What is added to the logits of keys start:stop, which may stand for several tokens each: float32."""
+        return None if self.log_counts is None else self.log_counts(start, stop, self.current[0].device)
 
     def kept(self, which: int, start: int, stop: int) -> Stored | None:
         """Tokens of one stretch as kernels read them in place, keys to be rotated by them; None where a codec only decodes, or

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attention.choice import Readings
 from ..attention.exact import History, Pair, attend
-from ..attention.history import Decode, PositionEncoding, PositionEncodings
+from ..attention.history import Decode, LogCounts, PositionEncoding, PositionEncodings
 from ..attention.workspace import Workspace
 from ..codec.base import RotatingCodec
 from ..codec.span import ExactSpan, Span
@@ -36,13 +36,15 @@ class Reader:
         encodings: PositionEncodings | None = None,
         projected: bool = False,
         hidden_frames: int = 0,
+        log_counts: LogCounts | None = None,
     ) -> Tensor:
         """Attention of q [B, H, S, D] over a layer's history and the current block. Queries and block are encoded by position
-        already, `encodings` does it for the history; `hidden_frames` behind its sink are not seen."""
+        already, `encodings` does it for the history; `hidden_frames` behind its sink are not seen; `log_counts` as in
+        `History`."""
         own = layers[layer]
         hidden = (len(own.state.sink), hidden_frames * self._tokens_per_frame)
         pairs = self._pairs(layers, layer, q.device)
-        history = History(pairs, current, _decoder(own), encodings, projected, self._tokens_per_frame, hidden)
+        history = History(pairs, current, _decoder(own), encodings, projected, self._tokens_per_frame, hidden, log_counts)
         return attend(q, history, self.workspace, self.readings.choose(q, projected), self._config.backend)
 
     def _pairs(self, layers: Sequence[LayerCache], layer: int, device: torch.device) -> list[Pair]:
@@ -52,7 +54,7 @@ class Reader:
             return state.history
         following = (layer + 1) % len(layers)
         spans = self._offloader.fetch(device, (layer, state.spans), (following, layers[following].state.spans))
-        return [*state.sink, *spans, *state.tail]
+        return [*state.sink, *spans, *state.unpacked]
 
 
 def _decoder(layer: LayerCache) -> Decode:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import CacheError, quoted
-from .rope import GridRope, Rotation
+from .rope import GridRope, Rotation, joined
 
 # Time, row and column of a frame's first token.
 Origin = tuple[float, float, float]
 Origins = Sequence[Sequence[float]] | Tensor
 # Of a position: float32 tells no tokens apart so far out.
 MOST_TOKENS = 10**9
+
+
+class PlacedRows(NamedTuple):
+    """Of a cache that merges: how many of its first frames are kept one by one, how many behind them became rows, and the time,
+    row and column of each of these, float32 [S, 3]."""
+
+    sink_frames: int
+    merged_frames: int
+    places: Tensor
 
 
 class FramePositions:
@@ -33,6 +43,7 @@ class FramePositions:
         self.committed: list[Origin] = []
         self._current: list[Origin] = []
         self._rotation: Rotation | None = None
+        self.rows: PlacedRows | None = None
 
     def place(self, origins: Origins) -> None:
         """Positions of the current block, one per frame."""
@@ -71,6 +82,23 @@ class FramePositions:
 
     def history_rotation(self, start: int, stop: int, device: torch.device) -> Rotation:
         """Angles of the committed tokens start:stop, made anew each time: those of a long history would outweigh its codes."""
+        assert self.rope is not None
+        if self.rows is None:
+            return self._of_frames(start, stop, device)
+        sink_frames, merged_frames, places = self.rows
+        first, last = sink_frames * self._tokens_per_frame, sink_frames * self._tokens_per_frame + len(places)
+        behind = merged_frames * self._tokens_per_frame - len(places)
+        parts = []
+        if start < first:
+            parts.append(self._of_frames(start, min(stop, first), device))
+        if max(start, first) < min(stop, last):
+            parts.append(self.rope.rotation_at(places[max(start, first) - first : min(stop, last) - first].to(device)))
+        if stop > last:
+            parts.append(self._of_frames(max(start, last) + behind, stop + behind, device))
+        return joined(parts)
+
+    def _of_frames(self, start: int, stop: int, device: torch.device) -> Rotation:
+        """Angles of tokens start:stop, all frames counted."""
         assert self.rope is not None
         per_frame = self._tokens_per_frame
         first, last = start // per_frame, -(-stop // per_frame)

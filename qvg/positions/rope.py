@@ -80,9 +80,26 @@ class GridRope:
         cos, sin = (self._spread([function(angle) for angle in angles], frames) for function in (torch.cos, torch.sin))
         return Rotation(cos, sin)
 
+    def rotation_at(self, positions: Tensor) -> Rotation:
+        """Positions [S, 3]: time, row and column of each token -> Rotation of S tokens, the same as `rotation` gives at them."""
+        angles = [
+            positions[:, axis, None].float() * torch.tensor(frequencies, device=positions.device)
+            for axis, frequencies in enumerate(self.axis_frequencies)
+        ]
+        angle = torch.cat(angles, 1)
+        return Rotation(angle.cos(), angle.sin())
+
     def _spread(self, axes: list[Tensor], frames: int) -> Tensor:
         grid = [axis.expand(frames, self.grid_rows, self.grid_cols, -1) for axis in axes]
         return torch.cat(grid, -1).flatten(0, 2)
+
+
+def joined(rotations: Sequence[Rotation]) -> Rotation:
+    """Rotations of tokens one behind another."""
+    if len(rotations) == 1:
+        return rotations[0]
+    cos, sin = (torch.cat(parts) for parts in zip(*rotations, strict=True))
+    return Rotation(cos, sin)
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:

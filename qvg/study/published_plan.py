@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from ..cache.spec import CacheSpec
 from ..codec.compared import make_core
@@ -127,6 +128,7 @@ def layers(method: StudyMethod, spec: CacheSpec, frames: int) -> Iterator[Partit
         yield found
 
 
+@cache
 def published_ratio(method: StudyMethod, spec: CacheSpec = STUDY_SPEC, frames: int = STUDY_FRAMES) -> float:
     """16 bits over what the authors count for a full cache, on their own shape unless told otherwise."""
     capacity = frames * spec.tokens_per_frame

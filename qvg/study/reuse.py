@@ -21,7 +21,7 @@ class ReusingDenoiser:
     def __init__(self, denoiser: Denoiser, threshold: float = 1.5, warm_up: int = 0):
         if not threshold > 0 or warm_up < 0:
             raise ConfigError(
-                f"threshold {threshold} and warm_up {warm_up} must be above 0 and at least 0; the study's are 1.5 and 0"
+                f"threshold {threshold} must be above 0 and warm_up {warm_up} at least 0; the study's are 1.5 and 0"
             )
         self.denoiser, self.threshold, self.warm_up = denoiser, threshold, warm_up
         self.device: torch.device = denoiser.device

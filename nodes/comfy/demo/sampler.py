@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, ConfigError, KVCache
 from ....qvg.cache.codebooks import codebooks_text
+from ....qvg.cache.merge_text import merge_text
 from ....qvg.sampling import Block, generate
 from ...records import RECORDS, RunRecord
 from ..attach import require_sampled_by
@@ -113,7 +114,7 @@ def sample_blocks(
     grid = (rope.grid_rows, rope.grid_cols)
     refuse_what_cannot_fit(guider.model_patcher, demo_shape(base_model), settings.config, spec, x.shape[2], grid)
     make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), guider.model_patcher)
-    cache = KVCache(spec, settings.config, rope)
+    cache = settings.cache(spec, rope)
     finished: list[Block] = []
     kept: KeptRun | None = None
     try:
@@ -198,8 +199,10 @@ def _record(
         seconds=tuple(block.seconds / block.latent.shape[2] for block in per_frame),
         components=cache.nbytes(),
         codebooks=codebooks_text(cache),
+        merged=merge_text(cache),
         workspace_bytes=cache.workspace.nbytes,
         given_frames=given * spec.chunk_frames,
         read=tuple(cache.explain()),
         placement=cache.placement(),
+        study=settings.study,
     )
