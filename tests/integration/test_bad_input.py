@@ -128,7 +128,7 @@ def test_a_prompt_of_before_the_advanced_inputs_gets_their_defaults(client: Clie
     ("name", "value", "allowed"),
     [
         ("cache.preset", "qvg-ultra", "'qvg', 'qvg-pro'"),
-        ("cache", "magic", "choose one of preset, custom, exact, klt, kivi, quarot, rtn"),
+        ("cache", "magic", "choose one of preset, custom, exact, klt, kivi, quarot, rtn, study"),
         ("backend", "cuda", "'auto', 'torch', 'triton'"),
         ("read", "sideways", "'auto'"),
     ],
