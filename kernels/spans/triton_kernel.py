@@ -84,16 +84,16 @@ def _store_halves(
 
 
 # Numbers that change from tile to tile: a kernel of its own for each kind of them would be compiled in the midst of a video.
-_CHANGING = ("count", "first_span", "blocks", "side", "start", "tokens", "tile_heads", "first_head")
+_CHANGING = ("count", "blocks", "side", "start", "tokens", "tile_heads", "first_head")
 _CHANGING_COPIES = (
-    "count", "first_stretch", "stretches", "blocks", "side", "start", "tokens", "tile_heads", "first_head", "current_first",
+    "count", "stretches", "blocks", "side", "start", "tokens", "tile_heads", "first_head", "current_first",
     "current_tokens",
 )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_CHANGING)
 def _decode_spans(
-    ROWS, LEVELS, COS, SIN, KEYS, VALUES, count, first_span, blocks, side, start, tokens, heads, tile_heads, first_head, grid,
+    ROWS, LEVELS, COS, SIN, KEYS, VALUES, count, blocks, side, start, tokens, heads, tile_heads, first_head, grid,
     out_batch, out_head, out_token,
     PLANES: tl.constexpr, ROTATE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +103,7 @@ def _decode_spans(
     """
     HALF: tl.constexpr = CHANNELS // 2
     which = side + tl.program_id(2)
-    ROW = ROWS + (which * count + first_span + tl.program_id(0) // blocks) * _SPAN_FIELDS
+    ROW = ROWS + (which * count + tl.program_id(0) // blocks) * _SPAN_FIELDS
     span_tokens, first, skip = tl.load(ROW + _TOKENS), tl.load(ROW + _FIRST) - start, tl.load(ROW + _SKIP)
     token = (tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
     live = (token >= skip) & (token < span_tokens) & (first + token >= 0) & (first + token < tokens)
@@ -167,7 +167,7 @@ def _load_halves(X, batch, head, token, live, x_batch, x_head, x_token, HALF: tl
 
 @triton.jit(do_not_specialize=_CHANGING_COPIES)
 def _copy_stretches(
-    ROWS, KIND, CURRENT_KEYS, CURRENT_VALUES, COS, SIN, KEYS, VALUES, count, first_stretch, stretches, blocks,
+    ROWS, KIND, CURRENT_KEYS, CURRENT_VALUES, COS, SIN, KEYS, VALUES, count, stretches, blocks,
     side, start, tokens, tile_heads, first_head, current_first, current_tokens, current_keys, current_values, grid,
     out_batch, out_head, out_token,
     ROTATE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -181,7 +181,7 @@ def _copy_stretches(
     head = first_head + tile_head
     low, high = tl.zeros((BLOCK_S, HALF), tl.float32), tl.zeros((BLOCK_S, HALF), tl.float32)
     if number < stretches:
-        ROW = ROWS + (which * count + first_stretch + number) * _STRETCH_FIELDS
+        ROW = ROWS + (which * count + number) * _STRETCH_FIELDS
         place = tl.load(ROW + 5) - start + token
         live = (token >= tl.load(ROW + 6)) & (token < tl.load(ROW + 4)) & (place >= 0) & (place < tokens)
         X = tl.load(ROW).to(tl.pointer_type(KIND.dtype.element_ty))
@@ -218,7 +218,7 @@ def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, angles:
     cos, sin, grid = _turns(angles, out)
     with torch.cuda.device_of(out):
         _decode_spans[((spans[1] - spans[0]) * blocks, batch * tile_heads, sides)](
-            table.rows, _levels(out.device), cos, sin, keys, values, len(table.keys), spans[0], blocks, side,
+            table.rows[:, slice(*spans)], _levels(out.device), cos, sin, keys, values, len(table.keys), blocks, side,
             tiles.start, tokens, span.codes.shape[1], tile_heads, tiles.first_head, grid, *out.stride()[:3],
             PLANES=max(table.planes), ROTATE=angles is not None, CHANNELS=channels, num_stages=1, **options,
         )  # fmt: skip
@@ -241,10 +241,10 @@ def copy_stretches(
     blocks = triton.cdiv(max(current_tokens, table.longest if count else 0), _COPIED_TOKENS)
     keys, values, side, sides = _sides(tiles)
     cos, sin, grid = _turns(angles, out)
-    rows, kind = (table.rows, table.keys[0]) if count else (_nothing(out.device), out)
+    rows, kind = (table.rows[:, slice(*stretches)], table.keys[stretches[0]]) if count else (_nothing(out.device), out)
     with torch.cuda.device_of(out):
         _copy_stretches[((count + (current is not None)) * blocks, batch * tile_heads, sides)](
-            rows, kind, current_keys, current_values, cos, sin, keys, values, len(table.keys), stretches[0], count, blocks,
+            rows, kind, current_keys, current_values, cos, sin, keys, values, len(table.keys), count, blocks,
             side, tiles.start, tokens, tile_heads, tiles.first_head, first, current_tokens,
             OutStrides(*current_keys.stride()[:3]), OutStrides(*current_values.stride()[:3]), grid, *out.stride()[:3],
             ROTATE=angles is not None, CHANNELS=channels, BLOCK_S=_COPIED_TOKENS, num_warps=_WARPS,
@@ -285,3 +285,29 @@ def _decoding_tiles(channels: int, rdna: bool) -> dict[str, int]:
     """Tokens of one program, whose sums of both halves stay in registers, and directions that are multiplied at a time."""
     block = min(64, 4096 // channels * 2)
     return {"BLOCK_S": block, "BLOCK_D": 32 if rdna else 64, "num_warps": 8 if rdna else _WARPS}
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    grid, tile = Grid(*("i32",) * len(Grid._fields)), OutStrides(*("i32",) * len(OutStrides._fields))
+    wide = strides(out="batch head token")
+    common = {"ROWS": "*i64", "COS": "*fp32", "SIN": "*fp32", "KEYS": "*bf16", "VALUES": "*bf16", "grid": grid}
+    cases = []
+    for channels, planes, rotated in ((128, 4, True), (128, 6, True), (128, 4, False), (64, 4, True), (256, 4, True)):
+        for rdna in (False, True):
+            types = {**common, "LEVELS": "*fp32", **dict.fromkeys((*_CHANGING, "heads", *wide), "i32")}
+            tiles = _decoding_tiles(channels, rdna)
+            warps = tiles.pop("num_warps")
+            constants = {"PLANES": planes, "ROTATE": rotated, "CHANNELS": channels, **tiles}
+            name = f"decode_p{planes}_d{channels}{'_rotated' * rotated}{'_rdna' * rdna}"
+            default, without = (channels, planes, rotated, rdna) == (128, 4, True, False), OTHER_TARGETS if rdna else RDNA_TARGETS
+            cases.append(CompileCase(name, _decode_spans, types, constants, wide, warps, 1, True, default, without))
+        types = {**common, "KIND": "*bf16", "CURRENT_KEYS": "*bf16", "CURRENT_VALUES": "*bf16", "current_keys": tile}
+        types |= {"current_values": tile, **dict.fromkeys((*_CHANGING_COPIES, *wide), "i32")}
+        constants = {"ROTATE": rotated, "CHANNELS": channels, "BLOCK_S": _COPIED_TOKENS}
+        if planes == 4:
+            name = f"copy_d{channels}{'_rotated' * rotated}"
+            default = (channels, rotated) == (128, True)
+            multiples = (*wide, "current_keys", "current_values")
+            cases.append(CompileCase(name, _copy_stretches, types, constants, multiples, _WARPS, default=default))
+    return cases

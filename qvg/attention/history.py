@@ -68,6 +68,11 @@ class History:
         """Tokens in all."""
         return self.plan.num_tokens + self.current[0].shape[2]
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether angles of every token are made, for what is decoded one by one."""
+        return bool(self.plan.others)
+
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
         """Cut all tokens into tiles of at most `most`. What is decoded stretch by stretch gets tiles of its own where it is of
         some size, straight into contiguous memory; all else is cut into equal parts."""
