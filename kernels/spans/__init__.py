@@ -1,7 +1,8 @@
 """Many stretches of a memory in one launch: those kept as transform coefficients, and those kept as they are.
 
-A launch costs a GPU's host more than a span of a few thousand tokens costs the GPU. So a table says once where every span and its
-codebook lie, as addresses, and a kernel finds its span in it. Nothing else is made of a codebook: kernels read its eight-bit rows.
+A launch costs a GPU's host more than a span of a few thousand tokens costs the GPU. So a table says once where every span and
+its codebook lie, as addresses, and a kernel finds its span in it. Nothing else is made of a codebook: kernels read its eight-bit
+rows.
 """
 
 from __future__ import annotations

@@ -73,9 +73,7 @@ def _whole_numbers(x):
 
 
 @triton.jit
-def _store_halves(
-    OUT, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF: tl.constexpr
-):
+def _store_halves(OUT, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF: tl.constexpr):
     """Both halves of the channels of some tokens into a tile."""
     column = tl.arange(0, HALF)
     at = OUT + batch * out_batch + head * out_head + place.to(tl.int64)[:, None] * out_token + column[None, :]
@@ -200,9 +198,10 @@ def _copy_stretches(
     place = place.to(tl.int32)
     if which == 0:
         if ROTATE:
-            if number < stretches:
-                cos, sin = load_angles(COS, SIN, place, live, grid, HALF)
-                low, high = low * cos - high * sin, high * cos + low * sin
+            turned = live & (number < stretches)  # the current block's keys are
+            cos, sin = load_angles(COS, SIN, place, turned, grid, HALF)
+            cos = tl.where(turned[:, None], cos, 1.0)
+            low, high = low * cos - high * sin, high * cos + low * sin
         _store_halves(KEYS, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
     else:
         _store_halves(VALUES, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
@@ -259,7 +258,12 @@ def _sides(tiles: Tiles) -> tuple[Tensor, Tensor, int, int]:
     if tiles.either.stride(-1) != 1:
         raise ValueError("a tile is written in place: its channels must be dense")
     first = tiles.either
-    return first if keys is None else keys, first if values is None else values, int(keys is None), 2 - (keys is None or values is None)
+    return (
+        first if keys is None else keys,
+        first if values is None else values,
+        int(keys is None),
+        2 - (keys is None or values is None),
+    )
 
 
 def _turns(angles: Angles | None, out: Tensor) -> tuple[Tensor, Tensor, Grid]:

@@ -147,8 +147,7 @@ def plan_tiling(
     is_spread: bool = True,
 ) -> Tiling:
     """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. `is_spread`: every token's angles are
-    made, because a kernel that finds them by their axes does not read all that there is. Raises ConfigError if not even 16 keys of
-    one head fit."""
+    made, because something is read that needs them so. Raises ConfigError if not even 16 keys of one head fit."""
     size = _Sizes(q, 0 if op is None else op.score_copies, is_spread or triton_refusal("spans", q.device) is not None)
     if on_gpu(q.device):
         tiling = _fullest_machine(q, key_tokens, workspace_bytes, size)

@@ -22,7 +22,7 @@ from .plan import DecodePlan
 
 # What tokens go through on their way into attention.
 PositionEncoding = Rotation | Projection
-# position_encodings(which, start, stop): what rotates or projects some tokens' keys (0) or values (1); angles as kernels take them
+# position_encodings(which, start, stop): what rotates or projects some keys (0) or values (1)
 PositionEncodings = Callable[[int, int, int], Angles | PositionEncoding | None]
 # decode(span, tokens, heads, out, encoding): what comes out is encoded by position, if there is an encoding
 Decode = Callable[[Span, slice, slice, Tensor, PositionEncoding | None], None]
