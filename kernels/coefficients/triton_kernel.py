@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import lloyd_max
 from ..bitplanes import packed_width
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
 from .reference import MOST_OF_LEAST_SQUARES, TOO_MUCH
@@ -266,9 +266,8 @@ def compile_cases() -> list[CompileCase]:
             types |= dict.fromkeys(("heads", "tokens", "bytes", *multiples), "i32")
             constants = {"y_channel": 1, "weights_channel": 1, "MOST": MOST_OF_LEAST_SQUARES, "TOO_MUCH": TOO_MUCH}
             constants |= {"PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
-            cases.append(
-                CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _ENCODING_WARPS, default=default)
-            )
+            full, held = f"quantize_{name}", Tile(_block(channels) * channels)
+            cases.append(CompileCase(full, _quantize, types, constants, multiples, _ENCODING_WARPS, default=default, tile=held))
             for rotated, rdna in itertools.product((False, True), (False, True)):
                 types = {"CODES": "*u8", "GAINS": "*u8", "IDS": "*u8", "CODEWORDS": "*fp32", "MATRIX": "*fp16", "UNITS": "*fp32"}
                 types |= tables | {"OUT": "*bf16"} | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
@@ -281,6 +280,6 @@ def compile_cases() -> list[CompileCase]:
                 constants |= {} if rotated else {"COS": None, "SIN": None}
                 full = f"reconstruct_{name}{'_rotated' * rotated}{'_rdna' * rdna}"
                 without = OTHER_TARGETS if rdna else RDNA_TARGETS
-                common = default and not rdna
-                cases.append(CompileCase(full, _reconstruct, types, constants, multiples, warps, 1, True, common, without))
+                common, held = default and not rdna, Tile(tiles["BLOCK_S"] * channels, turns=channels // tiles["BLOCK_D"])
+                cases.append(CompileCase(full, _reconstruct, types, constants, multiples, warps, 1, True, common, without, held))
     return cases

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..direct.triton_kernel import STRIDE_TYPES, Operand, decode_channels, decode_halves, half_float, operand_types
 from ..launch import dense_rows, row_stride
 from ..tiles.triton_kernel import encode_e4m3
@@ -131,14 +131,13 @@ def compile_cases() -> list[CompileCase]:
         kept = {"K": "*bf16"} if bits == 16 else {}
         others = {**dict.fromkeys(("COMMON", "COS", "SIN", "OUT_SCALES"), "*fp32"), "OUT": "*i8", **integers}
         types = {**operand_types("K"), **kept, **others}
-        cases.append(
-            CompileCase(f"keys_{name}", transcode_keys_kernel, types, {**options, "ROTATE": True}, wide, default=default)
-        )
+        constants, held = {**options, "ROTATE": True}, Tile(_TILE_TOKENS * 128)
+        cases.append(CompileCase(f"keys_{name}", transcode_keys_kernel, types, constants, wide, default=default, tile=held))
         for eight in (True, False):
             wide = ("v_strides", *strides(out="row outer"))
             integers = dict.fromkeys((*wide, "v_clusters", "value_count"), "i32") | {"v_strides": STRIDE_TYPES}
             kept, out = {"V": "*bf16"} if bits == 16 else {}, "*u8" if eight else "*fp16"
             types = {**operand_types("V"), **kept, "CHANNEL_SCALES": "*fp32", "OUT": out, **integers}
             constants, case_name = {**options, "EIGHT": eight}, f"values{8 if eight else 16}_{name}"
-            cases.append(CompileCase(case_name, transcode_values_kernel, types, constants, wide, default=default))
+            cases.append(CompileCase(case_name, transcode_values_kernel, types, constants, wide, default=default, tile=held))
     return cases
