@@ -22,16 +22,14 @@ from torch import Tensor
 from ...kernels.attention import merge_attention, nothing_seen
 from ...kernels.attention.library import AttentionOp, choose_attention, eight_bit_package
 from ...kernels.dispatch import triton_refusal
-from ...kernels.launch import processors
+from ...kernels.launch import on_gpu, processors
 from ..errors import ConfigError
 from .choice import Reading
 from .direct import attend_direct
 from .fast import attend_fast
-from .history import Decode, History, Pair
+from .history import History
 from .prefetch import prefetched, slots
 from .workspace import Workspace
-
-__all__ = ["Decode", "History", "Pair", "Tiling", "attend", "plan_tiling"]
 
 # Below this a CPU merges too often, above it tiles leave its cache: 151 frames of the demo world, one thread, took 16.1 ms of
 # processor time per layer with 6 MiB, 12.6 with 12, 11.1 with 24, 11.4 with 48 (exact cache, 2026-11-20).
@@ -70,7 +68,7 @@ def attend_exact(
     q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str, op: AttentionOp | None = None
 ) -> Tensor:
     """See the module docstring. `op` is used instead of the best one."""
-    dtype = q.dtype if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
+    dtype = q.dtype if on_gpu(q.device) and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
     work = q.to(dtype)
     # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
     work = work if work.stride(-1) == 1 else work.contiguous()
@@ -83,16 +81,7 @@ def attend_exact(
     reading.note(op.name, f"{tiling.heads} heads x {tiling.tokens} keys at a time")
 
     def make(index: int, slot: int) -> tuple[Tensor, Tensor]:
-        group, (start, stop) = groups[index // len(tiles)], tiles[index % len(tiles)]
-        made = []
-        for which, name in enumerate(("keys", "values")):
-            tile = history.as_it_is(which, start, stop, group, dtype)
-            if tile is None:
-                shape = (q.shape[0], group.stop - group.start, stop - start, q.shape[3])
-                tile = workspace.take(f"{name} {slot}", shape, dtype, q.device)
-                history.fill(which, start, stop, group, tile)
-            made.append(tile)
-        return made[0], made[1]
+        return _tile(history, tiles[index % len(tiles)], groups[index // len(tiles)], work, workspace, slot)
 
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     made = prefetched(make, len(groups) * len(tiles), q.device)
@@ -110,6 +99,22 @@ def attend_exact(
     return out
 
 
+def _tile(
+    history: History, tokens: tuple[int, int], heads: slice, like: Tensor, workspace: Workspace, slot: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of some tokens and heads, where they are kept or decoded into the workspace."""
+    shape = (like.shape[0], heads.stop - heads.start, tokens[1] - tokens[0], like.shape[3])
+    made: list[Tensor | None] = []
+    kept = [history.as_it_is(which, *tokens, heads, like.dtype) for which in (0, 1)]
+    for name, tile in zip(("keys", "values"), kept, strict=True):
+        made.append(workspace.take(f"{name} {slot}", shape, like.dtype, like.device) if tile is None else None)
+    if any(tile is not None for tile in made):
+        history.fill_both(*tokens, heads, *made)
+    keys, values = (tile if there is None else there for tile, there in zip(made, kept, strict=True))
+    assert keys is not None and values is not None
+    return keys, values
+
+
 def tile_limit(device_type: str, workspace_bytes: int) -> int:
     """Bytes that are taken at most on such a device, as far as one tile fits in them."""
     return min(workspace_bytes, _CPU_TILE_BYTES) if device_type == "cpu" else workspace_bytes
@@ -121,7 +126,7 @@ def plan_tiling(
     """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. Raises ConfigError if not even 16 keys
     of one head fit."""
     scores = 0 if op is None else op.score_copies
-    if q.device.type == "cuda":
+    if on_gpu(q.device):
         tiling = _fullest_machine(q, key_tokens, workspace_bytes, scores)
     else:
         tiling = _largest_tile(q, key_tokens, tile_limit(q.device.type, workspace_bytes), workspace_bytes, scores)

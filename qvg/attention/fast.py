@@ -13,7 +13,7 @@ from ...kernels.attention import merge_attention, nothing_seen
 from ...kernels.attention8 import attention8
 from ...kernels.direct.reference import TILE_TOKENS
 from ...kernels.dispatch import triton_refusal
-from ...kernels.launch import has_float8
+from ...kernels.launch import has_float8, on_gpu
 from ...kernels.transcode import Keys8, Values8, transcode_keys, transcode_values, value_bounds
 from ..errors import ConfigError
 from .choice import Reading
@@ -54,7 +54,7 @@ def _tile_tokens(q: Tensor, key_tokens: int, limit: int, eight: bool) -> int:
     rows = batch * heads
     fixed = rows * queries * (3 * 4 * channels + 64) + rows * _DECODE_TOKENS * 6 * 4 * channels
     per_token = rows * (channels * (2 if eight else 3) + 4) * slots(q.device) + 4 * 4 * channels
-    if q.device.type != "cuda":
+    if not on_gpu(q.device):
         fixed += batch * TILE_TOKENS * 4 * (4 * channels + 4 * queries)  # torch's tiles of one head, and their logits
     tokens = (limit - fixed) // per_token
     if tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
