@@ -221,7 +221,9 @@ class TransformSpan:
     def kept(self) -> TransformCodes:
         """The same as kernels read it."""
         book = self.codebook
-        return TransformCodes(self.codes, self.gains, self.ids, book.codewords, book.basis.rows, book.basis.scales, book.basis.planes)
+        return TransformCodes(
+            self.codes, self.gains, self.ids, book.codewords, book.basis.rows, book.basis.scales, book.basis.planes
+        )
 
     def with_codewords(self, codewords: Rows8) -> TransformSpan:
         """The same tokens with codewords that have grown."""
