@@ -30,7 +30,7 @@ class Grid(NamedTuple):
 
 
 class Angles(NamedTuple):
-    """The turns of `tokens` consecutive tokens of frames that are grids, axis by axis.
+    """The turns of `num_tokens` consecutive tokens of frames that are grids, axis by axis.
 
     cos and sin float32 [F, time + rows * row + cols * col]: what all tokens of a frame share, then what each row's share, then
     what each column's share. For a video of 1,560 tokens a frame that is an 80th of what `spread` makes of it.
@@ -42,7 +42,7 @@ class Angles(NamedTuple):
     cols: int
     pairs: tuple[int, int, int]
     first: int
-    count: int
+    num_tokens: int
 
     @property
     def grid(self) -> Grid:
@@ -56,11 +56,11 @@ class Angles(NamedTuple):
 
     def tokens(self, start: int, stop: int) -> Angles:
         """A view of tokens start:stop, as far as there are any."""
-        stop = min(stop, self.count)
+        stop = min(stop, self.num_tokens)
         low, per_frame = self.first + start, self.rows * self.cols
         frames = slice(low // per_frame, -(-(self.first + stop) // per_frame))
         cos, sin = self.cos[frames], self.sin[frames]
-        return self._replace(cos=cos, sin=sin, first=low % per_frame, count=max(0, stop - start))
+        return self._replace(cos=cos, sin=sin, first=low % per_frame, num_tokens=max(0, stop - start))
 
     def spread(self) -> CosSin:
         """Of every token: each [S, D/2]."""
@@ -76,7 +76,7 @@ class Angles(NamedTuple):
             parts[2].unflatten(1, (self.cols, col))[:, None] if col else parts[2][:, None, None],
         )
         whole = torch.cat([part.expand(shape) for part in by_axis], -1).flatten(0, 2)
-        return whole[self.first : self.first + self.count]
+        return whole[self.first : self.first + self.num_tokens]
 
 
 def check_rotation(rotation: CosSin | None, out: Tensor) -> None:

@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     at: int
 
     @property
-    def count(self) -> int:
+    def num_tokens(self) -> int:
         """How many."""
         return int(self.tokens.stop - self.tokens.start)
 
@@ -42,7 +42,7 @@ def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, turns: 
     for side, tile, own in ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns))):
         for some in [] if tile is None else _together(side, pieces):
             assert tile is not None
-            start, count = some[0].at, sum(piece.count for piece in some)
+            start, count = some[0].at, sum(piece.num_tokens for piece in some)
             parts = [_cut(side[piece.number], tiles.first_head, tile.shape[1], piece.tokens) for piece in some]
             decode_codes(parts, tile[:, :, start : start + count], None if own is None else own.tokens(start, start + count))
 
@@ -61,13 +61,13 @@ def copy_stretches(
             continue
         heads = slice(tiles.first_head, tiles.first_head + tile.shape[1])
         for some in _runs(pieces):
-            start, count = some[0].at, sum(piece.count for piece in some)
+            start, count = some[0].at, sum(piece.num_tokens for piece in some)
             out = tile[:, :, start : start + count]
             _gather([side[piece.number][:, heads, piece.tokens] for piece in some], out)
             if own is not None:
                 _turn(out, own.tokens(start, start + count))
         if current is not None:
-            x, at = current[int(side is table.values)][:, heads], current[2] - tiles.start
+            x, at = (current[0] if side is table.keys else current[1])[:, heads], current[2] - tiles.start
             low, high = max(0, -at), min(x.shape[2], tile.shape[2] - at)
             if low < high:
                 tile[:, :, at + low : at + high].copy_(x[:, :, low:high])
@@ -113,7 +113,7 @@ def _runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """Pieces that lie behind one another in the tile."""
     runs: list[list[Piece]] = []
     for piece in pieces:
-        if runs and runs[-1][-1].at + runs[-1][-1].count == piece.at:
+        if runs and runs[-1][-1].at + runs[-1][-1].num_tokens == piece.at:
             runs[-1].append(piece)
         else:
             runs.append([piece])
@@ -126,7 +126,7 @@ def _together(side: Sequence[TransformCodes], pieces: Sequence[Piece]) -> Iterat
         some: list[Piece] = []
         for piece in run:
             same = some and side[piece.number].shares_codebook(side[some[0].number])
-            if some and not (same and sum(one.count for one in some) + piece.count <= _STEP_TOKENS):
+            if some and not (same and sum(one.num_tokens for one in some) + piece.num_tokens <= _STEP_TOKENS):
                 yield some
                 some = []
             some.append(piece)
@@ -165,8 +165,9 @@ def _turn(x: Tensor, turns: Turns) -> None:
         return
     rotation = turns.spread()
     for start in range(0, x.shape[2], _STEP_TOKENS):
-        part = x[:, :, start : start + _STEP_TOKENS]
-        turned = rotate_in_place(part.float(), tuple(angle[start : start + _STEP_TOKENS] for angle in rotation))
+        some = slice(start, start + _STEP_TOKENS)
+        part = x[:, :, some]
+        turned = rotate_in_place(part.float(), (rotation[0][some], rotation[1][some]))
         if turned.data_ptr() != part.data_ptr():
             part.copy_(turned)
 

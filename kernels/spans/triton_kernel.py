@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import lloyd_max
 from ..coefficients.triton_kernel import load_levels
-from ..launch import gpu_kind
+from ..compile_case import CompileCase, Tile, strides
+from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..projective import Projection
 from ..rotary import Grid
 from ..tiles.triton_kernel import decode_e4m3, project_halves
@@ -364,3 +365,35 @@ def decoding_tiles(channels: int, rdna: bool) -> dict[str, int]:
     """Tokens of one program, whose sums of both halves stay in registers, and directions that are multiplied at a time."""
     block = min(64, 4096 // channels * 2)
     return {"BLOCK_S": block, "BLOCK_D": 32 if rdna else 64, "num_warps": 8 if rdna else _WARPS}
+
+
+def compile_cases() -> list[CompileCase]:
+    """For `tools/compile_gate.py`."""
+    grid, tile = Grid(*("i32",) * len(Grid._fields)), OutStrides(*("i32",) * len(OutStrides._fields))
+    wide = strides(out="batch head token")
+    common = {"ROWS": "*i64", "COS": "*fp32", "SIN": "*fp32", "KEYS": "*bf16", "VALUES": "*bf16", "grid": grid}
+    cases = []
+    endings = ("", "_rotated", "_projected", "_projected_apart")
+    for channels, planes, turns in ((128, 4, 1), (128, 6, 1), (128, 4, 0), (128, 4, 3), (64, 4, 1), (256, 4, 1)):
+        for rdna in (False, True):
+            types = {**common, "LEVELS": "*fp32", **dict.fromkeys((*_CHANGING, "heads", *wide), "i32")}
+            tiles = decoding_tiles(channels, rdna)
+            warps = tiles.pop("num_warps")
+            constants = {"PLANES": planes, "TURNS": turns, "CHANNELS": channels, **tiles}
+            name = f"decode_p{planes}_d{channels}{endings[turns]}{'_rdna' * rdna}"
+            default, without = (
+                (channels, planes, rdna) == (128, 4, False) and turns in (1, 3),
+                OTHER_TARGETS if rdna else RDNA_TARGETS,
+            )
+            held = Tile(tiles["BLOCK_S"] * channels, turns=channels // tiles["BLOCK_D"])
+            cases.append(CompileCase(name, _decode_spans, types, constants, wide, warps, 1, True, default, without, held))
+        types = {**common, "KIND": "*bf16", "CURRENT_KEYS": "*bf16", "CURRENT_VALUES": "*bf16", "current_keys": tile}
+        types |= {"current_values": tile, **dict.fromkeys((*_CHANGING_COPIES, *wide), "i32")}
+        constants = {"TURNS": turns, "CHANNELS": channels, "BLOCK_S": _COPIED_TOKENS}
+        if planes == 4:
+            name = f"copy_d{channels}{endings[turns]}"
+            default, held = channels == 128 and turns in (1, 3), Tile(_COPIED_TOKENS * channels)
+            multiples = (*wide, "current_keys", "current_values")
+            case = CompileCase(name, _copy_stretches, types, constants, multiples, _WARPS, default=default, tile=held)
+            cases.append(case)
+    return cases

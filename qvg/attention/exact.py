@@ -41,6 +41,24 @@ _BLOCK_QUERIES = 128
 _FLOP_PER_BYTE = 200
 
 
+class _Sizes:
+    """What tiles take. `scores`: times that an op holds all logits."""
+
+    def __init__(self, q: Tensor, scores: int, is_spread: bool):
+        batch, _, queries, channels = q.shape
+        self._batch = batch
+        self._fixed = queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
+        # torch decodes into float32 temporaries; rotating takes half a tile of them. Triton decodes into the tile.
+        decoder = 0 if triton_refusal("spans", q.device) is None else 4 * 4 * channels
+        self._per_token = 2 * q.element_size() * channels * slots(q.device) + decoder + scores * 4 * queries
+        self._angles = 4 * 4 * channels if is_spread else 0
+
+    def tokens(self, heads: int, limit: int) -> int:
+        """Keys whose tiles and temporaries stay below `limit` bytes for so many heads."""
+        rows = self._batch * heads
+        return max(0, (limit - rows * self._fixed) // (rows * self._per_token + self._angles or 1))
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How many heads and how many keys are decoded at a time."""
@@ -73,7 +91,7 @@ def attend_exact(
     # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
     work = work if work.stride(-1) == 1 else work.contiguous()
     forced, op = op, op or choose_attention(work, True, backend)
-    tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op)
+    tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op, history.is_spread)
     tiles = list(history.tiles(tiling.tokens))
     groups = [slice(first, min(first + tiling.heads, q.shape[1])) for first in range(0, q.shape[1], tiling.heads)]
     if len(tiles) == 1 and forced is None:
@@ -121,15 +139,20 @@ def tile_limit(device_type: str, workspace_bytes: int) -> int:
 
 
 def plan_tiling(
-    q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1, op: AttentionOp | None = None
+    q: Tensor,
+    key_tokens: int,
+    workspace_bytes: int,
+    tokens_per_frame: int = 1,
+    op: AttentionOp | None = None,
+    is_spread: bool = True,
 ) -> Tiling:
-    """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. Raises ConfigError if not even 16 keys
-    of one head fit."""
-    scores = 0 if op is None else op.score_copies
+    """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. `is_spread`: every token's angles are
+    made, because something is read that needs them so. Raises ConfigError if not even 16 keys of one head fit."""
+    size = _Sizes(q, 0 if op is None else op.score_copies, is_spread or triton_refusal("spans", q.device) is not None)
     if on_gpu(q.device):
-        tiling = _fullest_machine(q, key_tokens, workspace_bytes, scores)
+        tiling = _fullest_machine(q, key_tokens, workspace_bytes, size)
     else:
-        tiling = _largest_tile(q, key_tokens, tile_limit(q.device.type, workspace_bytes), workspace_bytes, scores)
+        tiling = _largest_tile(q, key_tokens, tile_limit(q.device.type, workspace_bytes), workspace_bytes, size)
     if tiling.tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
         raise ConfigError(
             f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "
@@ -141,26 +164,26 @@ def plan_tiling(
     return Tiling(tiling.heads, max(1, min(tokens, key_tokens)))
 
 
-def _largest_tile(q: Tensor, key_tokens: int, limit: int, workspace_bytes: int, scores: int) -> Tiling:
+def _largest_tile(q: Tensor, key_tokens: int, limit: int, workspace_bytes: int, size: _Sizes) -> Tiling:
     """As many heads as leave room for a thousand keys."""
     group = q.shape[1]
     while True:
-        tokens = _tile_tokens(q, group, limit, scores)
+        tokens = size.tokens(group, limit)
         if tokens >= min(key_tokens, 1024) or group == 1:
             break
         group = -(-group // 2)
     if tokens < _SMALLEST_TILE_TOKENS:
-        tokens = _tile_tokens(q, 1, workspace_bytes, scores)
+        tokens = size.tokens(1, workspace_bytes)
     return Tiling(group, tokens)
 
 
-def _fullest_machine(q: Tensor, key_tokens: int, limit: int, scores: int) -> Tiling:
+def _fullest_machine(q: Tensor, key_tokens: int, limit: int, size: _Sizes) -> Tiling:
     """A few heads over all keys, or all heads over a stretch of them, whichever keeps the multiprocessors busier.
 
     Counted in waves of programs times keys. Several stretches cost a merge each: partial results are read and written.
     """
     batch, heads, queries, channels = q.shape
-    sizes, at_once = [_tile_tokens(q, group, limit, scores) for group in range(heads + 1)], processors(q.device)
+    sizes, at_once = [size.tokens(group, limit) for group in range(heads + 1)], processors(q.device)
     blocks = batch * -(-queries // _BLOCK_QUERIES)
 
     def cost(group: int) -> float:
@@ -172,14 +195,3 @@ def _fullest_machine(q: Tensor, key_tokens: int, limit: int, scores: int) -> Til
     fitting = [group for group in range(1, heads + 1) if sizes[group] >= min(_SMALLEST_TILE_TOKENS, key_tokens)] or [1]
     best = min(fitting, key=lambda group: (cost(group), -group))
     return Tiling(best, sizes[best])
-
-
-def _tile_tokens(q: Tensor, heads: int, limit: int, scores: int) -> int:
-    """Keys whose tiles and temporaries stay below `limit` bytes for so many heads."""
-    batch, _, queries, channels = q.shape
-    rows, size = batch * heads, q.element_size()
-    fixed = rows * queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
-    # torch decodes into float32 temporaries; rotating takes half a tile of them. Triton decodes into the tile.
-    decoder = 0 if triton_refusal("reconstruct", q.device) is None else 4 * 4 * channels
-    per_token = rows * (2 * size * channels * slots(q.device) + decoder + scores * 4 * queries) + 4 * 4 * channels  # the angles
-    return max(0, (limit - fixed) // per_token)

@@ -22,7 +22,7 @@ from .plan import DecodePlan
 
 # What tokens go through on their way into attention.
 PositionEncoding = Rotation | Projection
-# position_encodings(which, start, stop): what rotates or projects some tokens' keys (0) or values (1); angles as kernels take them
+# position_encodings(which, start, stop): what rotates or projects some keys (0) or values (1)
 PositionEncodings = Callable[[int, int, int], Angles | PositionEncoding | None]
 # decode(span, tokens, heads, out, encoding): what comes out is encoded by position, if there is an encoding
 Decode = Callable[[Span, slice, slice, Tensor, PositionEncoding | None], None]
@@ -67,6 +67,11 @@ class History:
     def num_tokens(self) -> int:
         """Tokens in all."""
         return self.plan.num_tokens + self.current[0].shape[2]
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether angles of every token are made, for what is decoded one by one."""
+        return bool(self.plan.others)
 
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
         """Cut all tokens into tiles of at most `most`. What is decoded stretch by stretch gets tiles of its own where it is of

@@ -72,8 +72,9 @@ class DecodePlan:
     def _spans(self) -> SpanTable | None:
         if not self.of_spans:
             return None
-        sides = zip(*(_codes(self.pairs[number]) for number in self.of_spans), strict=True)
-        return SpanTable(*map(tuple, sides), tuple(map(self.place, self.of_spans)))  # type: ignore[arg-type]
+        kept = [self.pairs[number] for number in self.of_spans]
+        keys, values = (tuple(span.kept() for pair in kept if isinstance(span := pair[which], TransformSpan)) for which in (0, 1))
+        return SpanTable(keys, values, tuple(map(self.place, self.of_spans)))
 
     def _exact(self) -> StretchTable:
         kept = [self.pairs[number] for number in self.of_exact]
@@ -90,7 +91,3 @@ def _kind(pair: Pair) -> int:
     if all(isinstance(span, TransformSpan) for span in pair):
         return 0
     return 1 if all(isinstance(span, ExactSpan) for span in pair) else 2
-
-
-def _codes(pair: Pair) -> list[object]:
-    return [span.kept() for span in pair if isinstance(span, TransformSpan)]
