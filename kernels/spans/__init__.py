@@ -18,6 +18,7 @@ from torch import Tensor
 from ..dispatch import implementation, shape_refusal
 from ..hadamard import hadamard
 from ..lloyd_max import MAX_BITS
+from ..projective import Projection
 from ..rotary import Angles
 from ..transform_codes import TransformCodes
 
@@ -30,6 +31,10 @@ SPAN_FIELDS = (
 STRETCH_FIELDS = ("values", "batch", "head", "token", "tokens", "first", "skip")
 # Wide loads need addresses that are multiples of it; whatever torch allocates has such.
 _ALIGNED_BYTES = 16
+
+
+# What keys go through on their way into attention. Values go through cameras' matrices, too, and are not rotated.
+Turns = Angles | Projection
 
 
 class Place(NamedTuple):
@@ -125,26 +130,26 @@ class Tiles(NamedTuple):
 
 
 def decode_spans(
-    table: SpanTable, spans: tuple[int, int], tiles: Tiles, angles: Angles | None = None, backend: str = "auto"
+    table: SpanTable, spans: tuple[int, int], tiles: Tiles, turns: Turns | None = None, backend: str = "auto"
 ) -> None:
-    """Decode the tokens of spans first:stop of the table that lie in the tiles. `angles` (of the tiles' tokens, as many as are
-    committed) rotate the keys. Other tokens of the tiles are left alone."""
+    """Decode the tokens of spans first:stop of the table that lie in the tiles. `turns` (of the tiles' tokens, as many as are
+    committed) rotate the keys, or project keys and values. Other tokens of the tiles are left alone."""
     module = implementation("spans", tiles.either, backend, shape_refusal(tiles.either.shape[3]))
-    module.decode_spans(table, spans, tiles, angles)
+    module.decode_spans(table, spans, tiles, turns)
 
 
 def copy_stretches(
     table: StretchTable,
     stretches: tuple[int, int],
     tiles: Tiles,
-    angles: Angles | None = None,
+    turns: Turns | None = None,
     backend: str = "auto",
     current: tuple[Tensor, Tensor, int] | None = None,
 ) -> None:
     """The same for stretches that are kept as they are. `current`: keys, values and the visible number of the first token of one
-    more, whose keys are not rotated."""
+    more, which is not turned."""
     module = implementation("spans", tiles.either, backend, shape_refusal(tiles.either.shape[3]))
-    module.copy_stretches(table, stretches, tiles, angles, current)
+    module.copy_stretches(table, stretches, tiles, turns, current)
 
 
 def _most_planes(spans: Sequence[TransformCodes]) -> int:

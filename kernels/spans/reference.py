@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .. import bitplanes, e4m3, lloyd_max
-from ..rotary import Angles, CosSin, rotate_in_place
+from ..projective import Projection
+from ..rotary import rotate_in_place
 from ..rows8 import Rows8, synthesis
 from ..transform_codes import TransformCodes
 
 if TYPE_CHECKING:
-    from . import Place, SpanTable, StretchTable, Tiles
+    from . import Place, SpanTable, StretchTable, Tiles, Turns
 
 # Tokens decoded at once: temporaries stay in a processor's cache, and short spans of one codebook are decoded together.
 _STEP_TOKENS = 1024
@@ -34,28 +36,27 @@ class Piece(NamedTuple):
         return int(self.tokens.stop - self.tokens.start)
 
 
-def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, angles: Angles | None) -> None:
+def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, turns: Turns | None) -> None:
     """See `kernels.spans.decode_spans`."""
     pieces = list(_pieces(table.places, [span.num_tokens for span in table.keys], spans, tiles))
-    for side, tile, turns in ((table.keys, tiles.keys, angles), (table.values, tiles.values, None)):
+    for side, tile, own in ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns))):
         for some in [] if tile is None else _together(side, pieces):
             assert tile is not None
             start, count = some[0].at, sum(piece.num_tokens for piece in some)
             parts = [_cut(side[piece.number], tiles.first_head, tile.shape[1], piece.tokens) for piece in some]
-            rotation = None if turns is None else turns.tokens(start, start + count).spread()
-            decode_codes(parts, tile[:, :, start : start + count], rotation)
+            decode_codes(parts, tile[:, :, start : start + count], None if own is None else own.tokens(start, start + count))
 
 
 def copy_stretches(
     table: StretchTable,
     stretches: tuple[int, int],
     tiles: Tiles,
-    angles: Angles | None,
+    turns: Turns | None,
     current: tuple[Tensor, Tensor, int] | None,
 ) -> None:
     """See `kernels.spans.copy_stretches`."""
     pieces = list(_pieces(table.places, [x.shape[2] for x in table.keys], stretches, tiles))
-    for side, tile, turns in ((table.keys, tiles.keys, angles), (table.values, tiles.values, None)):
+    for side, tile, own in ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns))):
         if tile is None:
             continue
         heads = slice(tiles.first_head, tiles.first_head + tile.shape[1])
@@ -63,8 +64,8 @@ def copy_stretches(
             start, count = some[0].at, sum(piece.num_tokens for piece in some)
             out = tile[:, :, start : start + count]
             _gather([side[piece.number][:, heads, piece.tokens] for piece in some], out)
-            if turns is not None:
-                _rotate(out, turns.tokens(start, start + count).spread())
+            if own is not None:
+                _turn(out, own.tokens(start, start + count))
         if current is not None:
             x, at = (current[0] if side is table.keys else current[1])[:, heads], current[2] - tiles.start
             low, high = max(0, -at), min(x.shape[2], tile.shape[2] - at)
@@ -72,7 +73,12 @@ def copy_stretches(
                 tile[:, :, at + low : at + high].copy_(x[:, :, low:high])
 
 
-def decode_codes(parts: Sequence[TransformCodes], out: Tensor, rotation: CosSin | None = None) -> Tensor:
+def turns_of_values(turns: Turns | None) -> Projection | None:
+    """What values go through where keys go through `turns`: cameras' matrices too, in the model's own order of channels."""
+    return replace(turns, apart=False) if isinstance(turns, Projection) else None
+
+
+def decode_codes(parts: Sequence[TransformCodes], out: Tensor, turns: Turns | None = None) -> Tensor:
     """Tokens of one codebook, behind one another, into `out` [B, H, S, D] in float32 arithmetic. -> `out`"""
     exact = out if out.dtype == torch.float32 else torch.empty(out.shape, device=out.device)
     first = parts[0]
@@ -88,8 +94,8 @@ def decode_codes(parts: Sequence[TransformCodes], out: Tensor, rotation: CosSin 
             levels = _levels(codes[batch, :, some], planes)
             levels *= e4m3.decode(gains[batch, :, some])[..., None]
             target.baddbmm_(levels, rows)
-    if rotation is not None:
-        _rotate(exact, rotation)
+    if turns is not None:
+        _turn(exact, turns)
     return exact if exact is out else out.copy_(exact)
 
 
@@ -152,8 +158,12 @@ def _gather(parts: Sequence[Tensor], out: Tensor) -> None:
         out.copy_(torch.cat(list(parts), 2))
 
 
-def _rotate(x: Tensor, rotation: CosSin) -> None:
-    """Keys of any dtype, turned in float32."""
+def _turn(x: Tensor, turns: Turns) -> None:
+    """Tokens of any dtype, turned in float32."""
+    if isinstance(turns, Projection):
+        turns.apply_(x)
+        return
+    rotation = turns.spread()
     for start in range(0, x.shape[2], _STEP_TOKENS):
         some = slice(start, start + _STEP_TOKENS)
         part = x[:, :, some]

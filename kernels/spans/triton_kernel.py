@@ -16,11 +16,12 @@ from torch import Tensor
 
 from .. import lloyd_max
 from ..coefficients.triton_kernel import load_levels
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
-from ..rotary import Angles, Grid
-from ..tiles.triton_kernel import decode_e4m3
-from . import SPAN_FIELDS, STRETCH_FIELDS, SpanTable, StretchTable, Tiles
+from ..projective import Projection
+from ..rotary import Grid
+from ..tiles.triton_kernel import decode_e4m3, project_halves
+from . import SPAN_FIELDS, STRETCH_FIELDS, SpanTable, StretchTable, Tiles, Turns
 
 _WARPS = 4
 _COPIED_TOKENS = 32
@@ -81,34 +82,17 @@ def _store_halves(OUT, low, high, batch, head, place, live, out_batch, out_head,
     tl.store(at + HALF, high.to(OUT.dtype.element_ty), mask=live[:, None])
 
 
-# Numbers that change from tile to tile: a kernel of its own for each kind of them would be compiled in the midst of a video.
-_CHANGING = ("count", "blocks", "side", "start", "tokens", "tile_heads", "first_head")
-_CHANGING_COPIES = (
-    "count", "stretches", "blocks", "side", "start", "tokens", "tile_heads", "first_head", "current_first",
-    "current_tokens",
-)  # fmt: skip
-
-
-@triton.jit(do_not_specialize=_CHANGING)
-def _decode_spans(
-    ROWS, LEVELS, COS, SIN, KEYS, VALUES, count, blocks, side, start, tokens, heads, tile_heads, first_head, grid,
-    out_batch, out_head, out_token,
-    PLANES: tl.constexpr, ROTATE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+@triton.jit
+def span_halves(
+    ROW, LEVELS, batch, row, token, live,
+    PLANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Grid (spans * blocks of one span, B * tile_heads, sides from `side` on): keys are side 0, values side 1.
+    """Both halves of the channels of some tokens of a span, decoded: float32 [BLOCK_S, CHANNELS / 2]. `row`: the (b, h).
 
-    The two halves of a head are multiplied apart, so that a rotation finds its partners in the same place.
+    The halves are multiplied apart, so that a rotation finds its partners in the same place.
     """
     HALF: tl.constexpr = CHANNELS // 2
-    which = side + tl.program_id(2)
-    ROW = ROWS + (which * count + tl.program_id(0) // blocks) * _SPAN_FIELDS
-    span_tokens, first, skip = tl.load(ROW + _TOKENS), tl.load(ROW + _FIRST) - start, tl.load(ROW + _SKIP)
-    token = (tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
-    live = (token >= skip) & (token < span_tokens) & (first + token >= 0) & (first + token < tokens)
-    if tl.max(live.to(tl.int32)) == 0:
-        return
-    batch, head = (tl.program_id(1) // tile_heads).to(tl.int64), (tl.program_id(1) % tile_heads).to(tl.int64)
-    row = batch * heads + first_head + head
+    span_tokens = tl.load(ROW + _TOKENS)
     directions = tl.load(ROW + _DIRECTIONS)
     SIZES = address(ROW, _SIZES, tl.int32) + batch * 6
     SCALES = address(ROW, _SCALES, tl.float16) + row * tl.where(directions > 0, directions, CHANNELS)
@@ -145,13 +129,72 @@ def _decode_spans(
     low = low * gains[:, None] + words * scales[:, None]
     words = _whole_numbers(tl.load(codewords + HALF, mask=live[:, None], other=0))
     high = high * gains[:, None] + words * scales[:, None]
+    return low, high
+
+
+@triton.jit
+def find_live(ROW, token, start, tokens):
+    """Places of a span's tokens among those of a tile, and which of them are in it and seen."""
+    place = tl.load(ROW + _FIRST) - start + token
+    return place, (token >= tl.load(ROW + _SKIP)) & (token < tl.load(ROW + _TOKENS)) & (place >= 0) & (place < tokens)
+
+
+@triton.jit
+def turn_keys(low, high, A, B, place, live, grid, TURNS: tl.constexpr, BLOCK_S: tl.constexpr, HALF: tl.constexpr):
+    """Both halves of some keys rotated by the angles A and B (TURNS 1) or through the matrices A (2; with pairs apart 3)."""
+    if TURNS == 1:
+        cos, sin = load_angles(A, B, place, live, grid, HALF)
+        return low * cos - high * sin, high * cos + low * sin
+    elif TURNS > 1:
+        return project_halves(low, high, A, place, live, grid.first, grid.cols, TURNS == 3, BLOCK_S, HALF)
+    else:
+        return low, high
+
+
+@triton.jit
+def turn_values(low, high, A, place, live, grid, TURNS: tl.constexpr, BLOCK_S: tl.constexpr, HALF: tl.constexpr):
+    """Both halves of some values, which only matrices turn."""
+    if TURNS > 1:
+        return project_halves(low, high, A, place, live, grid.first, grid.cols, False, BLOCK_S, HALF)
+    else:
+        return low, high
+
+
+# Numbers that change from tile to tile: a kernel of its own for each kind of them would be compiled in the midst of a video.
+_CHANGING = ("count", "blocks", "side", "start", "tokens", "tile_heads", "first_head")
+_CHANGING_COPIES = (
+    "count", "stretches", "blocks", "side", "start", "tokens", "tile_heads", "first_head", "current_first",
+    "current_tokens",
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def _decode_spans(
+    ROWS, LEVELS, COS, SIN, KEYS, VALUES, count, blocks, side, start, tokens, heads, tile_heads, first_head, grid,
+    out_batch, out_head, out_token,
+    PLANES: tl.constexpr, TURNS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Grid (spans * blocks of one span, B * tile_heads, sides from `side` on): keys are side 0, values side 1.
+
+    The two halves of a head are multiplied apart, so that a rotation finds its partners in the same place.
+    """
+    HALF: tl.constexpr = CHANNELS // 2
+    which = side + tl.program_id(2)
+    ROW = ROWS + (which * count + tl.program_id(0) // blocks) * _SPAN_FIELDS
+    span_tokens, first, skip = tl.load(ROW + _TOKENS), tl.load(ROW + _FIRST) - start, tl.load(ROW + _SKIP)
+    token = (tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
+    live = (token >= skip) & (token < span_tokens) & (first + token >= 0) & (first + token < tokens)
+    if tl.max(live.to(tl.int32)) == 0:
+        return
+    batch, head = (tl.program_id(1) // tile_heads).to(tl.int64), (tl.program_id(1) % tile_heads).to(tl.int64)
+    row = batch * heads + first_head + head
+    low, high = span_halves(ROW, LEVELS, batch, row, token, live, PLANES, CHANNELS, BLOCK_D, BLOCK_S)
     place = (first + token).to(tl.int32)
     if which == 0:
-        if ROTATE:
-            cos, sin = load_angles(COS, SIN, place, live, grid, HALF)
-            low, high = low * cos - high * sin, high * cos + low * sin
+        low, high = turn_keys(low, high, COS, SIN, place, live, grid, TURNS, BLOCK_S, HALF)
         _store_halves(KEYS, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF)
     else:
+        low, high = turn_values(low, high, COS, place, live, grid, TURNS, BLOCK_S, HALF)
         _store_halves(VALUES, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF)
 
 
@@ -163,20 +206,14 @@ def _load_halves(X, batch, head, token, live, x_batch, x_head, x_token, HALF: tl
     return low, tl.load(at + HALF, mask=live[:, None], other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=_CHANGING_COPIES)
-def _copy_stretches(
-    ROWS, KIND, CURRENT_KEYS, CURRENT_VALUES, COS, SIN, KEYS, VALUES, count, stretches, blocks,
-    side, start, tokens, tile_heads, first_head, current_first, current_tokens, current_keys, current_values, grid,
-    out_batch, out_head, out_token,
-    ROTATE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+@triton.jit
+def load_stretch(
+    ROWS, KIND, CURRENT_KEYS, CURRENT_VALUES, which, number, token, batch, head,
+    count, start, tokens, stretches, current_first, current_tokens, current_keys, current_values,
+    HALF: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Grid (stretches, the current block last, * blocks of one, B * tile_heads, sides). KIND: what stretches are kept in."""
-    HALF: tl.constexpr = CHANNELS // 2
-    which = side + tl.program_id(2)
-    number = tl.program_id(0) // blocks
-    token = (tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
-    batch, tile_head = (tl.program_id(1) // tile_heads).to(tl.int64), (tl.program_id(1) % tile_heads).to(tl.int64)
-    head = first_head + tile_head
+    """Both halves of some tokens of a stretch, or behind them all of the current block: float32 [BLOCK_S, HALF], their places in
+    the tile and which are in it."""
     low, high = tl.zeros((BLOCK_S, HALF), tl.float32), tl.zeros((BLOCK_S, HALF), tl.float32)
     if number < stretches:
         ROW = ROWS + (which * count + number) * _STRETCH_FIELDS
@@ -195,31 +232,51 @@ def _copy_stretches(
             low, high = _load_halves(
                 CURRENT_VALUES, batch, head, token, live, current_values.batch, current_values.head, current_values.token, HALF
             )
-    place = place.to(tl.int32)
+    return low, high, place.to(tl.int32), live
+
+
+@triton.jit(do_not_specialize=_CHANGING_COPIES)
+def _copy_stretches(
+    ROWS, KIND, CURRENT_KEYS, CURRENT_VALUES, COS, SIN, KEYS, VALUES, count, stretches, blocks,
+    side, start, tokens, tile_heads, first_head, current_first, current_tokens, current_keys, current_values, grid,
+    out_batch, out_head, out_token,
+    TURNS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Grid (stretches, the current block last, * blocks of one, B * tile_heads, sides). KIND: what stretches are kept in."""
+    HALF: tl.constexpr = CHANNELS // 2
+    which = side + tl.program_id(2)
+    number = tl.program_id(0) // blocks
+    token = (tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
+    batch, tile_head = (tl.program_id(1) // tile_heads).to(tl.int64), (tl.program_id(1) % tile_heads).to(tl.int64)
+    head = first_head + tile_head
+    low, high, place, live = load_stretch(
+        ROWS, KIND, CURRENT_KEYS, CURRENT_VALUES, which, number, token, batch, head,
+        count, start, tokens, stretches, current_first, current_tokens, current_keys, current_values,
+        HALF, BLOCK_S,
+    )  # fmt: skip
     if which == 0:
-        if ROTATE:
-            turned = live & (number < stretches)  # the current block's keys are
-            cos, sin = load_angles(COS, SIN, place, turned, grid, HALF)
-            cos = tl.where(turned[:, None], cos, 1.0)
-            low, high = low * cos - high * sin, high * cos + low * sin
+        if number < stretches:
+            low, high = turn_keys(low, high, COS, SIN, place, live, grid, TURNS, BLOCK_S, HALF)
         _store_halves(KEYS, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
     else:
+        if number < stretches:
+            low, high = turn_values(low, high, COS, place, live, grid, TURNS, BLOCK_S, HALF)
         _store_halves(VALUES, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
 
 
-def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, angles: Angles | None) -> None:
+def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, turns: Turns | None) -> None:
     """See `kernels.spans.decode_spans`."""
     out, span = tiles.either, table.keys[0]
     batch, tile_heads, tokens, channels = out.shape
-    options = _decoding_tiles(channels, gpu_kind(out.device).rdna)
+    options = decoding_tiles(channels, gpu_kind(out.device).rdna)
     blocks = triton.cdiv(table.longest, options["BLOCK_S"])
     keys, values, side, sides = _sides(tiles)
-    cos, sin, grid = _turns(angles, out)
+    cos, sin, grid, kind = turns_for_kernel(turns, out)
     with torch.cuda.device_of(out):
         _decode_spans[((spans[1] - spans[0]) * blocks, batch * tile_heads, sides)](
-            table.rows[:, slice(*spans)], _levels(out.device), cos, sin, keys, values, len(table.keys), blocks, side,
+            table.rows[:, slice(*spans)], levels_on(out.device), cos, sin, keys, values, len(table.keys), blocks, side,
             tiles.start, tokens, span.codes.shape[1], tile_heads, tiles.first_head, grid, *out.stride()[:3],
-            PLANES=max(table.planes), ROTATE=angles is not None, CHANNELS=channels, num_stages=1, **options,
+            PLANES=max(table.planes), TURNS=kind, CHANNELS=channels, num_stages=1, **options,
         )  # fmt: skip
 
 
@@ -227,27 +284,43 @@ def copy_stretches(
     table: StretchTable,
     stretches: tuple[int, int],
     tiles: Tiles,
-    angles: Angles | None,
+    turns: Turns | None,
     current: tuple[Tensor, Tensor, int] | None,
 ) -> None:
     """See `kernels.spans.copy_stretches`."""
     out = tiles.either
     batch, tile_heads, tokens, channels = out.shape
-    count = stretches[1] - stretches[0]
-    current_keys, current_values, first = current or (out, out, 0)
-    current_keys, current_values = _dense_channels(current_keys), _dense_channels(current_values)
-    current_tokens = 0 if current is None else current_keys.shape[2]
-    blocks = triton.cdiv(max(current_tokens, table.longest if count else 0), _COPIED_TOKENS)
+    source = Stretches(table, stretches, current, out)
+    blocks = triton.cdiv(source.longest, _COPIED_TOKENS)
     keys, values, side, sides = _sides(tiles)
-    cos, sin, grid = _turns(angles, out)
-    rows, kind = (table.rows[:, slice(*stretches)], table.keys[stretches[0]]) if count else (_nothing(out.device), out)
+    cos, sin, grid, kind = turns_for_kernel(turns, out)
     with torch.cuda.device_of(out):
-        _copy_stretches[((count + (current is not None)) * blocks, batch * tile_heads, sides)](
-            rows, kind, current_keys, current_values, cos, sin, keys, values, len(table.keys), count, blocks,
-            side, tiles.start, tokens, tile_heads, tiles.first_head, first, current_tokens,
-            OutStrides(*current_keys.stride()[:3]), OutStrides(*current_values.stride()[:3]), grid, *out.stride()[:3],
-            ROTATE=angles is not None, CHANNELS=channels, BLOCK_S=_COPIED_TOKENS, num_warps=_WARPS,
+        _copy_stretches[(source.programs * blocks, batch * tile_heads, sides)](
+            *source.pointers, cos, sin, keys, values, len(table.keys), source.count, blocks,
+            side, tiles.start, tokens, tile_heads, tiles.first_head, *source.current, grid, *out.stride()[:3],
+            TURNS=kind, CHANNELS=channels, BLOCK_S=_COPIED_TOKENS, num_warps=_WARPS,
         )  # fmt: skip
+
+
+class Stretches:
+    """Some stretches of a table and the current block as kernels take them."""
+
+    def __init__(
+        self,
+        table: StretchTable,
+        stretches: tuple[int, int],
+        current: tuple[Tensor, Tensor, int] | None,
+        like: Tensor,
+    ):
+        self.count = stretches[1] - stretches[0]
+        self.programs = self.count + (current is not None)
+        keys, values, first = current or (like, like, 0)
+        keys, values = _dense_channels(keys), _dense_channels(values)
+        tokens = 0 if current is None else keys.shape[2]
+        self.longest = max(tokens, table.longest if self.count else 0)
+        rows, held = (table.rows[:, slice(*stretches)], table.keys[stretches[0]]) if self.count else (_nothing(like.device), like)
+        self.pointers = (rows, held, keys, values)
+        self.current = (first, tokens, OutStrides(*keys.stride()[:3]), OutStrides(*values.stride()[:3]))
 
 
 def _sides(tiles: Tiles) -> tuple[Tensor, Tensor, int, int]:
@@ -258,16 +331,19 @@ def _sides(tiles: Tiles) -> tuple[Tensor, Tensor, int, int]:
     if tiles.either.stride(-1) != 1:
         raise ValueError("a tile is written in place: its channels must be dense")
     first = tiles.either
-    return (
-        first if keys is None else keys,
-        first if values is None else values,
-        int(keys is None),
-        2 - (keys is None or values is None),
-    )
+    sides = 2 - (keys is None or values is None)
+    return first if keys is None else keys, first if values is None else values, int(keys is None), sides
 
 
-def _turns(angles: Angles | None, out: Tensor) -> tuple[Tensor, Tensor, Grid]:
-    return (out, out, _NO_GRID) if angles is None else (angles.cos, angles.sin, angles.grid)
+def turns_for_kernel(turns: Turns | None, like: Tensor) -> tuple[Tensor, Tensor, Grid, int]:
+    """Two tables, where a token's part of them is, and TURNS of the kernels."""
+    if turns is None:
+        return like, like, _NO_GRID, 0
+    if isinstance(turns, Projection):
+        there = turns.on(like.device)
+        grid = _NO_GRID._replace(first=there.first, cols=there.tokens_per_frame)
+        return there.matrices, there.matrices, grid, 3 if there.apart else 2
+    return turns.cos, turns.sin, turns.grid, 1
 
 
 def _dense_channels(x: Tensor) -> Tensor:
@@ -275,7 +351,7 @@ def _dense_channels(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _levels(device: torch.device) -> Tensor:
+def levels_on(device: torch.device) -> Tensor:
     """`lloyd_max.table` on a device."""
     return lloyd_max.table().to(device)
 
@@ -285,7 +361,7 @@ def _nothing(device: torch.device) -> Tensor:
     return torch.zeros(1, dtype=torch.int64, device=device)
 
 
-def _decoding_tiles(channels: int, rdna: bool) -> dict[str, int]:
+def decoding_tiles(channels: int, rdna: bool) -> dict[str, int]:
     """Tokens of one program, whose sums of both halves stay in registers, and directions that are multiplied at a time."""
     block = min(64, 4096 // channels * 2)
     return {"BLOCK_S": block, "BLOCK_D": 32 if rdna else 64, "num_warps": 8 if rdna else _WARPS}
@@ -297,21 +373,27 @@ def compile_cases() -> list[CompileCase]:
     wide = strides(out="batch head token")
     common = {"ROWS": "*i64", "COS": "*fp32", "SIN": "*fp32", "KEYS": "*bf16", "VALUES": "*bf16", "grid": grid}
     cases = []
-    for channels, planes, rotated in ((128, 4, True), (128, 6, True), (128, 4, False), (64, 4, True), (256, 4, True)):
+    endings = ("", "_rotated", "_projected", "_projected_apart")
+    for channels, planes, turns in ((128, 4, 1), (128, 6, 1), (128, 4, 0), (128, 4, 3), (64, 4, 1), (256, 4, 1)):
         for rdna in (False, True):
             types = {**common, "LEVELS": "*fp32", **dict.fromkeys((*_CHANGING, "heads", *wide), "i32")}
-            tiles = _decoding_tiles(channels, rdna)
+            tiles = decoding_tiles(channels, rdna)
             warps = tiles.pop("num_warps")
-            constants = {"PLANES": planes, "ROTATE": rotated, "CHANNELS": channels, **tiles}
-            name = f"decode_p{planes}_d{channels}{'_rotated' * rotated}{'_rdna' * rdna}"
-            default, without = (channels, planes, rotated, rdna) == (128, 4, True, False), OTHER_TARGETS if rdna else RDNA_TARGETS
-            cases.append(CompileCase(name, _decode_spans, types, constants, wide, warps, 1, True, default, without))
+            constants = {"PLANES": planes, "TURNS": turns, "CHANNELS": channels, **tiles}
+            name = f"decode_p{planes}_d{channels}{endings[turns]}{'_rdna' * rdna}"
+            default, without = (
+                (channels, planes, rdna) == (128, 4, False) and turns in (1, 3),
+                OTHER_TARGETS if rdna else RDNA_TARGETS,
+            )
+            held = Tile(tiles["BLOCK_S"] * channels, turns=channels // tiles["BLOCK_D"])
+            cases.append(CompileCase(name, _decode_spans, types, constants, wide, warps, 1, True, default, without, held))
         types = {**common, "KIND": "*bf16", "CURRENT_KEYS": "*bf16", "CURRENT_VALUES": "*bf16", "current_keys": tile}
         types |= {"current_values": tile, **dict.fromkeys((*_CHANGING_COPIES, *wide), "i32")}
-        constants = {"ROTATE": rotated, "CHANNELS": channels, "BLOCK_S": _COPIED_TOKENS}
+        constants = {"TURNS": turns, "CHANNELS": channels, "BLOCK_S": _COPIED_TOKENS}
         if planes == 4:
-            name = f"copy_d{channels}{'_rotated' * rotated}"
-            default = (channels, rotated) == (128, True)
+            name = f"copy_d{channels}{endings[turns]}"
+            default, held = channels == 128 and turns in (1, 3), Tile(_COPIED_TOKENS * channels)
             multiples = (*wide, "current_keys", "current_values")
-            cases.append(CompileCase(name, _copy_stretches, types, constants, multiples, _WARPS, default=default))
+            case = CompileCase(name, _copy_stretches, types, constants, multiples, _WARPS, default=default, tile=held)
+            cases.append(case)
     return cases

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels.direct import Codes, Stored
 from ...kernels.rotary import Angles
-from ...kernels.spans import Tiles, copy_stretches, decode_spans
+from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
 from ...kernels.transform_codes import TransformCodes
 from ..codec.span import ExactSpan, QuantizedSpan, Span, TransformSpan
 from ..positions.projective import Projection
@@ -80,7 +80,7 @@ class History:
             yield 0, self.num_tokens
             return
         start = 0
-        for number in self.plan.others if not self.projected else range(len(self.plan.pairs)):
+        for number in self.plan.others:
             count, end = self.plan.counts[number], self.plan.ends[number]
             if count > _SMALL_STRETCH_TOKENS:
                 yield from self._equal_parts(start, end - count, most)
@@ -119,6 +119,10 @@ class History:
         stop = min(stop, self.committed_tokens)
         return None if self.position_encodings is None or stop <= start else self.position_encodings(which, start, stop)
 
+    def turns(self, start: int, stop: int) -> Turns | Rotation | None:
+        """What the committed keys among start:stop go through, as kernels that read tables take it (or angles of every token)."""
+        return self._encoding(0, start, stop)
+
     def rotation(self, start: int, stop: int) -> Rotation | None:
         """Angles of the committed keys among start:stop, for kernels that rotate them as they read them."""
         encoding = self.position_encoding(0, start, stop)
@@ -143,19 +147,19 @@ class History:
 
     def fill_both(self, start: int, stop: int, heads: slice, keys: Tensor | None, values: Tensor | None) -> None:
         """`fill` for keys and values at once, or those that are wanted; their tiles are laid out alike."""
-        angles, plan = self._encoding(0, start, stop), self.plan
-        if self.projected or isinstance(angles, Rotation | Projection):
+        turns, plan = self.turns(start, stop), self.plan
+        if isinstance(turns, Rotation):
             self._fill_stretches(range(len(plan.pairs)), start, stop, heads, (keys, values))
-            exact, angles = (0, 0), None
+            exact, turns = (0, 0), None
         else:
             tiles = Tiles(keys, values, start, heads.start)
             spans, exact = plan.between(plan.of_spans, start, stop), plan.between(plan.of_exact, start, stop)
             if plan.spans is not None and spans[0] < spans[1]:
-                decode_spans(plan.spans, spans, tiles, angles, self.backend)
+                decode_spans(plan.spans, spans, tiles, turns, self.backend)
             self._fill_stretches(plan.others, start, stop, heads, (keys, values))
         current = None if stop <= plan.num_tokens else (*self.current, plan.num_tokens)
         if exact[0] < exact[1] or current is not None:
-            copy_stretches(plan.exact, exact, Tiles(keys, values, start, heads.start), angles, self.backend, current)
+            copy_stretches(plan.exact, exact, Tiles(keys, values, start, heads.start), turns, self.backend, current)
 
     def _fill_stretches(
         self, numbers: Sequence[int], start: int, stop: int, heads: slice, tiles: tuple[Tensor | None, Tensor | None]

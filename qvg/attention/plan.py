@@ -5,9 +5,14 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ...kernels.spans import Place, SpanTable, StretchTable
+from ...kernels.transcode import span_value_bounds, value_bounds
 from ..codec.span import ExactSpan, Span, TransformSpan
 
 
@@ -36,6 +41,13 @@ class DecodePlan:
         kinds = [_kind(pair) for pair in self.pairs]
         self.of_spans, self.of_exact, self.others = ([n for n, kind in enumerate(kinds) if kind == one] for one in range(3))
         self.spans, self.exact = self._spans(), self._exact()
+
+    @cached_property
+    def value_bounds(self) -> Tensor | None:
+        """A bound of every channel's largest value in `spans` and `exact`: float32 [B, H, D]; None if there are none."""
+        bounds = [value_bounds(values) for values in self.exact.values]
+        bounds += [] if self.spans is None else [span_value_bounds(self.spans.values)]
+        return torch.stack(bounds).amax(0) if bounds else None
 
     @property
     def num_tokens(self) -> int:

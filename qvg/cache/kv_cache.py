@@ -128,6 +128,7 @@ class KVCache:
         if projector.frames != frames:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
         self._append(layer, q, k, v)
+        projector = projector.on(q.device)
         q, k, v = projector.block(q, k, v)
         return projector.leave(self._read(layer, q, prepend_joint(joint, k, v), projector.encoding, projected=True))
 
