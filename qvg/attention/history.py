@@ -14,8 +14,7 @@ from torch import Tensor
 from ...kernels.direct import Codes, Stored
 from ...kernels.rotary import Angles
 from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
-from ...kernels.transform_codes import TransformCodes
-from ..codec.span import ExactSpan, QuantizedSpan, Span, TransformSpan
+from ..codec.span import ExactSpan, QuantizedSpan, Span
 from ..positions.projective import Projection
 from ..positions.rope import Rotation
 from .plan import DecodePlan
@@ -136,11 +135,6 @@ class History:
             return None
         return _stored(source, tokens)
 
-    def coefficients(self, which: int, start: int, stop: int) -> TransformCodes | None:
-        """`kept` for tokens that are kept as transform coefficients."""
-        source, tokens, _ = next(self.overlaps(which, start, stop))
-        return None if self.projected else transform_codes(source, tokens)
-
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
         """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; keys come out encoded by position."""
         self.fill_both(start, stop, heads, *((None, tile) if which else (tile, None)))
@@ -198,11 +192,3 @@ def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
     zero_points = None if source.zero_points is None else source.zero_points[..., tokens]
     codes, scales, ids = source.codes[:, :, tokens], source.scales[..., tokens], source.ids[..., tokens]
     return Codes(codes, scales, zero_points, ids, source.codebook.centroids, source.bits, source.group_size)
-
-
-def transform_codes(source: Span | Tensor, tokens: slice) -> TransformCodes | None:
-    """Some tokens of a span of transform coefficients as `attend_coefficients` reads them in place; None of any other."""
-    if not isinstance(source, TransformSpan):
-        return None
-    kept = source.kept()
-    return kept._replace(codes=kept.codes[:, :, tokens], gains=kept.gains[:, :, tokens], ids=kept.ids[:, :, tokens])
