@@ -207,8 +207,8 @@ def attend_spans_kernel(
     ROTATE: tl.constexpr, FENCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. ROWS: spans of one codebook, keys at
-    once and values `count` rows behind them; `blocks` tiles for each, also where a span has fewer. `start`: the visible token with
+    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. ROWS: spans of one codebook,
+    keys first and values `count` rows behind them; `blocks` tiles for each, also where a span has fewer. `start`: the visible token with
     which angles begin."""
     half: tl.constexpr = DIM // 2
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
