@@ -207,7 +207,7 @@ def attend_spans_kernel(
     ROTATE: tl.constexpr, FENCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. ROWS: spans of one codebook,
+    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. ROWS: spans of a codebook,
     keys first and values `count` rows behind them; `blocks` tiles for each, also where a span has fewer. `start`: the visible token with
     which angles begin."""
     half: tl.constexpr = DIM // 2
