@@ -12,10 +12,28 @@ from ..kernels.packing import BITS
 from .errors import ConfigError, quoted
 
 CODECS = ("none", "qvg", "klt", "rtn", "kivi", "quarot")
+# Codecs to compare with, and the bits that each has: what others ship, and the cores of the 33-method study (arXiv 2603.27469).
+# Caches of theirs are read like any other and not saved.
+COMPARED = {
+    "fp8": (8,),
+    "nvfp4": (4,),
+    "bf16-int8": (8,),
+    "pca": (2,),
+    "lightx2v-kivi": (2, 4, 8),
+    "study-rtn": (2, 4),
+    "study-kivi": (2, 4),
+    "study-quarot": (2, 4),
+    "study-prq": (2, 4),
+    "study-qaq": (2, 4),
+    "study-tptq": (2,),
+}
 READS = ("auto", "exact", "fast", "direct")
 OFFLOADS = ("gpu", "cpu")
 KEY_STORAGE = ("before_rope", "after_rope")
 TRANSFORMS = ("klt", "hadamard")
+MERGE_KEYS = ("mean", "last", "first")
+# Below it tokens that look nothing alike would be merged.
+LEAST_MERGE = 0.5
 GROUP_SIZES = (16, 32, 64, 128)
 MAX_STAGES = 4
 # `clusters="auto"` spends at most this many bits per value on centroids.
@@ -29,7 +47,7 @@ class QVGConfig:
     """Settings of one cache. Frames are latent frames. Wrong values raise ConfigError here, misfits to a model in `CacheSpec`.
 
     codec               "none" keeps history in 16 bits; "qvg" is Quant VideoGen (arXiv 2602.02958); "klt" is ours; "rtn", "kivi"
-                        and "quarot" are the field's baselines
+                        and "quarot" are the field's baselines; those of COMPARED are what others have (`codec/compared.py`)
     bits                bits per residual code: 2, 3, 4 or 8; "klt": multiples of 1/16 from 1/4 to 6, on average
     bits_v              the same for values; None: as `bits`
     num_stages          k-means passes before the residual is quantized, 1 to 4
@@ -37,7 +55,8 @@ class QVGConfig:
                         tokens of a codebook's first span)
     clusters_added      "klt": centroids that each later span of a codebook adds, up to 256 in all, or "auto"
     transform           "klt": "klt" learns a basis, "hadamard" takes a fixed one
-    group_size          channels that share one scale: 16, 32, 64 or 128; not for "klt", which has one gain per token
+    group_size          channels that share one scale: 16, 32, 64 or 128; tokens, of "study-" codecs, "lightx2v-kivi" and "pca";
+                        not for "klt", which has one gain per token
     symmetric           True: as published (2**bits - 1 levels around zero). False: all levels from min to max ("kivi": always)
     keys                "before_rope" or "after_rope": how keys are kept; before, they are smoother and rotated on the way into
                         attention
@@ -55,6 +74,10 @@ class QVGConfig:
     workspace_mb        upper bound of the memory that attention takes beside the cache, in MiB; 0: none, read directly
     offload             where packed spans are kept: "gpu", the device that attends, or "cpu", from which a layer's come as it
                         attends; codec "none" packs nothing
+    merge               TempCache (arXiv 2602.01801): a token that leaves the recent frames is counted instead of stored where
+                        its key and the one kept at its place have at least this cosine in every head of every layer; 0: off
+    merge_key           what stands for merged tokens until it is encoded: their "mean" key, the "last" (as published) or the
+                        "first"; values are averaged
     """
 
     codec: str = "qvg"
@@ -78,9 +101,11 @@ class QVGConfig:
     read: str = "auto"
     workspace_mb: int = 512
     offload: str = "gpu"
+    merge: float = 0.0
+    merge_key: str = "mean"
 
     def __post_init__(self) -> None:
-        _require_choice("codec", self.codec, CODECS)
+        _require_choice("codec", self.codec, (*CODECS, *COMPARED))
         _require_choice("backend", self.backend, BACKENDS)
         _require_choice("read", self.read, READS)
         _require_choice("offload", self.offload, OFFLOADS)
@@ -112,11 +137,18 @@ class QVGConfig:
         _require_between("seed", self.seed, 0, (1 << 63) - 1)
         if self.window_frames is not None:
             _require_between("window_frames", self.window_frames, 1, 1 << 30)
+        _require_choice("merge_key", self.merge_key, MERGE_KEYS)
+        _require_merge(self)
 
     @property
     def whole_bits(self) -> int:
         """`bits` of the codecs that give every channel the same."""
         return int(self.bits)
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens that are there already are counted instead of stored."""
+        return self.merge > 0
 
     @property
     def offloads(self) -> bool:
@@ -139,12 +171,47 @@ class QVGConfig:
 
 def require_bits(name: str, bits: float, codec: str) -> None:
     """Raise ConfigError where `codec` cannot keep a value in so many bits; `name` is what the user calls the setting."""
-    if codec != "klt":
+    if codec in COMPARED:
+        if type(bits) is not int or bits not in COMPARED[codec]:
+            raise ConfigError(f"{name} is {quoted(bits)}, but codec {codec!r} has {_or(COMPARED[codec])} bits; choose of these")
+    elif codec != "klt":
         _require_choice(name, bits, BITS)
     elif isinstance(bits, bool) or not isinstance(bits, int | float) or not 0.25 <= bits <= MAX_BITS or bits * 16 % 1:
         raise ConfigError(
             f"{name} is {quoted(bits)}, but codec 'klt' takes multiples of 1/16 from 0.25 to {MAX_BITS}; start with 2"
         )
+
+
+def _require_merge(config: QVGConfig) -> None:
+    """Raise ConfigError for a threshold that is none, and for settings that rows of merged tokens do not go with."""
+    merge = config.merge
+    if isinstance(merge, bool) or not isinstance(merge, int | float) or not (merge == 0 or LEAST_MERGE <= merge <= 1):
+        raise ConfigError(f"merge is {quoted(merge)}, but must be 0 (off) or a cosine from {LEAST_MERGE} to 1; start with 0.99")
+    if merge == 0:
+        return
+    reasons = (
+        (
+            config.window_frames is not None,
+            f"window_frames {config.window_frames}: a row stands for tokens of several frames, "
+            "which would leave a window at different times; leave out window_frames",
+        ),
+        (
+            config.keys == "after_rope",
+            "keys 'after_rope': rotated keys of one place look alike at one time only; use 'before_rope'",
+        ),
+        (
+            config.recent_frames == 0,
+            "recent_frames 0: tokens are compared in all layers at once, so the newest frames wait until "
+            "every layer has them; use at least 1",
+        ),
+    )
+    for wrong, reason in reasons:
+        if wrong:
+            raise ConfigError(f"merge {merge:g} does not go with {reason}, or merge 0")
+
+
+def _or(values: tuple[int, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(map(str, values[:-1])), str(values[-1]))))
 
 
 def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from ..transform_codes import TransformCodes
 
 
-def attend_spans(q: Tensor, table: SpanTable, run: tuple[int, int], turns: tuple[Angles, int] | None) -> tuple[Tensor, Tensor]:
+def attend_spans(
+    q: Tensor, table: SpanTable, run: tuple[int, int], start: int, angles: Angles | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """See `kernels.direct_coefficients.attend_spans`: a part for every span, [P, B, H, Sq, D] and [P, B, H, Sq], both float32."""
     parts = []
     for number in range(*run):
         keys, values, (first, skip) = table.keys[number], table.values[number], table.places[number]
-        some, rotation = slice(skip, keys.num_tokens), None
-        if turns is not None:
-            rotation = turns[0].tokens(first + skip - turns[1], first + keys.num_tokens - turns[1]).spread()
+        some, low, high = slice(skip, keys.num_tokens), first + skip - start, first + keys.num_tokens - start
+        rotation = None if angles is None else angles.tokens(low, high).spread()
         sides = (partial(decoded, side.tokens(some).filled()) for side in (keys, values))
-        parts.append(attend_tiles(q, keys.num_tokens - skip, *sides, rotation))
+        parts.append(attend_tiles(q, keys.num_tokens - skip, *sides, rotation, None if bias is None else bias[low:high]))
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs), torch.cat(lses)
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import lloyd_max
-from ..attention.triton_kernel import softmax_step, store_result
+from ..attention.triton_kernel import add_bias, softmax_step, store_result
 from ..coefficients.triton_kernel import load_levels
 from ..compile_case import CompileCase, Tile, strides
 from ..direct.triton_kernel import fenced, half_float, load_query_halves, needs_fence, score_halves
@@ -201,15 +201,17 @@ def turn_back_sums(
 
 @triton.jit(do_not_specialize=["count", "query_count", "start", "blocks", "all_blocks", "split_blocks"])
 def attend_spans_kernel(
-    Q, ROWS, LEVELS, COS, SIN, OUT, LSE,
+    Q, ROWS, LEVELS, COS, SIN, BIAS, OUT, LSE,
     q_row, q_token, count, heads, query_count, start, blocks, all_blocks, split_blocks, scale, grid,
     K_PLANES: tl.constexpr, V_PLANES: tl.constexpr, K_HADAMARD: tl.constexpr, V_HADAMARD: tl.constexpr,
     ROTATE: tl.constexpr, FENCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. ROWS: spans of a codebook,
-    keys first and values `count` rows behind them; `blocks` tiles for each, also where a span has fewer. `start`: the visible token with
-    which angles begin."""
+    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32.
+
+    ROWS: spans of a codebook, keys first and values `count` rows behind them; `blocks` tiles for each, also where a span has
+    fewer. `start`: the visible token with which angles and BIAS begin; BIAS None: no bias.
+    """
     half: tl.constexpr = DIM // 2
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -251,11 +253,11 @@ def attend_spans_kernel(
             low, high, address(K_ROW, COLUMN_GAINS, tl.uint8) + row * span_tokens + wide,
             address(K_ROW, COLUMN_IDS, tl.uint8) + row * span_tokens + wide, K_CODEWORDS, K_CODEWORD_SCALES, k_longest, live, DIM,
         )  # fmt: skip
+        place = (tl.load(K_ROW + COLUMN_FIRST) - start + wide).to(tl.int32)
         if ROTATE:
-            place = (tl.load(K_ROW + COLUMN_FIRST) - start + wide).to(tl.int32)
             cos, sin = load_angles(COS, SIN, place, live, grid, half)
             low, high = low * cos - high * sin, high * cos + low * sin
-        scores = score_halves(q_low, q_high, low, high, live, FENCE)
+        scores = add_bias(score_halves(q_low, q_high, low, high, live, FENCE), BIAS, place, live)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         weights = weights.to(tl.float16)
         gains = decode_e4m3(tl.load(address(V_ROW, COLUMN_GAINS, tl.uint8) + row * span_tokens + wide, mask=live, other=0))
@@ -275,7 +277,9 @@ def attend_spans_kernel(
     store_result(OUT, LSE, result, queries.to(tl.int64), query_count, live_q, total, best, mass, DIM)
 
 
-def attend_spans(q: Tensor, table: SpanTable, run: tuple[int, int], turns: tuple[Angles, int] | None) -> tuple[Tensor, Tensor]:
+def attend_spans(
+    q: Tensor, table: SpanTable, run: tuple[int, int], start: int, angles: Angles | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """See `attend_spans` of the package: a part per split, [P, B, H, Sq, D] and [P, B, H, Sq], both float32."""
     batch, heads, queries, channels = q.shape
     keys, values = table.keys[run[0]], table.values[run[0]]
@@ -290,11 +294,11 @@ def attend_spans(q: Tensor, table: SpanTable, run: tuple[int, int], turns: tuple
     if not q.numel():
         return out, lse
     rows = flat_rows(q)
-    angles, start = (None, 0) if turns is None else turns
     cos, sin, grid = (rows.tensor, rows.tensor, _NO_GRID) if angles is None else (angles.cos, angles.sin, angles.grid)
     with torch.cuda.device_of(out):
         attend_spans_kernel[(programs, batch * heads, splits)](
-            rows.tensor, table.rows[:, slice(*run)], _levels(q.device), cos, sin, out, lse,
+            rows.tensor, table.rows[:, slice(*run)], _levels(q.device), cos, sin,
+            None if bias is None else bias.contiguous(), out, lse,
             rows.row, rows.token, len(table.keys), heads, queries, start, blocks, all_blocks, split_blocks,
             LOG2_E / math.sqrt(channels), grid,
             K_PLANES=max(map(len, keys.planes)), V_PLANES=max(map(len, values.planes)),
@@ -337,7 +341,7 @@ def compile_cases() -> list[CompileCase]:
         for ending, (kind, own) in kinds.items():
             block, tile = coefficient_tiles(queries, channels, kind)
             constants = {"K_PLANES": keys, "V_PLANES": values, "K_HADAMARD": fixed, "V_HADAMARD": fixed}
-            constants |= {"ROTATE": rotate, "DIM": channels}
+            constants |= {"ROTATE": rotate, "DIM": channels, "BIAS": None}
             constants |= {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "BLOCK_D": _BLOCK_D, "FENCE": kind.fed_from_registers}
             name = f"p{keys}{values}_d{channels}_q{queries}{'_hadamard' * fixed}{'_rotated' * rotate}{ending}"
             default, without = (keys, channels, rotate) == (3, 128, True), tuple(set(targets) - set(own))

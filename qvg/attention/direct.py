@@ -47,12 +47,12 @@ def _attend_spans(q: Tensor, history: History, total: Attended, backend: str) ->
         return set()
     for first, last in plan.spans.runs:
         numbers = plan.of_spans[first:last]
-        start = plan.ends[numbers[0]] - plan.counts[numbers[0]]
-        turns = history.turns(start, plan.ends[numbers[-1]])
+        start, stop = plan.ends[numbers[0]] - plan.counts[numbers[0]], plan.ends[numbers[-1]]
+        turns = history.turns(start, stop)
         if isinstance(turns, Rotation):
             turns = angles_of_tokens(turns)
         assert not isinstance(turns, Projection)
-        attend_spans(q, plan.spans, (first, last), turns, start, backend, total)
+        attend_spans(q, plan.spans, (first, last), start, turns, backend, total, history.bias(start, stop))
     return set(plan.of_spans)
 
 
@@ -61,7 +61,7 @@ def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: 
     kept_keys, kept_values = (history.kept(which, start, stop) for which in (0, 1))
     if kept_keys is None or kept_values is None:
         return False
-    attend_codes(q, kept_keys, kept_values, history.rotation(start, stop), backend, total)
+    attend_codes(q, kept_keys, kept_values, history.rotation(start, stop), backend, total, history.bias(start, stop))
     return True
 
 
@@ -92,6 +92,6 @@ def _attend_decoded(q: Tensor, history: History, start: int, stop: int, total: A
             tiles = torch.empty(2, q.shape[0], 1, last - first, q.shape[3], device=q.device)
             for which in (0, 1):
                 history.fill(which, first, last, one, tiles[which])
-            part = attention(q[:, one].float(), tiles[0], tiles[1], "torch")
+            part = attention(q[:, one].float(), tiles[0], tiles[1], "torch", history.bias(first, last))
             merge_attention(part.out[None], part.lse[None], into, "torch")
         total.out[:, one], total.lse[:, one] = into.out, into.lse

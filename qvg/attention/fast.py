@@ -57,8 +57,8 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
         return _transcode(history, tiles[index], common, scales, workspace, slot, backend)
 
     total = nothing_seen(q)
-    for keys, values in prefetched(make, len(tiles), q.device):
-        part = attention8(q, keys, values, common, backend)
+    for (start, stop), (keys, values) in zip(tiles, prefetched(make, len(tiles), q.device), strict=True):
+        part = attention8(q, keys, values, common, backend, history.bias(start, stop))
         merge_attention(part.out[None], part.lse[None], total, backend)
     return total.out.to(q.dtype)
 

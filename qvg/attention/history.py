@@ -23,6 +23,8 @@ from .plan import DecodePlan
 PositionEncoding = Rotation | Projection
 # position_encodings(which, start, stop): what rotates or projects some keys (0) or values (1)
 PositionEncodings = Callable[[int, int, int], Angles | PositionEncoding | None]
+# log_counts(start, stop, device): what is added to the logits of some keys, float32 [stop - start]; None: nothing
+LogCounts = Callable[[int, int, torch.device], Tensor | None]
 # decode(span, tokens, heads, out, encoding): what comes out is encoded by position, if there is an encoding
 Decode = Callable[[Span, slice, slice, Tensor, PositionEncoding | None], None]
 
@@ -36,7 +38,8 @@ class History:
     `current` keys and values [B, H, Sc, D] are already encoded by position and count as the last stretch.
     `position_encodings(which, start, stop)` gives what encodes the keys (which = 0) or values (1) of the committed tokens
     start:stop; None means that they are used as they are. `projected` says that cameras' matrices do, and that values go through
-    them too. `plan` holds all that is committed.
+    them too. `log_counts(start, stop, device)`: the logarithms of how many tokens each key stands for. `plan` holds all that is
+    committed.
     """
 
     plan: DecodePlan
@@ -46,6 +49,7 @@ class History:
     projected: bool = False
     tokens_per_frame: int = 1
     backend: str = "auto"
+    log_counts: LogCounts | None = None
 
     @cached_property
     def counts(self) -> list[int]:
@@ -70,7 +74,7 @@ class History:
     @property
     def is_spread(self) -> bool:
         """Whether angles of every token are made, for what is decoded one by one."""
-        return bool(self.plan.others)
+        return bool(self.plan.others) or self.log_counts is not None
 
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
         """Cut all tokens into tiles of at most `most`. What is decoded stretch by stretch gets tiles of its own where it is of
@@ -126,6 +130,10 @@ class History:
         """Angles of the committed keys among start:stop, for kernels that rotate them as they read them."""
         encoding = self.position_encoding(0, start, stop)
         return encoding if isinstance(encoding, Rotation) else None
+
+    def bias(self, start: int, stop: int) -> Tensor | None:
+        """What is added to the logits of keys start:stop, which may stand for several tokens each: float32."""
+        return None if self.log_counts is None else self.log_counts(start, stop, self.current[0].device)
 
     def kept(self, which: int, start: int, stop: int) -> Stored | None:
         """Tokens of one stretch as kernels read them in place, keys to be rotated by them; None where a codec only decodes, or

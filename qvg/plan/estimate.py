@@ -8,22 +8,23 @@ for itself, and the allocator's fragments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, chain, repeat
 
 import torch
 
 from ..attention import tile_limit
-from ..cache.growth import Growth, even_chunks
-from ..cache.peak import Peak, peaks
+from ..cache.even_growth import EvenGrowth
+from ..cache.growth import even_chunks
+from ..cache.merge_peak import MergedPeaks
+from ..cache.peak import EvenPeaks, Peak
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import ConfigError, quoted, shown
 from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
-from ..models.common.world_memory import vendor_config
+from ..models.common.world_memory import refuse_merging, vendor_config
 from ..models.common.world_schedule import MODES
 from .activations import Activations, Block, activations
 
@@ -68,7 +69,8 @@ class Plan:
     for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead;
     below 0 where the codebooks that an encoder gets copies of are more than that. Of codec "klt", whose cache grows where scenes
     change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span;
-    `short_spans` says so where a window makes spans too short to learn from.
+    `short_spans` says so where a window makes spans too short to learn from. `merges`: tokens that look alike are counted, so
+    what the cache takes is bounded from above.
     """
 
     latent_frames: int
@@ -86,6 +88,7 @@ class Plan:
     codebook_bytes: int = 0
     most_cache_bytes: int = 0
     short_spans: str = ""
+    merges: bool = False
 
     @property
     def sampling_bytes(self) -> int:
@@ -113,7 +116,7 @@ def plan(
     frames = latent_frames(video.frames, network)
     if video.given_frames > frames:
         raise ConfigError(f"given frames is {video.given_frames}, but the video has {frames} latent frames; make it longer")
-    end = run.last_peak(run.chunks(frames))
+    end = run.last_peak(frames)
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
     sampling = run.device_bytes(frames, end.device_bytes)
     most = max(sampling, decode)
@@ -137,6 +140,7 @@ def plan(
         codebook_bytes=run.spec.codebook_bytes(config) if config.codec == "klt" else 0,
         most_cache_bytes=end.now_bytes + run.further_bytes(frames),
         short_spans=run.spec.short_spans_text(run.config),
+        merges=run.config.merges,
     )
 
 
@@ -154,6 +158,8 @@ class Run:
     ):
         if device_type not in _OWN_MEMORY:
             config = config.with_changes(offload="gpu")  # main memory is what it has
+        if network.context_frames is not None:
+            refuse_merging(config)
         self.mode = _mode(network, video, config)
         # The context that is written in one piece before every block.
         self._context_frames = network.context_frames if self.mode == "vendor" else None
@@ -180,29 +186,22 @@ class Run:
             return frames
         return min(self._context_frames, max(frames - self._block_frames, min(frames, self._block_frames)))
 
-    def peaks(self, chunks: Iterable[int]) -> Iterator[Peak]:
-        """How the cache stands after every block."""
-        return peaks(self.spec, self.config, chunks, self.weights.compute, self.network.by_layer)
-
     def further_bytes(self, frames: int) -> int:
         """What the cache takes at most beside the ordinary number, with a codebook begun at every span."""
-        kept, chunks = self.remembered_frames(frames), list(self.chunks(frames))
+        kept, chunks = self.remembered_frames(frames), self.chunks(frames)
         most, usual = (self.spec.predict(self.config, kept, chunks, codebooks).total for codebooks in ("most", None))
         return max(0, most - usual)
 
-    def last_peak(self, chunks: Iterable[int]) -> Peak:
-        """How it stands at the end of a run."""
-        last = Peak(0, 0, 0, 0)
-        for peak in self.peaks(chunks):
-            last = peak
-        return last
+    def last_peak(self, frames: int) -> Peak:
+        """How the cache stands at the end of a run of so many latent frames."""
+        return self._peaks.after(self.remembered_frames(frames))
 
     def workspace_bytes(self, frames: int) -> int:
         """At most, of what attention reads the cache through; with the exact cache ComfyUI's attention takes a layer's keys and
         values in one piece."""
         seen = min(frames, self.config.window_frames or frames, self.remembered_frames(frames) + self._block_frames)
         joined = self.spec.exact_bytes(seen) // self.spec.layers * self.weights.compute.itemsize // 2
-        as_core = self.config.codec == "none" and self.network.by_layer
+        as_core = self.config.codec == "none" and self.network.by_layer and not self.config.merges
         return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
     def activation_bytes(self, frames: int) -> int:
@@ -218,25 +217,23 @@ class Run:
 
     def longest(self, device_bytes: int, decode: int) -> int | None:
         """Pictures of the longest video of whole blocks that fits; 0 if none does, None if any does."""
-        longest = 0
         if decode > device_bytes:
             return 0
-        for frames, cache_bytes in self._lengths():
-            if self.device_bytes(frames, cache_bytes) > device_bytes:
-                return pictures(longest, self.network)
-            longest = frames
-        return None if self.network.most_frames is None else pictures(longest, self.network)
+        # Of a longer video nothing takes less.
+        lengths = self._lengths()
+        fitting = bisect_right(lengths, False, key=lambda frames: self._takes(frames) > device_bytes)
+        if fitting == len(lengths) and self.network.most_frames is None:
+            return None
+        return pictures(lengths[fitting - 1], self.network) if fitting else 0
 
-    def _lengths(self) -> Iterator[tuple[int, int]]:
-        """Videos of ever more blocks: latent frames, and the most of the cache that is on the device."""
-        if self._context_frames is None:
-            yield from ((peak.frames, peak.device_bytes) for peak in self.peaks(self._endless()))
-            return
-        contexts: dict[int, int] = {}
-        for frames in accumulate(self._endless()):
-            seen = self.remembered_frames(frames)
-            contexts[seen] = contexts.get(seen) or self.last_peak([seen]).device_bytes
-            yield frames, contexts[seen]
+    def _takes(self, frames: int) -> int:
+        return self.device_bytes(frames, self.last_peak(frames).device_bytes)
+
+    def _lengths(self) -> range:
+        """Latent frames of videos of whole blocks, up to the first that is as long as any may be."""
+        each = self._block_frames
+        most, lead = self.network.most_frames or MOST_LATENT_FRAMES, self._lead_frames
+        return range(lead or each, lead + -(-most // each) * each + 1, each)
 
     @property
     def _block_frames(self) -> int:
@@ -249,17 +246,15 @@ class Run:
     @cached_property
     def _frames_before_encoding(self) -> int:
         """Of the video before the first block at whose end a span is encoded."""
-        growth, frames = Growth(self.spec.check(self.config), self.config.spans_per_codebook), 0
-        for chunk in self._endless() if self.config.codec != "none" else ():
-            if growth.commit(chunk).span_frames:
-                return frames
-            frames += chunk
-        return MOST_LATENT_FRAMES
+        if self.config.codec == "none":
+            return MOST_LATENT_FRAMES
+        growth = EvenGrowth(self.spec.check(self.config), self.config.spans_per_codebook, self._lead_frames)
+        return growth.frames_before_encoding()
 
-    def _endless(self) -> Iterator[int]:
-        first = [self._lead_frames] if self._lead_frames else []
-        most = self.network.most_frames or MOST_LATENT_FRAMES
-        return chain(first, repeat(self._block_frames, -(-most // self._block_frames)))
+    @cached_property
+    def _peaks(self) -> EvenPeaks | MergedPeaks:
+        lead = 0 if self._context_frames else self._lead_frames
+        return self.spec.even_peaks(self.config, lead, self.weights.compute, self.network.by_layer)
 
     def _kept_in(self) -> torch.dtype:
         """In ComfyUI's networks codec "none" keeps what is computed; otherwise exact frames take 16 bits."""

@@ -158,11 +158,18 @@ def test_settings_of_a_mode_that_do_not_fit_the_model(
 
 
 def test_a_mode_of_a_newer_version_is_refused_with_those_that_are_here(part: Any) -> None:
-    """ComfyUI drops what it does not know, so the node is given nothing."""
-    node = part("cache").QVGKVCache
+    """By ComfyUI's own lookup, which drops a mode that it does not find, and the input with it."""
+    node, known = part("cache").QVGKVCache, "one of preset, custom, exact, klt, kivi, quarot, rtn; choose one of these"
     assert node.validate_inputs(cache={"cache": "klt"}) is True
-    said = node.validate_inputs(cache=None)
-    assert said == "'cache' holds no mode that this version has; choose one of preset, custom, exact, klt, kivi, quarot, rtn"
+    modes = node.INPUT_TYPES()["required"]["cache"][1]["options"]
+    assert node.validate_inputs(cache={"cache": [1, 2, 3]}) is True  # ComfyUI has a sentence for that
+    for typed in ("lossless", "", None, 3, {"a": 1}, "another mode"):
+        (found,) = (mode for mode in modes if mode["key"] == typed)
+        assert found["inputs"] == {} and node.validate_inputs(cache={"cache": typed}).endswith(f"but must be {known}")
+    for mode in ("preset", "exact", "rtn"):
+        (found,) = (found for found in modes if found["key"] == mode)
+    with pytest.raises(ConfigError, match="^cache is None, but must be one of preset, "):
+        node.check_lazy_status(model=None)  # ComfyUI does not miss it
 
 
 def test_a_model_without_memory_is_refused_and_those_with_one_are_named(part: Any) -> None:
@@ -476,6 +483,28 @@ def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest
     assert not settings.merge_padding and "merge_padding has no effect: demo world has no prompt of ours" in caplog.text
     (exact,) = node.execute(with_memory(), {"cache": "exact"}, offload="cpu").args
     assert part("comfy.settings").settings_of(exact.model_options).config == PRESETS["exact"]
+
+
+def test_merging_arrives_with_exact_too_and_the_report_says_it(nodes: Any, part: Any) -> None:
+    node, settings_of = part("cache").QVGKVCache, part("comfy.settings").settings_of
+    (model,) = node.execute(with_memory(), widgets(nodes, "preset"), merge=0.99, merge_key="last").args
+    config = settings_of(model.model_options).config
+    assert config == PRESETS["balanced"].with_changes(span_frames="auto", merge=0.99, merge_key="last")
+    (exact,) = node.execute(with_memory(), {"cache": "exact"}, sink_frames=2, merge=0.98).args
+    merged = settings_of(exact.model_options).config
+    assert merged == PRESETS["exact"].with_changes(sink_frames=2, merge=0.98)
+    (plain,) = node.execute(with_memory(), {"cache": "exact"}, sink_frames=2, merge_key="first").args
+    assert settings_of(plain.model_options).config == PRESETS["exact"], "without merge the other widgets mean nothing"
+    with pytest.raises(ConfigError, match=r"merge is 0.3, but must be 0 \(off\) or a cosine from 0.5 to 1"):
+        node.execute(with_memory(), widgets(nodes, "preset"), merge=0.3)
+    with pytest.raises(ConfigError, match="window_frames 40: a row stands for tokens of several frames"):
+        node.execute(with_memory(), widgets(nodes, "preset"), merge=0.99, window_frames=40)
+    made = run(5, config, 900) | {"merged": "merged: 640 tokens became 64 rows"}
+    record = part("records").RunRecord(**made)
+    assert record.label() == "KLT, 1.5/2 bits, merged" and "merged from 0.99 on (key: last)" in record.text()
+    assert "\nmerged: 640 tokens became 64 rows\n" in record.text()
+    assert part("records").RunRecord(**run(5, merged, 0)).label() == "exact, merged"
+    assert "fewer rows wait than a span takes" in part("records").RunRecord(**run(5, config, 0)).text()
 
 
 @pytest.mark.parametrize(
