@@ -54,7 +54,7 @@ class KLTCodec:
         best = Choice(x, known, hint, self.config, tables).made()
         coded = quantized(x, best.codebook, tables, backend)
         if best.worst > FAILS:
-            coded = without_harm(x, coded, best.codebook, tables, backend)
+            coded = without_harm(x, coded, best.codebook, backend)
         return TransformSpan(*coded, best.codebook)
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:

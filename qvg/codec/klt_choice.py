@@ -169,7 +169,7 @@ class Choice:
         if self._sorted is None or self._sorted[0] is not codebook.codewords:
             self._sorted = (codebook.codewords, sort(self._sample, codebook.codewords, self._tables, backend))
         coded = quantized(self._sample, codebook, self._tables, backend, self._sorted[1])
-        got = reconstructed(coded, codebook, self._tables, backend, torch.empty_like(self._sample))
+        got = reconstructed(coded, codebook, backend, torch.empty_like(self._sample))
         errors = in_float64(got - self._sample).square().mean(2)  # [B, H, D]
         least = _NO_MATTER * 4.0**-self._config.bits
         return Judged(codebook, (errors.mean(-1) / measure).mean(1) + least, float(self._signal.shares(errors).max()))

@@ -24,13 +24,9 @@ class Tables:
         """See `Basis.analysis`."""
         return self._once("analysis", basis, basis.analysis)
 
-    def synthesis(self, basis: Basis) -> Tensor:
-        """See `Basis.synthesis`."""
-        return self._once("synthesis", basis, basis.synthesis)
-
     def weights(self, basis: Basis) -> Tensor:
         """See `Basis.weights`."""
-        return self._once("weights", basis, lambda: self.synthesis(basis).square().sum(-1))
+        return self._once("weights", basis, basis.weights)
 
     def energy(self, codebook: TransformCodebook, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """What `measure` makes of a codebook's centers and weights."""

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import assign_clusters, quantize_coefficients, reconstruct_coefficients, subtract_centroids
+from ...kernels import assign_clusters, quantize_coefficients, subtract_centroids
 from ...kernels.rows8 import Rows8
+from ...kernels.spans import Place, SpanTable, Tiles, decode_spans
 from .klt_basis import in_float64
 from .klt_tables import Tables
-from .span import TransformCodebook
+from .span import TransformCodebook, TransformSpan
 
 # A channel is loud with more than so many times the energy that half of them have.
 _LOUD = 256
@@ -57,23 +58,19 @@ def sort(x: Tensor, codewords: Rows8, tables: Tables, backend: str) -> Sorted:
     return Sorted(ids, subtract_centroids(x, ids, centers, backend))
 
 
-def reconstructed(coded: Coded, codebook: TransformCodebook, tables: Tables, backend: str, out: Tensor) -> Tensor:
+def reconstructed(coded: Coded, codebook: TransformCodebook, backend: str, out: Tensor) -> Tensor:
     """The tokens of all heads, into `out`."""
-    centers, matrix = tables.centers(codebook.codewords), tables.synthesis(codebook.basis)
-    for row, planes in enumerate(codebook.basis.planes):
-        one = slice(row, row + 1)
-        parts = (part[one] for part in (*coded, centers, matrix))
-        reconstruct_coefficients(*parts, planes, out[one], backend)
+    kept = TransformSpan(*coded, codebook).kept()
+    decode_spans(SpanTable((kept,), (kept,), (Place(0),)), (0, 1), Tiles(out, None, 0), None, backend)
     return out
 
 
-def without_harm(x: Tensor, coded: Coded, codebook: TransformCodebook, tables: Tables, backend: str) -> Coded:
+def without_harm(x: Tensor, coded: Coded, codebook: TransformCodebook, backend: str) -> Coded:
     """The same with gains of 0 for tokens to which their codeword alone is nearer; for all of a head where what codewords leave
     over is less than the error of that."""
     wanted, silenced = in_float64(x), coded._replace(gains=torch.zeros_like(coded.gains))
     alone, decoded = (
-        in_float64(reconstructed(some, codebook, tables, backend, torch.empty_like(x, dtype=torch.float32)))
-        for some in (silenced, coded)
+        in_float64(reconstructed(some, codebook, backend, torch.empty_like(x, dtype=torch.float32))) for some in (silenced, coded)
     )
     without, errors = (alone - wanted).square(), (decoded - wanted).square()
     nearer = without.sum(-1) < errors.sum(-1)
