@@ -381,10 +381,7 @@ def compile_cases() -> list[CompileCase]:
             warps = tiles.pop("num_warps")
             constants = {"PLANES": planes, "TURNS": turns, "CHANNELS": channels, **tiles}
             name = f"decode_p{planes}_d{channels}{endings[turns]}{'_rdna' * rdna}"
-            default, without = (
-                (channels, planes, rdna) == (128, 4, False) and turns in (1, 3),
-                OTHER_TARGETS if rdna else RDNA_TARGETS,
-            )
+            default, without = (channels, planes) == (128, 4) and turns in (1, 3), OTHER_TARGETS if rdna else RDNA_TARGETS
             held = Tile(tiles["BLOCK_S"] * channels, turns=channels // tiles["BLOCK_D"])
             cases.append(CompileCase(name, _decode_spans, types, constants, wide, warps, 1, True, default, without, held))
         types = {**common, "KIND": "*bf16", "CURRENT_KEYS": "*bf16", "CURRENT_VALUES": "*bf16", "current_keys": tile}
