@@ -7,7 +7,7 @@ from typing import Any
 from ..qvg import PRESETS, QVGConfig
 from ..qvg.config import OFFLOADS, TRANSFORMS, require_bits
 from .api import CATEGORY, io
-from .widgets import Node, number
+from .widgets import Node, number, unknown_mode
 
 # What people see first is what most of them want.
 CHOICES = ("preset", "custom", "exact", "klt", "kivi", "quarot", "rtn")
@@ -46,10 +46,11 @@ class QVGKVCache(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, model: Any = None, cache: dict[str, Any] | None = None) -> bool | str:
-        # ComfyUI drops a DynamicCombo whose key it does not know, and runs the node without it. `model` is named because
-        # an error is shown once for every named input that is there, and this one always is.
-        return cache is not None or f"'cache' holds no mode that this version has; choose one of {', '.join(CHOICES)}"
+    def validate_inputs(cls, cache: dict[str, Any] | None = None) -> bool | str:
+        # A workflow of a newer version, and what a program sends. Ranges stay with ComfyUI, which looks at `cache.*` by itself.
+        mode = (cache or {}).get("cache")
+        # A list that is no link ComfyUI refuses by itself.
+        return isinstance(mode, list) or unknown_mode("cache", CHOICES, mode) or True
 
     @classmethod
     def execute(

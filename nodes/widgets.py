@@ -59,17 +59,41 @@ def number(least: float, most: float, step: float, multiple: float = 0.0) -> dic
     return {"min": low, "max": most, "step": step}
 
 
+class _Other(str):
+    """The key of a mode that is none of these. ComfyUI drops a DynamicCombo in a mode that it does not find, and then has no
+    input to show what is wrong at."""
+
+    known: tuple[str, ...] = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, key: object) -> bool:
+        return not any(key == known for known in self.known)
+
+
 class Node(io.ComfyNode):
     """What all nodes are: no value reaches `execute` that its widget would not take. Inputs that take long to make are `lazy`."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+        """What ComfyUI checks a prompt by; what it tells the page of the node it makes of the schema itself."""
+        declared: dict[str, Any] = super().INPUT_TYPES()
+        for kind, options in (each for group in ("required", "optional") for each in declared.get(group, {}).values()):
+            if kind == _DYNAMIC:
+                other = _Other("another mode")
+                other.known = tuple(mode["key"] for mode in options["options"])
+                options["options"] = [*options["options"], {"key": other, "inputs": {}}]
+        return declared
 
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
         """ComfyUI asks before it runs a node which inputs are still to be made; those that wait are None. Raises ConfigError, in
         one sentence about one input."""
-        declared = cls.INPUT_TYPES()
-        for name, (kind, options) in _declared(declared):
-            if name in inputs and (wrong := complaint(name, kind, options, inputs[name])):
-                raise ConfigError(wrong)
+        for name, (kind, options) in _declared(cls.INPUT_TYPES()):
+            # ComfyUI does not miss a DynamicCombo that a prompt leaves out.
+            if kind == _DYNAMIC or name in inputs:
+                wrong = complaint(name, kind, options, inputs.get(name))
+                if wrong:
+                    raise ConfigError(wrong)
         return [name for name, value in inputs.items() if value is None]
 
 
@@ -94,19 +118,23 @@ def complaint(name: str, kind: Any, options: Mapping[str, Any], value: Any) -> s
     return f"{name} is {quoted(value)}, but must be {rule}; {'choose one of these' if use is None else f'use {use}'}"
 
 
+def unknown_mode(name: str, modes: Iterable[str], value: Any) -> str | None:
+    """What is wrong with the mode of a DynamicCombo."""
+    known = list(modes)
+    return None if value in known else f"{name} is {quoted(value)}, but must be {_one_of(known)}; choose one of these"
+
+
 def _declared(inputs: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Mapping[str, Any]]]]:
     return [each for group in ("required", "optional") for each in inputs.get(group, {}).items()]
 
 
 def _in_mode(name: str, modes: Iterable[Mapping[str, Any]], given: Any) -> str | None:
     """Of a DynamicCombo: its mode, and that mode's widgets. ComfyUI hands over pairs of a value and its name in the prompt."""
-    values = {key: value[0] if isinstance(value, tuple) else value for key, value in given.items()}
-    mode = next((mode for mode in modes if mode["key"] == values.get(name)), None)
-    if mode is None:
-        return (
-            f"{name} is {quoted(values.get(name))}, but must be {_one_of([mode['key'] for mode in modes])}; choose one of these"
-        )
-    for inner, (kind, options) in _declared(mode["inputs"]):
+    values = {key: value[0] if isinstance(value, tuple) else value for key, value in (given or {}).items()}
+    known = {mode["key"]: mode["inputs"] for mode in modes if not isinstance(mode["key"], _Other)}
+    if wrong := unknown_mode(name, known, values.get(name)):
+        return wrong
+    for inner, (kind, options) in _declared(known[values[name]]):
         if inner in values and (wrong := complaint(inner, kind, options, values[inner])):
             return wrong
     return None

@@ -321,6 +321,29 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--development", action="store_true", help="other worlds, for choosing settings: those shown stay unseen meanwhile"
     )
     codecs.set_defaults(run=_bench_codecs)
+    study = topics.add_parser(
+        "study",
+        help="the 33 methods of arXiv 2603.27469 and what others ship, on the demo world",
+        description="Walk with every method, corrected and as published. Writes study.csv after every walk. A run that was "
+        "broken off goes on there.",
+    )
+    study.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
+    study.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all")
+    study.add_argument("--forms", metavar="LIST", help="corrected, published; default both")
+    study.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
+    study.add_argument("--paths", type=int, default=1, metavar="N", help="paths through each, 1 or 2; default 1")
+    study.set_defaults(run=_bench_study)
+    ablations = topics.add_parser(
+        "ablations",
+        help="what the Quant VideoGen paper takes apart, on a trained model's keys and values",
+        description="Record keys and values of walks with the exact cache, and compare errors with and without each part. Writes "
+        "ablations.csv; recordings are kept and used again.",
+    )
+    ablations.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there"
+    )
+    ablations.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
+    ablations.set_defaults(run=_bench_ablations)
 
 
 def _bench_codecs(options: argparse.Namespace) -> int:
@@ -335,6 +358,25 @@ def _bench_codecs(options: argparse.Namespace) -> int:
         return bench_codecs(
             options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development
         )
+
+
+def _bench_ablations(options: argparse.Namespace) -> int:
+    from .bench.ablations import bench_ablations
+    from .server.interrupt import interrupted_by
+
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return bench_ablations(options.out, options.worlds)
+
+
+def _bench_study(options: argparse.Namespace) -> int:
+    from .bench.study import FORMS, bench_study  # tqdm is needed by this command only
+    from .server.interrupt import interrupted_by
+
+    names = _listed(options.methods, ";")
+    if options.methods is not None and not names:
+        raise ConfigError(f"methods is {quoted(options.methods)}, which names none; leave it out for all of them")
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return bench_study(options.out, names, _listed(options.forms, ",") or FORMS, options.worlds, options.paths)
 
 
 def _listed(text: str | None, separator: str) -> list[str]:

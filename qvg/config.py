@@ -12,6 +12,21 @@ from ..kernels.packing import BITS
 from .errors import ConfigError, quoted
 
 CODECS = ("none", "qvg", "klt", "rtn", "kivi", "quarot")
+# Codecs to compare with, and the bits that each has: what others ship, and the cores of the 33-method study (arXiv 2603.27469).
+# Caches of theirs are read like any other and not saved.
+COMPARED = {
+    "fp8": (8,),
+    "nvfp4": (4,),
+    "bf16-int8": (8,),
+    "pca": (2,),
+    "lightx2v-kivi": (2, 4, 8),
+    "study-rtn": (2, 4),
+    "study-kivi": (2, 4),
+    "study-quarot": (2, 4),
+    "study-prq": (2, 4),
+    "study-qaq": (2, 4),
+    "study-tptq": (2,),
+}
 READS = ("auto", "exact", "fast", "direct")
 OFFLOADS = ("gpu", "cpu")
 KEY_STORAGE = ("before_rope", "after_rope")
@@ -29,7 +44,7 @@ class QVGConfig:
     """Settings of one cache. Frames are latent frames. Wrong values raise ConfigError here, misfits to a model in `CacheSpec`.
 
     codec               "none" keeps history in 16 bits; "qvg" is Quant VideoGen (arXiv 2602.02958); "klt" is ours; "rtn", "kivi"
-                        and "quarot" are the field's baselines
+                        and "quarot" are the field's baselines; those of COMPARED are what others have (`codec/compared.py`)
     bits                bits per residual code: 2, 3, 4 or 8; "klt": multiples of 1/16 from 1/4 to 6, on average
     bits_v              the same for values; None: as `bits`
     num_stages          k-means passes before the residual is quantized, 1 to 4
@@ -37,7 +52,8 @@ class QVGConfig:
                         tokens of a codebook's first span)
     clusters_added      "klt": centroids that each later span of a codebook adds, up to 256 in all, or "auto"
     transform           "klt": "klt" learns a basis, "hadamard" takes a fixed one
-    group_size          channels that share one scale: 16, 32, 64 or 128; not for "klt", which has one gain per token
+    group_size          channels that share one scale: 16, 32, 64 or 128; tokens, of "study-" codecs, "lightx2v-kivi" and "pca";
+                        not for "klt", which has one gain per token
     symmetric           True: as published (2**bits - 1 levels around zero). False: all levels from min to max ("kivi": always)
     keys                "before_rope" or "after_rope": how keys are kept; before, they are smoother and rotated on the way into
                         attention
@@ -80,7 +96,7 @@ class QVGConfig:
     offload: str = "gpu"
 
     def __post_init__(self) -> None:
-        _require_choice("codec", self.codec, CODECS)
+        _require_choice("codec", self.codec, (*CODECS, *COMPARED))
         _require_choice("backend", self.backend, BACKENDS)
         _require_choice("read", self.read, READS)
         _require_choice("offload", self.offload, OFFLOADS)
@@ -139,12 +155,19 @@ class QVGConfig:
 
 def require_bits(name: str, bits: float, codec: str) -> None:
     """Raise ConfigError where `codec` cannot keep a value in so many bits; `name` is what the user calls the setting."""
-    if codec != "klt":
+    if codec in COMPARED:
+        if type(bits) is not int or bits not in COMPARED[codec]:
+            raise ConfigError(f"{name} is {quoted(bits)}, but codec {codec!r} has {_or(COMPARED[codec])} bits; choose of these")
+    elif codec != "klt":
         _require_choice(name, bits, BITS)
     elif isinstance(bits, bool) or not isinstance(bits, int | float) or not 0.25 <= bits <= MAX_BITS or bits * 16 % 1:
         raise ConfigError(
             f"{name} is {quoted(bits)}, but codec 'klt' takes multiples of 1/16 from 0.25 to {MAX_BITS}; start with 2"
         )
+
+
+def _or(values: tuple[int, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(map(str, values[:-1])), str(values[-1]))))
 
 
 def _require_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -33,6 +33,7 @@ RANKS = {
     "qvg.attention": 4,
     "qvg.cache": 5,
     "qvg.session": 6,
+    "qvg.study": 9,  # methods to compare with: caches of their own, and a denoiser that reuses
     "qvg.models": 7,
     "qvg.plan": 8,  # what a run will take, for `qvg plan` and the nodes
     "qvg.sampling": 8,

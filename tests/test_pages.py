@@ -102,9 +102,15 @@ def test_commands_are_understood(command: str, capsys: pytest.CaptureFixture[str
 
 
 def test_commands_are_all_described() -> None:
-    assert {"qvg demo", "qvg plan", "qvg run", "qvg convert", "qvg bench codecs"} <= set(
-        re.findall(r"^## (.*)$", TEXTS["commands.md"], re.MULTILINE)
-    )
+    assert {
+        "qvg demo",
+        "qvg plan",
+        "qvg run",
+        "qvg convert",
+        "qvg bench codecs",
+        "qvg bench study",
+        "qvg bench ablations",
+    } <= set(re.findall(r"^## (.*)$", TEXTS["commands.md"], re.MULTILINE))
     assert {command.split()[1] for command in COMMANDS} == {"demo", "plan", "run", "convert", "bench"}
 
 

@@ -92,6 +92,7 @@ def widgets(node: str, groups: dict[str, Any], prefix: str = "", setting: dict[s
             if kind in WIDGETS:
                 yield Widget(node, prefix + name, kind, options, setting)
             elif kind == DYNAMIC:
+                yield Widget(node, prefix + name, kind, {"options": [mode["key"] for mode in options["options"]]}, setting)
                 for mode in options["options"]:
                     inner = {**setting, name: mode["key"], **defaults(mode["inputs"], f"{name}.")}
                     yield from widgets(node, mode["inputs"], f"{name}.", inner)
@@ -117,7 +118,7 @@ def values(widget: Widget, dice: random.Random) -> list[Any]:
         step = MULTIPLES.get((widget.node, widget.name), 1 if widget.kind == "INT" else 0.01)
         inside = low + step * dice.randrange(max(1, int((high - low) / step)))
         found += [*ODD_NUMBERS, low, high, low - step, high + step, low + step, low + step / 2, inside]
-    if widget.kind == "COMBO":
+    if widget.kind in ("COMBO", DYNAMIC):
         found += widget.options["options"][:3]
     return found
 
@@ -125,7 +126,7 @@ def values(widget: Widget, dice: random.Random) -> list[Any]:
 def taken(widget: Widget, value: Any, linked: bool) -> bool:
     """Whether the widget takes it. What is typed, ComfyUI converts first: "12" to 12, 1.5 to 1, 0 to false, all to text."""
     kind, options = widget.kind, widget.options
-    if kind == "COMBO":
+    if kind in ("COMBO", DYNAMIC):
         return isinstance(value, str) and value in options["options"]
     if isinstance(value, list) and not linked:
         return False
@@ -198,6 +199,9 @@ def prompt_for(widget: Widget, value: Any, linked: bool, declared: dict[str, Any
         steps["camera"] = {"class_type": "QVGCameraPath", "inputs": {"path": "d-14,s-11", "frames": 8}}
         inputs["camera"] = ["camera", 0]
     inputs[widget.name] = ["value", 0] if linked else value
+    if widget.kind == DYNAMIC and taken(widget, value, linked):
+        mode = next(mode for mode in groups["required"][widget.name][1]["options"] if mode["key"] == value)
+        inputs |= defaults(mode["inputs"], f"{widget.name}.")
     if linked:
         steps["value"] = {"class_type": "TestingValue", "inputs": {"text": json.dumps(value)}}
     steps["node"] = {"class_type": widget.node, "inputs": inputs}
@@ -258,7 +262,7 @@ def cases(declared: dict[str, Any], seed: int, count: int | None) -> list[tuple[
         (widget, value, linked)
         for name, node in sorted(declared.items())
         for widget in widgets(name, node["input"])
-        for linked in (False, True)
+        for linked in ((False,) if widget.kind == DYNAMIC else (False, True))  # whose kind no link has
         for value in values(widget, dice)
     ]
     dice.shuffle(found)

@@ -23,6 +23,7 @@ from comfyui_qvg.qvg.bench.settings import settings_table
 from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.models.table import models_table
 from comfyui_qvg.qvg.plan import Video, plan
+from comfyui_qvg.qvg.study.table import study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -198,6 +199,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "codecs": codecs,
     "openings": openings,
     "windows": windows,
+    "study": study_table,
     "cache_bytes": cache_bytes,
     "cards": cards,
     "costs": costs,

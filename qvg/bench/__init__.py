@@ -1,1 +1,1 @@
-"""Measurements that people can repeat: `qvg bench codecs`."""
+"""Measurements that people can repeat: `qvg bench codecs`, `study` and `ablations`."""

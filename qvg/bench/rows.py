@@ -24,6 +24,7 @@ from .walks import Case, WalkResult, pooled
 # What a span of Self-Forcing holds: 24 frames of 1,560 tokens.
 AMORTISED_TOKENS = 37_440
 WINDOWS = 4
+_WITHOUT_GROUPS = ("klt", "fp8", "bf16-int8")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
         "bits_v": config.bits if config.bits_v is None else config.bits_v,
         "stages": config.num_stages if config.codec == "qvg" else int(config.codec == "klt"),
         "clusters": _centroids(config),
-        "group_size": 0 if config.codec == "klt" else config.group_size,
+        "group_size": 0 if config.codec in _WITHOUT_GROUPS else config.group_size,
         "bits_per_value": _round(bits_per_value(walks)),
         "bits_per_value_amortised": _round(amortised_bits(config, walks[0])),
         "cache_bytes": round(sum(sizes.values())),
@@ -84,7 +85,7 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
         "peak_cache_bytes": max(walk.peak_bytes for walk in walks),
         **{
             f"bytes_{name}": round(sizes.get(name, 0))
-            for name in ("codes", "ids", "scales", "zero_points", "centroids", "basis", "exact")
+            for name in ("codes", "ids", "scales", "zero_points", "centroids", "basis", "exact", "outliers")
         },
         "seconds_per_frame": _round(float(np.mean([walk.seconds_per_frame for walk in walks]))),
     }

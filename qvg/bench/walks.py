@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache import KVCache
+from ..cache.spec import CacheBytes
 from ..camera import visits
 from ..config import QVGConfig
 from ..demo.command import EXACT, GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
@@ -26,10 +27,14 @@ from ..files import written_whole
 from ..metrics import ssim
 from ..models.demo_world import WEIGHTS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from ..sampling import generate
+from ..sampling.autoregressive import Denoiser
+from ..study.run import StudyRun
 from . import openings
 from .openings import Scene
 
 Pictures = NDArray[np.uint8]
+# How a walk's memory is kept.
+Settings = QVGConfig | StudyRun
 
 # Loops of 34 and 32 frames: in 70 frames every place is seen twice.
 PATHS = ("d-10,s-7,a-10,w-7", "s-8,d-8,w-8,a-8")
@@ -114,7 +119,7 @@ class Walker:
             unfinished.write_bytes(packed.getvalue())
         return pictures
 
-    def compare(self, case: Case | Scene, config: QVGConfig) -> WalkResult:
+    def compare(self, case: Case | Scene, config: Settings) -> WalkResult:
         """One method on one walk, from the folder if it is there."""
         path = self.folder / f"walk-{self._key(case, config)}.json"
         if path.is_file():
@@ -124,7 +129,7 @@ class Walker:
             unfinished.write_text(json.dumps(asdict(result)), encoding="utf-8")
         return result
 
-    def measure(self, case: Case | Scene, config: QVGConfig) -> WalkResult:
+    def measure(self, case: Case | Scene, config: Settings) -> WalkResult:
         """One method on one walk, walked now."""
         exact = self.exact(case)
         started = time.perf_counter()
@@ -143,35 +148,48 @@ class Walker:
             seconds,
         )
 
-    def _walk(self, case: Case | Scene, config: QVGConfig) -> tuple[Pictures, dict[str, int], int, int]:
+    def _walk(self, case: Case | Scene, config: Settings) -> tuple[Pictures, dict[str, int], int, int]:
         """Pictures, bytes by component at the end, the peak, and tokens in spans. `generate` fails if the codec was not called as
         often as it should have been; the bytes must be those that were predicted."""
         if self._model is None:
             self._model = load_demo_world()
-        model, plan = self._model, case.plan
-        pictures, peak = [], 0
-        with KVCache(model.config.cache_spec(), config, model.config.rope()) as cache:
-            for block in generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), case.given(model)):
+        model, plan, pictures, peak = self._model, case.plan, list[NDArray[np.uint8]](), 0
+        walker: Denoiser = DemoWorldDenoiser(model)
+        if isinstance(config, StudyRun):
+            memory = config.cache(model.config.cache_spec(), model.config.rope(), case.frames)
+            walker = config.denoiser(walker)
+        else:
+            memory = KVCache(model.config.cache_spec(), config, model.config.rope())
+        with memory as cache:
+            for block in generate(walker, cache, plan.origins, settings(plan.seed), case.given(model)):
                 pictures.append(picture(block.latent))
                 peak, counted = max(peak, block.cache.total), block.cache
-                predicted = cache.spec.predict(config, len(pictures), codebooks=cache.codebooks())
-                if self._check_bytes and counted != predicted:
-                    raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
+                if self._check_bytes:
+                    _check_bytes(cache, config, len(pictures), counted)
             encoded = sum(cache.layout.spans) * cache.spec.tokens_per_frame
         return np.stack(pictures), counted.by_component(), peak, encoded
 
-    def _key(self, case: Case | Scene, config: QVGConfig) -> str:
+    def _key(self, case: Case | Scene, config: Settings) -> str:
         """Everything that a result depends on."""
         sources = source_digest() if self._sources is None else self._sources
         facts = json.dumps([asdict(case), asdict(config), self.weights, torch.__version__, sources], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:20]
 
 
+def _check_bytes(cache: KVCache, config: Settings, frames: int, counted: CacheBytes) -> None:
+    if isinstance(config, StudyRun):
+        predicted = config.predicted(cache.spec, frames)
+    else:
+        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks())
+    if predicted is not None and counted != predicted:
+        raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
+
+
 @cache
 def source_digest() -> str:
     """Changes when code that a walk runs through does; comments, layout and docstrings do not count."""
     root = Path(__file__).resolve().parents[2]
-    rooms = ("attention", "cache", "camera", "codec", "demo", "models", "positions", "sampling")
+    rooms = ("attention", "cache", "camera", "codec", "demo", "models", "positions", "sampling", "study")
     files = [path for name in ("kernels", *(f"qvg/{room}" for room in rooms)) for path in sorted((root / name).rglob("*.py"))]
     files += [root / "qvg" / f"{name}.py" for name in ("config", "metrics")]
     files.append(Path(openings.__file__).resolve())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from .policy import CachePolicy, Layout, Step
+from .policy import CachePolicy, Layout
 
 # Frames of the spans that a codebook has grown with, the ones that have left included.
 Book = tuple[int, ...]
@@ -12,22 +13,34 @@ Book = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Commit:
-    """What one commit did. `span_frames` were encoded together, 0 for none; their codebook was `codebook_before`, () where a
-    new one began, and is `codebook_after`. `gone_frames` are those of the spans that left, `gone_codebooks` the codebooks that
-    left with them."""
+    """What one commit did. `span_frames`, 0 for none, of `span_chunks` chunks were encoded together; their codebook was
+    `codebook_before`, () where a new one began, and is `codebook_after`; `codebook_newest` is that of the span encoded before
+    them, in memory or not. `gone_spans` are the frames of each span that left, `gone_exact_frames` of what left without being
+    encoded, `gone_codebooks` the codebooks that left with the last of their spans."""
 
-    step: Step
     chunk_frames: int
     span_frames: int
+    span_chunks: int
     codebook_before: Book
     codebook_after: Book
+    codebook_newest: Book
     gone_spans: tuple[int, ...]
-    gone_chunks: tuple[int, ...]
+    gone_exact_frames: int
     gone_codebooks: tuple[Book, ...]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What is in memory: `exact_frames` of sink and tail, how many spans of how many frames, and how many codebooks of which
+    spans."""
+
+    exact_frames: int
+    spans: Counter[int]
+    codebooks: Counter[Book]
+
+
 class Growth:
-    """A run so far. `layout`: frames in memory. `codebooks`: of each span in memory, its codebook."""
+    """A run so far, of chunks of any sizes. `layout`: frames in memory."""
 
     def __init__(self, policy: CachePolicy, spans_per_codebook: int):
         self._policy, self._spans_per_codebook = policy, spans_per_codebook
@@ -35,24 +48,33 @@ class Growth:
         self._encoded = 0
         self._numbers: list[int] = []  # of each span in memory: the number of its codebook
         self._codebooks: dict[int, Book] = {}
+        self._newest: Book = ()
 
-    @property
-    def codebooks(self) -> list[Book]:
-        """Codebooks in memory, the oldest first."""
-        return list(self._codebooks.values())
+    def memory(self) -> Memory:
+        """What there is now."""
+        exact = sum(self.layout.sink) + sum(self.layout.tail)
+        return Memory(exact, Counter(self.layout.spans), Counter(self._codebooks.values()))
 
     def commit(self, chunk_frames: int) -> Commit:
         """A chunk becomes history."""
         before, step = self.layout, self._policy.commit(self.layout, chunk_frames)
         tail = before.tail if step.to_sink else (*before.tail, chunk_frames)
-        span_frames = sum(tail[: step.encode_chunks])
-        codebook_before, codebook_after = self._encode(span_frames) if step.encode_chunks else ((), ())
+        span_frames, newest = sum(tail[: step.encode_chunks]), self._newest
+        codebook_before, self._newest = self._encode(span_frames) if step.encode_chunks else ((), newest)
         spans = (*before.spans, *([span_frames] if step.encode_chunks else []))
         tail = tail[step.encode_chunks :]
-        gone_codebooks = self._forget(step.evict_spans)
         self.layout = step.layout
-        gone_spans, gone_chunks = spans[: step.evict_spans], tail[: step.evict_chunks]
-        return Commit(step, chunk_frames, span_frames, codebook_before, codebook_after, gone_spans, gone_chunks, gone_codebooks)
+        return Commit(
+            chunk_frames,
+            span_frames,
+            step.encode_chunks,
+            codebook_before,
+            self._newest if step.encode_chunks else (),
+            newest,
+            gone_spans=spans[: step.evict_spans],
+            gone_exact_frames=sum(tail[: step.evict_chunks]),
+            gone_codebooks=self._forget(step.evict_spans),
+        )
 
     def _encode(self, span_frames: int) -> tuple[Book, Book]:
         """A codebook goes on from the newest span in memory; where there is none, a new one begins."""

@@ -16,7 +16,8 @@ import torch
 
 from ..codec import Codec, ExactCodec
 from ..config import QVGConfig
-from .growth import Book, Commit, Growth
+from .even_growth import EvenGrowth
+from .growth import Book, Commit, Growth, Memory
 from .spec_like import SpecLike
 
 # Keys and values have codecs of their own; what is not encoded, another.
@@ -40,23 +41,48 @@ def peaks(
     """One for every chunk, of so many frames each. `block_dtype` is what the network computes keys and values in, by default what
     they are kept in. `by_layer`: the network lets go of a layer's block before it makes the next one's (`KVCache.release`,
     `commit_layer`); otherwise all layers hold theirs until `KVCache.commit`."""
-    growth, layer = Growth(spec.check(config), config.spans_per_codebook), _Layer(spec, config)
-    frames = most = before = 0
-    here = exact = 0
+    growth = Growth(spec.check(config), config.spans_per_codebook)
+    layer = _Layer(spec, config, block_dtype, by_layer)
+    before, frames, most, here = growth.memory(), 0, 0, 0
     for chunk in chunks:
-        block = layer.exact(chunk) * (block_dtype or spec.dtype).itemsize // spec.dtype.itemsize
         commit = growth.commit(chunk)
-        during = layer.during(commit, before, block)
-        after = before + layer.change(commit)
-        waiting = before if by_layer else before + block
-        # Between the first layer's commit and the last one's the sum rises or falls in equal steps.
-        most = max(most, during + (spec.layers - 1) * max(waiting, after), spec.layers * after)
-        packed = before - exact
-        exact += layer.exact_change(commit)
-        working = during - packed + layer.lent(commit)
-        here = max(here, _on_device(spec.layers, working, waiting - packed, packed, exact, after - exact))
+        after = growth.memory()
+        at_once, on_device = layer.moment(commit, before, after)
+        most, here = max(most, at_once), max(here, on_device)
         frames, before = frames + chunk, after
-        yield Peak(frames, spec.layers * after, most, here if config.offloads else most)
+        yield Peak(frames, spec.layers * layer.history(after), most, here if config.offloads else most)
+
+
+class EvenPeaks:
+    """What `peaks` comes to after any number of frames in chunks of the policy's size, the first one of `first_frames` (0: as the
+    others): quickly, however many they are."""
+
+    def __init__(
+        self,
+        spec: SpecLike,
+        config: QVGConfig,
+        first_frames: int = 0,
+        block_dtype: torch.dtype | None = None,
+        by_layer: bool = True,
+    ):
+        self._spec, self._offloads = spec, config.offloads
+        self._growth = EvenGrowth(spec.check(config), config.spans_per_codebook, first_frames)
+        self._layer = _Layer(spec, config, block_dtype, by_layer)
+        self._moment = cache(self._count_moment)
+
+    def after(self, frames: int) -> Peak:
+        """So many frames."""
+        if not frames:
+            return Peak(0, 0, 0, 0)
+        commits, last = self._growth.commits(frames)
+        moments = [self._moment(index, last if index == commits - 1 else None) for index in self._growth.turning_points(commits)]
+        most, here = (max(sizes) for sizes in zip(*moments, strict=True))
+        now = self._spec.layers * self._layer.history(self._growth.memory(commits, last))
+        return Peak(frames, now, most, here if self._offloads else most)
+
+    def _count_moment(self, index: int, last_frames: int | None) -> tuple[int, int]:
+        commit = self._growth.commit(index, last_frames)
+        return self._layer.moment(commit, self._growth.memory(index), self._growth.memory(index + 1, last_frames))
 
 
 def _on_device(layers: int, during: int, waiting: int, packed: int, exact: int, packed_after: int) -> int:
@@ -74,40 +100,45 @@ def _on_device(layers: int, during: int, waiting: int, packed: int, exact: int, 
 class _Layer:
     """Bytes of one layer."""
 
-    def __init__(self, spec: SpecLike, config: QVGConfig):
+    def __init__(self, spec: SpecLike, config: QVGConfig, block_dtype: torch.dtype | None, by_layer: bool):
         self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
         self._codecs: tuple[Codec, ...] = (*spec.codecs(config), ExactCodec(spec.dtype))
-        self._span, self._codebook = cache(self._count_span), cache(self._count_codebook)
-        self._newest: Book = ()
+        self._block_dtype, self._by_layer = block_dtype or spec.dtype, by_layer
+        self._span, self._parts, self._codebook = cache(self._count_span), cache(self._count_parts), cache(self._count_codebook)
+
+    def moment(self, commit: Commit, before: Memory, after: Memory) -> tuple[int, int]:
+        """Of all layers: the most that is held from the block in work until it is history, and that without what is kept
+        elsewhere."""
+        layers, had, has = self._spec.layers, self.history(before), self.history(after)
+        block = self.exact(commit.chunk_frames) * self._block_dtype.itemsize // self._spec.dtype.itemsize
+        during, waiting = self.during(commit, had, block), had if self._by_layer else had + block
+        # Between the first layer's commit and the last one's the sum rises or falls in equal steps.
+        most = max(during + (layers - 1) * max(waiting, has), layers * has)
+        exact = self.exact(after.exact_frames)
+        packed = had - self.exact(before.exact_frames)
+        working = during - packed + self.lent(commit)
+        return most, _on_device(layers, working, waiting - packed, packed, exact, has - exact)
+
+    def history(self, memory: Memory) -> int:
+        """What is kept."""
+        spans = sum(many * self._span(which, frames) for which in _ENCODED for frames, many in memory.spans.items())
+        books = sum(many * self._codebook(which, book) for which in _ENCODED for book, many in memory.codebooks.items())
+        return self.exact(memory.exact_frames) + spans + books
 
     def exact(self, frames: int) -> int:
         """Keys and values as they are kept before they are encoded."""
         return 2 * self._span(_EXACT, frames)
 
-    def change(self, commit: Commit) -> int:
-        """By how much the history grows."""
-        added = self.exact(commit.chunk_frames)
-        if commit.span_frames:
-            added += sum(self._encoded(which, commit) for which in _ENCODED) - self.exact(commit.span_frames)
-        spans = sum(self._span(which, frames) for which in _ENCODED for frames in commit.gone_spans)
-        codebooks = sum(self._codebook(which, codebook) for which in _ENCODED for codebook in commit.gone_codebooks)
-        return added - spans - codebooks - sum(map(self.exact, commit.gone_chunks))
-
-    def exact_change(self, commit: Commit) -> int:
-        """By how much that part of it grows which is not encoded, and never away from the device."""
-        return self.exact(commit.chunk_frames) - self.exact(commit.span_frames) - sum(map(self.exact, commit.gone_chunks))
-
     def lent(self, commit: Commit) -> int:
         """Copies of codebooks on the device that an encoder starts from, at most."""
-        start, self._newest = self._newest, commit.codebook_after or self._newest
-        return sum(self._codebook(which, start) for which in _ENCODED) if commit.span_frames else 0
+        return sum(self._codebook(which, commit.codebook_newest) for which in _ENCODED) if commit.span_frames else 0
 
     def during(self, commit: Commit, before: int, block: int) -> int:
         """The most that the layer holds from the moment when it has the block until it has committed it."""
         held = before + self.exact(commit.chunk_frames)
         most = held + block  # the copy is made while the block is still there
         if commit.span_frames:
-            joined = self._span(_EXACT, commit.span_frames) if commit.step.encode_chunks > 1 else 0
+            joined = self._span(_EXACT, commit.span_frames) if commit.span_chunks > 1 else 0
             for which in _ENCODED:
                 most = max(most, held + joined + self._made(which, commit))
                 held += self._encoded(which, commit)
@@ -127,7 +158,7 @@ class _Layer:
         old, new = (self._parts(which, codebook) for codebook in (commit.codebook_before, commit.codebook_after))
         return self._span(which, commit.span_frames) + sum(size for name, size in new.items() if size != old.get(name))
 
-    def _parts(self, which: int, codebook: Book) -> dict[str, int]:
+    def _count_parts(self, which: int, codebook: Book) -> dict[str, int]:
         tokens = [frames * self._spec.tokens_per_frame for frames in codebook]
         return self._codecs[which].predicted_codebook_bytes(self._rows, tokens) if codebook else {}
 
@@ -138,8 +169,3 @@ class _Layer:
 
     def _count_codebook(self, which: int, codebook: Book) -> int:
         return sum(self._parts(which, codebook).values())
-
-
-def peak_bytes(spec: SpecLike, config: QVGConfig, chunks: Iterable[int], block_dtype: torch.dtype | None, by_layer: bool) -> int:
-    """Bytes at the worst moment of a whole run; 0 for a run of no chunks."""
-    return max((peak.peak_bytes for peak in peaks(spec, config, chunks, block_dtype, by_layer)), default=0)

@@ -12,11 +12,13 @@ import torch
 
 from ..codec import ExactCodec, KeyValueCodecs, KLTCodec, make_codecs
 from ..codec.base import Codebooks
-from ..config import GROUP_SIZES, QVGConfig
+from ..codec.compared import check_channels
+from ..config import COMPARED, GROUP_SIZES, QVGConfig
 from ..errors import ConfigError
-from .growth import Growth
-from .peak import peak_bytes
-from .policy import CachePolicy, Layout
+from .even_growth import EvenGrowth
+from .growth import Growth, Memory, even_chunks
+from .peak import EvenPeaks, peaks
+from .policy import CachePolicy
 from .short_spans import encoding, short_spans_text
 
 
@@ -31,6 +33,7 @@ class CacheBytes:
     scales: int = 0
     zero_points: int = 0
     exact: int = 0
+    outliers: int = 0
 
     @property
     def total(self) -> int:
@@ -72,7 +75,9 @@ class CacheSpec:
         if config.codec == "none":
             return policy
         self._check_channels(config)
-        if config.codec != "klt" and self.head_dim % config.group_size:
+        if config.codec in COMPARED:
+            check_channels(config, self.head_dim)
+        elif config.codec != "klt" and self.head_dim % config.group_size:
             fitting = [size for size in GROUP_SIZES if self.head_dim % size == 0]
             raise ConfigError(
                 f"group_size {config.group_size} does not divide head_dim {self.head_dim}; "
@@ -125,19 +130,18 @@ class CacheSpec:
                    number, without any; what `KVCache.codebooks` says: the bytes of that cache, exactly; "most": an upper bound,
                    with a codebook begun at every span in every layer
         """
-        growth = Growth(self.check(config), config.spans_per_codebook)
-        for chunk in self._cut(frames, chunks):
-            growth.commit(chunk)
-        sizes = self._span_bytes(config, growth.layout)
+        memory = self._memory(config, frames, chunks)
+        sizes = self._span_bytes(config, memory)
         for which, codec in enumerate(self.codecs(config)):
             if codebooks is None or not isinstance(codec, KLTCodec):
-                for codebook in growth.codebooks:
+                for codebook, many in memory.codebooks.items():
                     tokens = [count * self.tokens_per_frame for count in codebook]
-                    sizes.update(_times(self.layers, codec.predicted_codebook_bytes(self._rows, tokens)))
+                    sizes.update(_times(many * self.layers, codec.predicted_codebook_bytes(self._rows, tokens)))
             elif isinstance(codebooks, str):
-                tokens = [count * self.tokens_per_frame for count in growth.layout.spans]
-                for size in codec.most_codebooks(tokens, self.head_dim, config.window_frames is not None):
-                    sizes.update(_times(self.layers, codec.codebook_bytes(self._rows, size)))
+                for count, many in memory.spans.items():
+                    window = config.window_frames is not None
+                    for size in codec.most_codebooks([count * self.tokens_per_frame], self.head_dim, window):
+                        sizes.update(_times(many * self.layers, codec.codebook_bytes(self._rows, size)))
             else:
                 for layer in codebooks:
                     for size in layer[which]:
@@ -159,7 +163,27 @@ class CacheSpec:
         by_layer: bool = True,
     ) -> int:
         """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
-        return peak_bytes(self, config, list(self._cut(frames, chunks)), block_dtype, by_layer)
+        sizes = list(self._cut(frames, chunks))
+        if (first := self._first_of_even(sizes)) is not None:
+            return EvenPeaks(self, config, first, block_dtype, by_layer).after(frames).peak_bytes
+        return max((peak.peak_bytes for peak in peaks(self, config, sizes, block_dtype, by_layer)), default=0)
+
+    def _memory(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None) -> Memory:
+        """What is in it after so many frames."""
+        policy, sizes = self.check(config), list(self._cut(frames, chunks))
+        if (first := self._first_of_even(sizes)) is not None:
+            growth = EvenGrowth(policy, config.spans_per_codebook, first)
+            return growth.memory(*growth.commits(sum(sizes)))
+        walk = Growth(policy, config.spans_per_codebook)
+        for size in sizes:
+            walk.commit(size)
+        return walk.memory()
+
+    def _first_of_even(self, sizes: list[int]) -> int | None:
+        """The size of the first of chunks that are otherwise of `chunk_frames`, the last perhaps shorter; None: they are not."""
+        first = sizes[0] if sizes else self.chunk_frames
+        even = first <= self.chunk_frames and sizes == even_chunks(sum(sizes), self.chunk_frames, first if sizes else 0)
+        return first if even else None
 
     def _cut(self, frames: int, chunks: Sequence[int] | None) -> Iterator[int]:
         """Sizes of the chunks that `frames` frames are committed in."""
@@ -184,14 +208,13 @@ class CacheSpec:
     def _rows(self) -> tuple[int, int, int]:
         return self.batch, self.heads, self.head_dim
 
-    def _span_bytes(self, config: QVGConfig, layout: Layout) -> Counter[str]:
+    def _span_bytes(self, config: QVGConfig, memory: Memory) -> Counter[str]:
         """Of exact frames and of spans without their codebooks, by component."""
-        exact, sizes = ExactCodec(self.dtype), Counter[str]()
-        for frames in (*layout.sink, *layout.tail):
-            sizes.update(_times(2 * self.layers, exact.predicted_bytes(self._shape(frames))))
+        exact = ExactCodec(self.dtype).predicted_bytes(self._shape(memory.exact_frames))
+        sizes = Counter(_times(2 * self.layers, exact))
         for codec in self.codecs(config):
-            for frames in layout.spans:
-                sizes.update(_times(self.layers, codec.predicted_bytes(self._shape(frames))))
+            for frames, many in memory.spans.items():
+                sizes.update(_times(many * self.layers, codec.predicted_bytes(self._shape(frames))))
         return sizes
 
     def _shape(self, frames: int) -> tuple[int, int, int, int]:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..config import QVGConfig
+from ..config import COMPARED, QVGConfig
 from .base import Codec
+from .compared import compared_codecs
 from .exact import ExactCodec
 from .kivi import KIVICodec
 from .klt import KLTCodec
@@ -31,6 +32,8 @@ def make_codecs(config: QVGConfig, exact_dtype: torch.dtype = torch.bfloat16) ->
     if config.codec == "none":
         return KeyValueCodecs(ExactCodec(exact_dtype), ExactCodec(exact_dtype))
     values = config if config.bits_v is None else config.with_changes(bits=config.bits_v)
+    if config.codec in COMPARED:
+        return KeyValueCodecs(*compared_codecs(config, values))
     if config.codec == "kivi":
         return KeyValueCodecs(KIVICodec(config, per_channel=True), KIVICodec(values, per_channel=False))
     kinds: dict[str, Callable[[QVGConfig], Codec]] = {"qvg": QVGCodec, "klt": KLTCodec, "rtn": RTNCodec, "quarot": QuaRotCodec}

@@ -1,15 +1,15 @@
 """Encoded stretches of keys or values, and the codebooks they own or share.
 
-These are the memory format, fixed for good: planar codes (`kernels/packing.py`), bit planes (`kernels/bitplanes.py`), E4M3 bytes
-(`kernels/e4m3.py`), eight-bit rows (`kernels/rows8.py`), uint8 ids, float16 centroids. A span is immutable; a codebook may belong
-to several spans and is counted once (by its storage).
+All but `PartsSpan` are the memory format, fixed for good: planar codes (`kernels/packing.py`), bit planes
+(`kernels/bitplanes.py`), E4M3 bytes (`kernels/e4m3.py`), eight-bit rows (`kernels/rows8.py`), uint8 ids, float16 centroids. A
+span is immutable; a codebook may belong to several spans and is counted once (by its storage).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,21 @@ Put = Callable[[Tensor], Tensor]
 Known = dict[int, Any]
 
 # Tensors that count as part of another component.
-_COMPONENTS = {"centroid_scales": "centroids", "basis_scales": "basis", "gains": "scales"}
+_COMPONENTS = {
+    "centroid_scales": "centroids",
+    "basis_scales": "basis",
+    "gains": "scales",
+    "tensor_scales": "scales",
+    "exponents": "scales",
+    "outlier_places": "outliers",
+    "outlier_values": "outliers",
+    "mask": "ids",
+    **{
+        f"{prefix}_{part}": part
+        for prefix in ("residual", "coefficient", "foreground", "background")
+        for part in ("codes", "scales", "zero_points")
+    },
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,8 +278,45 @@ class GroupSpan:
         return replace(self, codes=put(self.codes), scales=put(self.scales), zero_points=zero_points)
 
 
+class Maker(Protocol):
+    """The codec that a `PartsSpan` is read by."""
+
+    name: str
+
+    def unpacked(self, parts: Mapping[str, Tensor], tokens: slice, heads: slice) -> Tensor:
+        """Tokens and heads of a span: [B, heads, tokens, D]."""
+
+
+@dataclass(frozen=True, eq=False)
+class PartsSpan:
+    """Tokens as tensors that the codec which made them understands (`COMPARED`). Not part of the memory format, and not saved."""
+
+    parts: Mapping[str, Tensor]
+    num_tokens: int
+    maker: Maker
+    codebook = None
+
+    @property
+    def codec(self) -> str:
+        """Its name."""
+        return self.maker.name
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return dict(self.parts)
+
+    def put(self, put: Put) -> PartsSpan:
+        """The same elsewhere."""
+        return replace(self, parts={name: put(tensor) for name, tensor in self.parts.items()})
+
+
 Codebook = KMeansCodebook | TransformCodebook
-Span = ExactSpan | QuantizedSpan | TransformSpan | GroupSpan
+Span = ExactSpan | QuantizedSpan | TransformSpan | GroupSpan | PartsSpan
+
+
+def component(name: str) -> str:
+    """What the bytes of a tensor of this name count as."""
+    return _COMPONENTS.get(name, name)
 
 
 def storage_bytes(spans: Iterable[Span]) -> dict[str, int]:
@@ -278,8 +329,7 @@ def storage_bytes(spans: Iterable[Span]) -> dict[str, int]:
             key = (str(tensor.device), storage.data_ptr())
             if storage.nbytes() and key not in seen:
                 seen.add(key)
-                component = _COMPONENTS.get(name, name)
-                total[component] = total.get(component, 0) + storage.nbytes()
+                total[component(name)] = total.get(component(name), 0) + storage.nbytes()
     return total
 
 

@@ -8,16 +8,16 @@ for itself, and the allocator's fragments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, chain, repeat
 
 import torch
 
 from ..attention import tile_limit
-from ..cache.growth import Growth, even_chunks
-from ..cache.peak import Peak, peaks
+from ..cache.even_growth import EvenGrowth
+from ..cache.growth import even_chunks
+from ..cache.peak import EvenPeaks, Peak
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import ConfigError, quoted, shown
@@ -113,7 +113,7 @@ def plan(
     frames = latent_frames(video.frames, network)
     if video.given_frames > frames:
         raise ConfigError(f"given frames is {video.given_frames}, but the video has {frames} latent frames; make it longer")
-    end = run.last_peak(run.chunks(frames))
+    end = run.last_peak(frames)
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
     sampling = run.device_bytes(frames, end.device_bytes)
     most = max(sampling, decode)
@@ -180,22 +180,15 @@ class Run:
             return frames
         return min(self._context_frames, max(frames - self._block_frames, min(frames, self._block_frames)))
 
-    def peaks(self, chunks: Iterable[int]) -> Iterator[Peak]:
-        """How the cache stands after every block."""
-        return peaks(self.spec, self.config, chunks, self.weights.compute, self.network.by_layer)
-
     def further_bytes(self, frames: int) -> int:
         """What the cache takes at most beside the ordinary number, with a codebook begun at every span."""
-        kept, chunks = self.remembered_frames(frames), list(self.chunks(frames))
+        kept, chunks = self.remembered_frames(frames), self.chunks(frames)
         most, usual = (self.spec.predict(self.config, kept, chunks, codebooks).total for codebooks in ("most", None))
         return max(0, most - usual)
 
-    def last_peak(self, chunks: Iterable[int]) -> Peak:
-        """How it stands at the end of a run."""
-        last = Peak(0, 0, 0, 0)
-        for peak in self.peaks(chunks):
-            last = peak
-        return last
+    def last_peak(self, frames: int) -> Peak:
+        """How the cache stands at the end of a run of so many latent frames."""
+        return self._peaks.after(self.remembered_frames(frames))
 
     def workspace_bytes(self, frames: int) -> int:
         """At most, of what attention reads the cache through; with the exact cache ComfyUI's attention takes a layer's keys and
@@ -218,25 +211,23 @@ class Run:
 
     def longest(self, device_bytes: int, decode: int) -> int | None:
         """Pictures of the longest video of whole blocks that fits; 0 if none does, None if any does."""
-        longest = 0
         if decode > device_bytes:
             return 0
-        for frames, cache_bytes in self._lengths():
-            if self.device_bytes(frames, cache_bytes) > device_bytes:
-                return pictures(longest, self.network)
-            longest = frames
-        return None if self.network.most_frames is None else pictures(longest, self.network)
+        # Of a longer video nothing takes less.
+        lengths = self._lengths()
+        fitting = bisect_right(lengths, False, key=lambda frames: self._takes(frames) > device_bytes)
+        if fitting == len(lengths) and self.network.most_frames is None:
+            return None
+        return pictures(lengths[fitting - 1], self.network) if fitting else 0
 
-    def _lengths(self) -> Iterator[tuple[int, int]]:
-        """Videos of ever more blocks: latent frames, and the most of the cache that is on the device."""
-        if self._context_frames is None:
-            yield from ((peak.frames, peak.device_bytes) for peak in self.peaks(self._endless()))
-            return
-        contexts: dict[int, int] = {}
-        for frames in accumulate(self._endless()):
-            seen = self.remembered_frames(frames)
-            contexts[seen] = contexts.get(seen) or self.last_peak([seen]).device_bytes
-            yield frames, contexts[seen]
+    def _takes(self, frames: int) -> int:
+        return self.device_bytes(frames, self.last_peak(frames).device_bytes)
+
+    def _lengths(self) -> range:
+        """Latent frames of videos of whole blocks, up to the first that is as long as any may be."""
+        each = self._block_frames
+        most, lead = self.network.most_frames or MOST_LATENT_FRAMES, self._lead_frames
+        return range(lead or each, lead + -(-most // each) * each + 1, each)
 
     @property
     def _block_frames(self) -> int:
@@ -249,17 +240,15 @@ class Run:
     @cached_property
     def _frames_before_encoding(self) -> int:
         """Of the video before the first block at whose end a span is encoded."""
-        growth, frames = Growth(self.spec.check(self.config), self.config.spans_per_codebook), 0
-        for chunk in self._endless() if self.config.codec != "none" else ():
-            if growth.commit(chunk).span_frames:
-                return frames
-            frames += chunk
-        return MOST_LATENT_FRAMES
+        if self.config.codec == "none":
+            return MOST_LATENT_FRAMES
+        growth = EvenGrowth(self.spec.check(self.config), self.config.spans_per_codebook, self._lead_frames)
+        return growth.frames_before_encoding()
 
-    def _endless(self) -> Iterator[int]:
-        first = [self._lead_frames] if self._lead_frames else []
-        most = self.network.most_frames or MOST_LATENT_FRAMES
-        return chain(first, repeat(self._block_frames, -(-most // self._block_frames)))
+    @cached_property
+    def _peaks(self) -> EvenPeaks:
+        lead = 0 if self._context_frames else self._lead_frames
+        return EvenPeaks(self.spec, self.config, lead, self.weights.compute, self.network.by_layer)
 
     def _kept_in(self) -> torch.dtype:
         """In ComfyUI's networks codec "none" keeps what is computed; otherwise exact frames take 16 bits."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..attention.plan import Pair
 from ..cache import KVCache
 from ..codec.span import Known, put_span
+from ..config import CODECS, COMPARED
 from ..errors import BackendError, CacheFileError, ConfigError, quoted, shown
 from ..files import written_whole
 from ..positions.rope import GridRope
@@ -32,6 +33,11 @@ def save_cache(cache: KVCache, path: Path) -> None:
     """Write the committed history. The file appears whole or not at all; the cache is left as it is. CacheFileError."""
     cache.check_usable()
     path = Path(path)
+    if cache.config.codec in COMPARED:
+        raise CacheFileError(
+            f"{path} was not written: codec {cache.config.codec!r} is there to compare with, and files have no format for its "
+            f"spans; use one of {', '.join(CODECS)}"
+        )
     tensors: dict[str, Tensor] = {}
     codebooks = SavedCodebooks()
     used: dict[str, list[str]] = {}

@@ -15,7 +15,7 @@ from ...kernels.lloyd_max import MAX_BITS
 from ..cache import KVCache
 from ..cache.policy import CachePolicy, Layout
 from ..cache.spec import CacheSpec
-from ..config import QVGConfig
+from ..config import CODECS, COMPARED, QVGConfig
 from ..errors import quoted, shown
 from ..json_text import read_json
 from ..positions.frames import MOST_TOKENS, Origin
@@ -180,7 +180,10 @@ def _config(value: object) -> QVGConfig:
     for name in saved:
         if name not in known:
             raise MisfitError(f"it has a setting {shown(name)!r}, which this version does not know")
-    return QVGConfig(**saved)
+    config = QVGConfig(**saved)
+    if config.codec in COMPARED:
+        raise MisfitError(f"its codec is {config.codec!r}, but files hold only {', '.join(CODECS)}")
+    return config
 
 
 def _layout(value: object) -> Layout:

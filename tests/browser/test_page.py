@@ -235,7 +235,8 @@ def test_a_mode_that_is_gone_is_refused_before_anything_runs(page: ComfyPage) ->
     page.load(short(frames=6, QVGKVCache=lambda values: ["lossless", *values[2:]]))
     page.press_run()
     (error,) = page.node_errors()["2"]["errors"]
-    assert "'cache' holds no mode that this version has; choose one of preset, custom, exact" in error["details"]
+    assert "cache is 'lossless', but must be one of preset, custom, exact" in error["details"]
+    assert error["extra_info"]["input_name"] == "cache"
 
 
 def test_names_and_tooltips_are_in_the_language_of_the_page(browser: Chromium, server: Client) -> None:

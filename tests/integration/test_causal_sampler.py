@@ -14,7 +14,7 @@ from comfyui_qvg.qvg import CacheSpec, QVGConfig
 from safetensors.torch import load_file, save_file
 
 from . import tiny_wan
-from .client import Client, Prompt, between, bypassed
+from .client import Client, Prompt, between, bypassed, node, with_mode, workflow
 from .conftest import started
 from .test_causal_wan import (
     BALANCED,
@@ -153,6 +153,20 @@ def test_window_and_sink_bound_the_memory(client: Client, cache: dict[str, Any],
     assert said["cache_bytes"] == predicted(config, sizes(frames), dtype)
     everything = CacheSpec(tiny_wan.LAYERS, tiny_wan.HEADS, tiny_wan.HEAD_DIM, TOKENS).exact_bytes(WINDOW["window_frames"])
     assert max(said["cache_bytes"]) < everything * dtype.itemsize / 2
+
+
+def test_preset_exact_with_a_window_forgets_one_block_at_a_time(client: Client) -> None:
+    """A frame in the demo world, a block of causal Wan: from the window's end on it is as full as it can be. Before, spans that
+    were never encoded left as a whole, 19 of 24 frames at once."""
+    demo = with_mode(workflow(frames=60), "exact")
+    demo[node(demo, "QVGKVCache")]["inputs"] |= {"span_frames": 0, "window_frames": 24}
+    demo["report"] = demo.pop(node(demo, "QVGCacheReport"))
+    kept = record(client, demo)["cache_bytes"]
+    assert len(kept) == 60 and kept == [kept[0] * min(made, 23) for made in range(1, 61)]
+    wan = ours({"cache": "exact", "sink_frames": 1, "recent_frames": 3, "window_frames": 24}, frames=60, block=3)
+    kept = record(client, wan)["cache_bytes"]
+    blocks = [min(-(-made // 3), 7) for made in range(1, 61)]
+    assert kept == [kept[0] * many for many in blocks]
 
 
 def test_positions_matter_only_behind_the_window(client: Client) -> None:

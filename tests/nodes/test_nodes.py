@@ -158,11 +158,18 @@ def test_settings_of_a_mode_that_do_not_fit_the_model(
 
 
 def test_a_mode_of_a_newer_version_is_refused_with_those_that_are_here(part: Any) -> None:
-    """ComfyUI drops what it does not know, so the node is given nothing."""
-    node = part("cache").QVGKVCache
+    """By ComfyUI's own lookup, which drops a mode that it does not find, and the input with it."""
+    node, known = part("cache").QVGKVCache, "one of preset, custom, exact, klt, kivi, quarot, rtn; choose one of these"
     assert node.validate_inputs(cache={"cache": "klt"}) is True
-    said = node.validate_inputs(cache=None)
-    assert said == "'cache' holds no mode that this version has; choose one of preset, custom, exact, klt, kivi, quarot, rtn"
+    modes = node.INPUT_TYPES()["required"]["cache"][1]["options"]
+    assert node.validate_inputs(cache={"cache": [1, 2, 3]}) is True  # ComfyUI has a sentence for that
+    for typed in ("lossless", "", None, 3, {"a": 1}, "another mode"):
+        (found,) = (mode for mode in modes if mode["key"] == typed)
+        assert found["inputs"] == {} and node.validate_inputs(cache={"cache": typed}).endswith(f"but must be {known}")
+    for mode in ("preset", "exact", "rtn"):
+        (found,) = (found for found in modes if found["key"] == mode)
+    with pytest.raises(ConfigError, match="^cache is None, but must be one of preset, "):
+        node.check_lazy_status(model=None)  # ComfyUI does not miss it
 
 
 def test_a_model_without_memory_is_refused_and_those_with_one_are_named(part: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheSpec, ConfigError, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.cache_watch import CacheWatch
+from comfyui_qvg.qvg.cache.peak import peaks
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.codec import make_codecs
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.models.common.video_decoder import WAN_2_1, decode_bytes
 from comfyui_qvg.qvg.models.common.world_schedule import MODES
 from comfyui_qvg.qvg.models.registry import networks
+from comfyui_qvg.qvg.plan import estimate
 from comfyui_qvg.qvg.plan.activations import Block, activations
 from comfyui_qvg.qvg.plan.advice import setting_that_fits
-from comfyui_qvg.qvg.plan.estimate import Plan, Run, Video, Weights, plan
+from comfyui_qvg.qvg.plan.estimate import Plan, Run, Video, Weights, pictures, plan
 from comfyui_qvg.qvg.plan.report import report
 from comfyui_qvg.qvg.sampling import place_blocks
 
@@ -110,6 +114,43 @@ def test_the_longest_that_fits_fits_and_the_next_does_not(preset: str, changes: 
     assert (longest - 1) % 4 == 0 and (longest + 3) // 4 % 3 == 0
     assert _plan(longest, preset, gigabytes, **changes).fits
     assert not _plan(longest + 12, preset, gigabytes, **changes).fits
+
+
+@pytest.mark.parametrize("name", ["self-forcing-1.3b", "worldplay-5b"])
+def test_a_walk_through_all_lengths_finds_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every length the cache's worst moment is the walk's, and so is the longest that fits."""
+    monkeypatch.setattr(estimate, "MOST_LATENT_FRAMES", 90)
+    network, dice = networks()[name], random.Random(7)
+    for _ in range(10):
+        block, mode = dice.choice((None, 1, 4)), dice.choice(MODES) if network.context_frames else None
+        window = None if network.context_frames else dice.choice((None, 24, 50))
+        config = PRESETS[dice.choice(list(PRESETS))].with_changes(window_frames=window, offload=dice.choice(("gpu", "cpu")))
+        video = Video(832, 480, 1, given_frames=dice.choice((0, 5)), block_frames=block, mode=mode)
+        run, room = Run(network, video, config), round(dice.uniform(4, 40) * GB)
+        longest, frames, each = 0, 0, block or network.chunk_frames
+        for chunk in [video.given_frames % each, *[each] * -(-(network.most_frames or 90) // each)]:
+            frames += chunk
+            if not frames:
+                continue
+            walked = list(peaks(run.spec, run.config, run.chunks(frames), torch.bfloat16, network.by_layer))[-1]
+            assert run.last_peak(frames) == walked
+            if run.device_bytes(frames, walked.device_bytes) > room:
+                break
+            longest = frames
+        else:
+            longest = longest if network.most_frames else -1
+        expected = None if longest < 0 else pictures(longest, network)
+        assert run.longest(room, 0) == expected
+
+
+@pytest.mark.parametrize("block_frames", [None, 1, 64])
+@pytest.mark.parametrize("gigabytes", [2, 24, 1000])
+def test_the_longest_video_is_planned_at_once(block_frames: int | None, gigabytes: int) -> None:
+    """With advice, which plans for every preset and many windows: minutes, if every block of each were walked through."""
+    begun = time.process_time()
+    video = Video(832, 480, 99_997, block_frames=block_frames)
+    setting_that_fits(lambda config: plan(WAN, video, config, gigabytes * GB), PRESETS["balanced"], block_frames or 3)
+    assert time.process_time() - begun < 10
 
 
 def test_what_is_never_encoded_needs_no_room_for_encoding() -> None:

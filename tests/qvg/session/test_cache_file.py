@@ -474,3 +474,11 @@ def test_whatever_a_run_comes_to_is_read(seed: int, tmp_path: Path) -> None:
         again = load_cache(tmp_path / "cache")
         assert (again.layout, again.frames_committed, again.spans_due) == (cache.layout, cache.frames_committed, cache.spans_due)
         loaded += 1
+
+
+def test_codecs_to_compare_with_are_not_saved(tmp_path: Path) -> None:
+    """Files have no format for their spans; and a file that says it holds some is refused before anything is made of it."""
+    cache = KVCache(CacheSpec(1, 1, 16, 4), QVGConfig(codec="nvfp4", bits=4, span_frames=1, recent_frames=0))
+    with pytest.raises(CacheFileError, match=r"codec 'nvfp4' is there to compare with, and files have no format for its spans"):
+        save_cache(cache, tmp_path / "cache.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,122 @@
+"""`qvg bench study`: the 33 methods on the demo world, corrected and as published -> study.csv."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..demo.command import GIVEN_FRAMES
+from ..errors import ConfigError, MediaError, quoted, shown
+from ..files import written_whole
+from ..models.demo_world import DemoWorldConfig
+from ..study.published_plan import published_ratio
+from ..study.registry import STUDY, study_method
+from ..study.run import StudyRun
+from .methods import METHODS, SHIPPED
+from .statistics import bootstrap_mean
+from .walks import PATHS, Case, Settings, Walker, WalkResult, cases
+
+FRAMES, WORLDS = 54, 2
+MOST_WORLDS = 1000
+FORMS = ("corrected", "published")
+# Beside the study's rows: what others ship, and what they are all measured against.
+BESIDE = ("qvg, asymmetric", "balanced", *(method.name for method in SHIPPED))
+
+
+def bench_study(
+    out: Path,
+    names: Sequence[str] = (),
+    forms: Sequence[str] = FORMS,
+    worlds: int = WORLDS,
+    paths: int = 1,
+    frames: int = FRAMES,
+) -> int:
+    """Walk world by world, so that a run that is broken off has every method's first worlds; what is finished is kept in
+    `out/walks`. study.csv is written after every method, with the rows that are there. -> exit code"""
+    for name, value, most in (("worlds", worlds, MOST_WORLDS), ("paths", paths, len(PATHS))):
+        if not 1 <= value <= most:
+            raise ConfigError(f"{name} is {shown(value, 20)}, but 1 to {most} can be walked; choose one in that range")
+    for form in forms:
+        if form not in FORMS:
+            raise ConfigError(f"form is {quoted(form)}, but must be one of {', '.join(FORMS)}; leave it out for both")
+    work = chosen(names, forms)
+    try:
+        (out / "walks").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    walks, walker = cases(worlds, paths, frames), Walker(out / "walks")
+    found: dict[tuple[str, str], dict[Case, WalkResult]] = {key: {} for key in work}
+    with tqdm(total=len(walks) * len(work), unit="walk", file=sys.stdout, ncols=100, mininterval=1) as bar:
+        for case in walks:
+            for key, settings in work.items():
+                same = settings.same_as if isinstance(settings, StudyRun) else settings
+                found[key][case] = walker.compare(case, same)
+                write_rows(found, out / "study.csv")
+                bar.update()
+    print(f"wrote {out / 'study.csv'}")
+    return 0
+
+
+def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], Settings]:
+    """By name and form what is walked: the study's methods, and the rows beside them. ConfigError for a name that is neither."""
+    others = {method.name: method.config for method in METHODS if method.name in BESIDE}
+    work: dict[tuple[str, str], Settings] = {}
+    for name in names or [*others, *(method.name for method in STUDY)]:
+        if name in others:
+            work[name, "shipped"] = others[name]
+            continue
+        work |= {(name, form): StudyRun(study_method(name), form == "published") for form in forms}
+    return work
+
+
+def study_row(name: str, form: str, results: dict[Case, WalkResult]) -> dict[str, Any]:
+    """One method in one form, over the walks that it has made."""
+    shape, walks = DemoWorldConfig(), list(results.values())
+    frames = {case.frames for case in results}
+    psnr = bootstrap_mean([walk.psnr_db() for walk in walks])
+    exact = shape.cache_spec().exact_bytes(max(frames))
+    size = float(np.mean([sum(walk.bytes.values()) for walk in walks]))
+    half = (GIVEN_FRAMES + max(frames)) // 2
+    study = None if form == "shipped" else study_method(name)
+    return {
+        "method": name,
+        "form": form,
+        "ratio": round(exact / size, 3),
+        "bits_per_value": round(16 * size / exact, 3),
+        "published_ratio": "" if study is None or study.published_ratio is None else study.published_ratio,
+        "published_ratio_counted": "" if study is None else round(published_ratio(study), 3),
+        "psnr_db": round(psnr.mean, 3),
+        "psnr_db_low": round(psnr.low, 3),
+        "psnr_db_high": round(psnr.high, 3),
+        "psnr_db_first_half": round(float(np.mean([walk.psnr_db(GIVEN_FRAMES, half) for walk in walks])), 3),
+        "psnr_db_second_half": round(float(np.mean([walk.psnr_db(half, None) for walk in walks])), 3),
+        "ssim": round(float(np.mean([np.mean(walk.similarity[GIVEN_FRAMES:]) for walk in walks])), 4),
+        "revisit_db": round(float(np.mean([walk.revisit_db for walk in walks if walk.revisit_db is not None] or [np.nan])), 3),
+        "first_divergent_frame": float(np.median([walk.first_divergent_frame() for walk in walks])),
+        "cache_bytes": round(size),
+        "peak_cache_bytes": max(walk.peak_bytes for walk in walks),
+        "worlds": len({case.seed for case in results}),
+        "paths": len({case.path for case in results}),
+        "frames": max(frames),
+        "seeds": " ".join(str(seed) for seed in sorted({case.seed for case in results})),
+        "seconds_per_frame": round(float(np.mean([walk.seconds_per_frame for walk in walks])), 3),
+    }
+
+
+def write_rows(found: dict[tuple[str, str], dict[Case, WalkResult]], path: Path) -> None:
+    """Those that have at least one walk. The file appears whole or not at all."""
+    rows = [study_row(*key, results) for key, results in found.items() if results]
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
