@@ -23,7 +23,7 @@ from ..compile_case import CompileCase, Tile, strides
 from ..direct.triton_kernel import fenced, half_float, load_query_halves, needs_fence, rotate_halves, score_halves
 from ..hadamard import hadamard
 from ..launch import LOG2_E, GpuKind, coefficient_tiles, dense_rows, flat_rows, gpu_kind, key_splits, row_stride
-from ..tiles.triton_kernel import decode_e4m3
+from ..tiles.triton_kernel import decode_e4m3, whole_halves
 
 if TYPE_CHECKING:
     from ..direct import CosSin
@@ -53,9 +53,9 @@ def whole_numbers(x):
 
 @triton.jit
 def load_codewords(CODEWORDS, names, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
-    """Channels FIRST to FIRST + WIDTH of some tokens' codewords, without their scales: float32 [tokens, WIDTH]."""
+    """Channels FIRST to FIRST + WIDTH of some tokens' codewords, without their scales: int8 [tokens, WIDTH]."""
     at = CODEWORDS + names[:, None] * DIM + (FIRST + tl.arange(0, WIDTH))[None, :]
-    return whole_numbers(tl.load(at, mask=live[:, None], other=0))
+    return tl.load(at, mask=live[:, None], other=0)
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def load_coefficients(
     """Levels of BLOCK_D channels from `first` on, each times its direction's length as a share of the longest: float32."""
     levels = load_levels(CODES, SIZES, LEVELS, rows, live, first, PLANES, BLOCK_D, BLOCK_N)
     if not HADAMARD:
-        shares = tl.load(SCALES + first + tl.arange(0, BLOCK_D)).to(tl.float32) / longest
+        shares = tl.load(SCALES + first + tl.arange(0, BLOCK_D)).to(tl.float32) * (1.0 / longest)
         levels *= shares[None, :]
     return levels
 
@@ -77,7 +77,7 @@ def load_directions(
 ):
     """Channels COLUMN to COLUMN + WIDTH of BLOCK_D directions from `first` on, without their lengths: float16."""
     at = BASIS + (first + tl.arange(0, BLOCK_D))[:, None] * DIM + (COLUMN + tl.arange(0, WIDTH))[None, :]
-    return fenced(whole_numbers(tl.load(at)).to(tl.float16), FENCE)
+    return fenced(whole_halves(tl.load(at)), FENCE)
 
 
 @triton.jit
@@ -123,8 +123,8 @@ def add_key_codewords(low, high, GAINS, IDS, CODEWORDS, CODEWORD_SCALES, longest
     names = tl.load(IDS + row * strides.ids_row + wide, mask=live, other=0).to(tl.int32)
     scales = tl.load(CODEWORD_SCALES + row * strides.codeword_scales_row + names, mask=live, other=0.0).to(tl.float32)[:, None]
     codewords = CODEWORDS + row * strides.codewords_row
-    low = low * gains[:, None] + load_codewords(codewords, names, live, 0, half, DIM) * scales
-    high = high * gains[:, None] + load_codewords(codewords, names, live, half, half, DIM) * scales
+    low = low * gains[:, None] + whole_numbers(load_codewords(codewords, names, live, 0, half, DIM)) * scales
+    high = high * gains[:, None] + whole_numbers(load_codewords(codewords, names, live, half, half, DIM)) * scales
     return low, high
 
 
@@ -137,25 +137,30 @@ def add_value_codewords(
     names = tl.load(IDS + row * strides.ids_row + wide, mask=live, other=0).to(tl.int32)
     scales = tl.load(CODEWORD_SCALES + row * strides.codeword_scales_row + names, mask=live, other=0.0)[:, None]
     codewords = CODEWORDS + row * strides.codewords_row
-    tile = half_float(load_codewords(codewords, names, live, 0, half, DIM).to(tl.float16) * scales, FENCE)
+    tile = half_float(whole_halves(load_codewords(codewords, names, live, 0, half, DIM)) * scales, FENCE)
     low = tl.dot(weights, tile, low * rescale[:, None])
-    tile = half_float(load_codewords(codewords, names, live, half, half, DIM).to(tl.float16) * scales, FENCE)
+    tile = half_float(whole_halves(load_codewords(codewords, names, live, half, half, DIM)) * scales, FENCE)
     high = tl.dot(weights, tile, high * rescale[:, None])
     return low, high
 
 
 @triton.jit
 def add_coefficients(
-    low, high, weights, rescale, gains, CODES, SIZES, LEVELS, SCALES, longest, rows, live,
-    PLANES: tl.constexpr, HADAMARD: tl.constexpr, FENCE: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
+    low, high, weights, rescale, gains, CODES, SIZES, LEVELS, rows, live,
+    PLANES: tl.constexpr, FENCE: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Weighted sums of coefficients, the first half and the second, after one more tile of values: float32 [BLOCK_M, DIM / 2]."""
+    """Weighted sums of levels, of the first half of the directions and of the second, after one more tile of values: float32
+    [BLOCK_M, DIM / 2], 64 times as large.
+
+    Gains go to the weights, the directions' lengths to the sums (`turn_back_sums`): a level is multiplied by nothing.
+    """
     half: tl.constexpr = DIM // 2
-    # At most 3.75 * 448: no need to saturate.
-    levels = load_coefficients(CODES, SIZES, LEVELS, SCALES, longest, rows, live, 0, PLANES, HADAMARD, half, BLOCK_N)
-    low = tl.dot(weights, fenced((levels * gains[:, None]).to(tl.float16), FENCE), low * rescale[:, None])
-    levels = load_coefficients(CODES, SIZES, LEVELS, SCALES, longest, rows, live, half, PLANES, HADAMARD, half, BLOCK_N)
-    high = tl.dot(weights, fenced((levels * gains[:, None]).to(tl.float16), FENCE), high * rescale[:, None])
+    # At most 64 * 480: no need to saturate. The smallest gain, 2^-9, leaves weights their precision.
+    weights = (weights * (gains * 64.0)[None, :]).to(tl.float16)
+    levels = load_levels(CODES, SIZES, LEVELS, rows, live, 0, PLANES, half, BLOCK_N).to(tl.float16)
+    low = tl.dot(weights, fenced(levels, FENCE), low * rescale[:, None])
+    levels = load_levels(CODES, SIZES, LEVELS, rows, live, half, PLANES, half, BLOCK_N).to(tl.float16)
+    high = tl.dot(weights, fenced(levels, FENCE), high * rescale[:, None])
     return low, high
 
 
@@ -163,6 +168,9 @@ def add_coefficients(
 def turn_back_sums(sums_low, sums_high, BASIS, SCALES, longest, HADAMARD: tl.constexpr, FENCE: tl.constexpr, DIM: tl.constexpr):
     """Both halves of the channels that weighted sums of coefficients stand for: two float32 tiles [BLOCK_M, DIM / 2]."""
     half: tl.constexpr = DIM // 2
+    if not HADAMARD:
+        sums_low *= (tl.load(SCALES + tl.arange(0, half)).to(tl.float32) / longest)[None, :]
+        sums_high *= (tl.load(SCALES + half + tl.arange(0, half)).to(tl.float32) / longest)[None, :]
     # A sum may be as large as its keys are many, or vanish: as a share of its row's largest it keeps float16's precision.
     peak = tl.maximum(tl.max(tl.abs(sums_low), 1), tl.max(tl.abs(sums_high), 1))
     divisor = tl.where(peak > 0, peak, 1.0)[:, None]
@@ -173,7 +181,7 @@ def turn_back_sums(sums_low, sums_high, BASIS, SCALES, longest, HADAMARD: tl.con
     high = tl.dot(sums_high, load_directions(BASIS, half, half, half, half, DIM, FENCE), high)
     if HADAMARD:
         low, high = flip_signs(low, high, SCALES, half)
-    back = (peak * longest)[:, None]
+    back = (peak * longest / 64)[:, None]
     return low * back, high * back
 
 
@@ -215,27 +223,14 @@ def attend_coefficients_kernel(
             low, high = rotate_halves(low, high, COS, SIN, tokens, live, half)
         scores = score_halves(q_low, q_high, low, high, live, FENCE)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
-        weights = weights.to(tl.float16)
         gains = decode_e4m3(tl.load(V_GAINS + row * v_strides.gains_row + wide, mask=live, other=0))
         codewords_low, codewords_high = add_value_codewords(
-            codewords_low,
-            codewords_high,
-            weights,
-            rescale,
-            V_IDS,
-            V_CODEWORDS,
-            V_CODEWORD_SCALES,
-            row,
-            wide,
-            live,
-            v_strides,
-            FENCE,
-            DIM,
-        )
+            codewords_low, codewords_high, weights.to(tl.float16), rescale, V_IDS, V_CODEWORDS, V_CODEWORD_SCALES,
+            row, wide, live, v_strides, FENCE, DIM,
+        )  # fmt: skip
         rows = row * v_strides.codes_row + wide * v_strides.codes_token
         sums_low, sums_high = add_coefficients(
-            sums_low, sums_high, weights, rescale, gains, V_CODES, V_SIZES, LEVELS, V_SCALES, v_longest, rows, live,
-            V_PLANES, V_HADAMARD, FENCE, BLOCK_N, DIM,
+            sums_low, sums_high, weights, rescale, gains, V_CODES, V_SIZES, LEVELS, rows, live, V_PLANES, FENCE, BLOCK_N, DIM,
         )  # fmt: skip
     low, high = turn_back_sums(sums_low, sums_high, V_BASIS, V_SCALES, v_longest, V_HADAMARD, FENCE, DIM)
     total = tl.join(codewords_low + low, codewords_high + high)

@@ -20,7 +20,7 @@ from ..compile_case import CompileCase, Tile, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..projective import Projection
 from ..rotary import Grid
-from ..tiles.triton_kernel import decode_e4m3, project_halves
+from ..tiles.triton_kernel import decode_e4m3, project_halves, whole_halves
 from . import SPAN_FIELDS, STRETCH_FIELDS, SpanTable, StretchTable, Tiles, Turns
 
 _WARPS = 4
@@ -112,11 +112,11 @@ def span_halves(
         direction = at + tl.arange(0, BLOCK_D)
         used = direction < with_bits
         if directions > 0:
-            levels *= (tl.load(SCALES + direction, mask=used, other=0.0).to(tl.float32) / longest)[None, :]
+            levels *= (tl.load(SCALES + direction, mask=used, other=0.0).to(tl.float32) * (1.0 / longest))[None, :]
         part = BASIS + direction[:, None] * CHANNELS + column[None, :]
         levels = levels.to(tl.float16)
-        low = tl.dot(levels, _whole_numbers(tl.load(part, mask=used[:, None], other=0)).to(tl.float16), low)
-        high = tl.dot(levels, _whole_numbers(tl.load(part + HALF, mask=used[:, None], other=0)).to(tl.float16), high)
+        low = tl.dot(levels, whole_halves(tl.load(part, mask=used[:, None], other=0)), low)
+        high = tl.dot(levels, whole_halves(tl.load(part + HALF, mask=used[:, None], other=0)), high)
     if directions == 0:
         low *= tl.load(SCALES + column).to(tl.float32)[None, :]
         high *= tl.load(SCALES + HALF + column).to(tl.float32)[None, :]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ...kernels.direct import Codes, Stored
+from ...kernels.projective import Projection
 from ...kernels.rotary import Angles
 from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
 from ...kernels.transform_codes import TransformCodes
 from ..codec.span import ExactSpan, QuantizedSpan, Span, TransformSpan
-from ..positions.projective import Projection
 from ..positions.rope import Rotation
 from .plan import DecodePlan
 
