@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
-from ..qvg.config import OFFLOADS, TRANSFORMS, require_bits
+from ..qvg.config import MERGE_KEYS, OFFLOADS, TRANSFORMS, require_bits
 from .api import CATEGORY, io
 from .widgets import Node, number, unknown_mode
 
@@ -66,6 +66,8 @@ class QVGKVCache(Node):
         read: str = "auto",
         offload: str = _DEFAULT.offload,
         merge_padding: bool = False,
+        merge: float = _DEFAULT.merge,
+        merge_key: str = _DEFAULT.merge_key,
     ) -> io.NodeOutput:
         from .comfy.attach import with_cache
 
@@ -79,6 +81,8 @@ class QVGKVCache(Node):
             backend=backend,
             read=read,
             offload=offload,
+            merge=merge,
+            merge_key=merge_key,
         )
         return io.NodeOutput(with_cache(model, config, merge_padding))
 
@@ -87,9 +91,9 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     """What the widgets say. Raises ConfigError where they break a rule."""
     if cache["cache"] == "exact":
         base = PRESETS["exact"]
-        if advanced["window_frames"] is None:
-            # Nothing is encoded or forgotten, so the other widgets mean nothing; but frames cut into other pieces would round
-            # differently, and exact is to be what a bypassed node gives, bit for bit.
+        if advanced["window_frames"] is None and not advanced["merge"]:
+            # Nothing is encoded, merged or forgotten, so the other widgets mean nothing; but frames cut into other pieces would
+            # round differently, and exact is to be what a bypassed node gives, bit for bit.
             return base
     elif cache["cache"] == "preset":
         base = QVGConfig.preset(cache["preset"])
@@ -248,6 +252,22 @@ def _advanced_inputs() -> list[Any]:
             default=False,
             tooltip="Causal Wan: the empty tokens that fill the prompt up to 512 are all alike; read them once. The result is "
             "the same up to rounding. No effect with exact.",
+            **advanced,
+        ),
+        io.Float.Input(
+            "merge",
+            default=_DEFAULT.merge,
+            tooltip="Experimental. What looks like the token remembered at its place is counted, not stored: 0.99 is how alike "
+            "(cosine, 0.5 to 1). Memory stops growing where nothing new is seen. 0: off. Not with a window or several videos.",
+            **number(0.0, 1.0, 0.01),
+            **advanced,
+        ),
+        io.Combo.Input(
+            "merge_key",
+            options=list(MERGE_KEYS),
+            default=_DEFAULT.merge_key,
+            tooltip="What merged tokens are remembered as: their mean, the last one (as FAST-AR), or the first, which keeps a "
+            "place as it was. No effect with merge 0.",
             **advanced,
         ),
     ]

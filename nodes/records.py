@@ -35,7 +35,8 @@ class RunRecord:
     """One finished run; tuples have an entry per latent frame. `exact_bytes`: all frames so far at 16 bits per value, or those
     that are to be remembered. `span_frames`: of a whole span, as the codec, the model's blocks and the window left it.
     `placement`: where the bytes at the end are; `prompt`: what cross-attention keeps beside the cache, of a model with a prompt;
-    `remembers`: what a world remembers, where that is chosen; `codebooks`: what was begun of them, and what more would take."""
+    `remembers`: what a world remembers, where that is chosen; `codebooks`: what was begun of them, and what more would take;
+    `merged`: tokens and the rows that they became."""
 
     model: str
     device: str
@@ -52,6 +53,7 @@ class RunRecord:
     prompt: PromptBytes = PromptBytes()
     remembers: str = ""
     codebooks: str = ""
+    merged: str = ""
 
     @property
     def frames(self) -> int:
@@ -72,10 +74,11 @@ class RunRecord:
 
     def label(self) -> str:
         """A few words for captions."""
+        merged = ", merged" if self.config.merges else ""
         if self.config.codec == "none":
             window = self.config.window_frames
-            return "exact" if window is None else f"exact, {window} frames"
-        return f"{self.config.codec.upper()}, {_bits(self.config, short=True)}"
+            return f"exact{merged}" if window is None else f"exact, {window} frames"
+        return f"{self.config.codec.upper()}, {_bits(self.config, short=True)}{merged}"
 
     def headline(self) -> str:
         """The report in one line."""
@@ -94,6 +97,7 @@ class RunRecord:
             f"ratio {self.ratio:.2f}x over {everything}, exact frames included",
             f"holds, in MB: {parts}; attention's workspace beside it {self.workspace_bytes / 1e6:.2f}",
             *([self.codebooks] if self.codebooks else []),
+            *([self.merged] if self.merged else []),
             *self._places(),
             *([self.prompt.text()] if self.prompt.keys else []),
             *(f"read: {line}" for line in self.read),
@@ -110,6 +114,8 @@ class RunRecord:
             return (
                 "No encoded frames are left at the end: the window has just let a whole span go. Shorter spans leave one by one."
             )
+        if self.config.merges:
+            return "Nothing was encoded: fewer rows wait than a span takes. They are kept exactly, at 16 bits per value."
         return "Nothing was encoded: the video is too short. Generate more frames, or use shorter spans."
 
     def _places(self) -> list[str]:
@@ -126,8 +132,10 @@ class RunRecord:
 def _settings(config: QVGConfig, span_frames: int) -> str:
     window = "all frames" if config.window_frames is None else f"a window of {config.window_frames} frames"
     frames = f"first {config.sink_frames} and last {config.recent_frames} frames exact, {window} seen"
+    if config.merges:
+        frames += f", merged from {config.merge:g} on (key: {config.merge_key})"
     if config.codec == "none":
-        return f"exact, {window} seen"
+        return f"exact, {frames}" if config.merges else f"exact, {window} seen"
     return f"{config.codec}, {_codes(config)}, spans of {span_frames} frames, {frames}, seed {config.seed}"
 
 

@@ -31,6 +31,9 @@ READS = ("auto", "exact", "fast", "direct")
 OFFLOADS = ("gpu", "cpu")
 KEY_STORAGE = ("before_rope", "after_rope")
 TRANSFORMS = ("klt", "hadamard")
+MERGE_KEYS = ("mean", "last", "first")
+# Below it tokens that look nothing alike would be merged.
+LEAST_MERGE = 0.5
 GROUP_SIZES = (16, 32, 64, 128)
 MAX_STAGES = 4
 # `clusters="auto"` spends at most this many bits per value on centroids.
@@ -71,6 +74,10 @@ class QVGConfig:
     workspace_mb        upper bound of the memory that attention takes beside the cache, in MiB; 0: none, read directly
     offload             where packed spans are kept: "gpu", the device that attends, or "cpu", from which a layer's come as it
                         attends; codec "none" packs nothing
+    merge               TempCache (arXiv 2602.01801): a token that leaves the recent frames is counted instead of stored where
+                        its key and the one kept at its place have at least this cosine in every head of every layer; 0: off
+    merge_key           what stands for merged tokens until it is encoded: their "mean" key, the "last" (as published) or the
+                        "first"; values are averaged
     """
 
     codec: str = "qvg"
@@ -94,6 +101,8 @@ class QVGConfig:
     read: str = "auto"
     workspace_mb: int = 512
     offload: str = "gpu"
+    merge: float = 0.0
+    merge_key: str = "mean"
 
     def __post_init__(self) -> None:
         _require_choice("codec", self.codec, (*CODECS, *COMPARED))
@@ -128,11 +137,18 @@ class QVGConfig:
         _require_between("seed", self.seed, 0, (1 << 63) - 1)
         if self.window_frames is not None:
             _require_between("window_frames", self.window_frames, 1, 1 << 30)
+        _require_choice("merge_key", self.merge_key, MERGE_KEYS)
+        _require_merge(self)
 
     @property
     def whole_bits(self) -> int:
         """`bits` of the codecs that give every channel the same."""
         return int(self.bits)
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens that are there already are counted instead of stored."""
+        return self.merge > 0
 
     @property
     def offloads(self) -> bool:
@@ -164,6 +180,34 @@ def require_bits(name: str, bits: float, codec: str) -> None:
         raise ConfigError(
             f"{name} is {quoted(bits)}, but codec 'klt' takes multiples of 1/16 from 0.25 to {MAX_BITS}; start with 2"
         )
+
+
+def _require_merge(config: QVGConfig) -> None:
+    """Raise ConfigError for a threshold that is none, and for settings that rows of merged tokens do not go with."""
+    merge = config.merge
+    if isinstance(merge, bool) or not isinstance(merge, int | float) or not (merge == 0 or LEAST_MERGE <= merge <= 1):
+        raise ConfigError(f"merge is {quoted(merge)}, but must be 0 (off) or a cosine from {LEAST_MERGE} to 1; start with 0.99")
+    if merge == 0:
+        return
+    reasons = (
+        (
+            config.window_frames is not None,
+            f"window_frames {config.window_frames}: a row stands for tokens of several frames, "
+            "which would leave a window at different times; leave out window_frames",
+        ),
+        (
+            config.keys == "after_rope",
+            "keys 'after_rope': rotated keys of one place look alike at one time only; use 'before_rope'",
+        ),
+        (
+            config.recent_frames == 0,
+            "recent_frames 0: tokens are compared in all layers at once, so the newest frames wait until "
+            "every layer has them; use at least 1",
+        ),
+    )
+    for wrong, reason in reasons:
+        if wrong:
+            raise ConfigError(f"merge {merge:g} does not go with {reason}, or merge 0")
 
 
 def _or(values: tuple[int, ...]) -> str:

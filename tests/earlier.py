@@ -10,7 +10,7 @@ from torch import Tensor
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 # Of every version of the file format.
-CACHES = {1: EARLIER / "caches", 2: EARLIER / "caches_2", 3: EARLIER / "caches_3"}
+CACHES = {1: EARLIER / "caches", 2: EARLIER / "caches_2", 3: EARLIER / "caches_3", 4: EARLIER / "caches_4"}
 
 _FREQUENCIES = tuple(3 * 10 ** (-channel / 7) for channel in range(8))
 ROPE = GridRope(2, 2, ((), _FREQUENCIES, _FREQUENCIES))
@@ -36,16 +36,27 @@ CONFIGS = {
 }
 # Frames of a span that have left the window, which version 1 did not know; and spans long enough to learn a basis from.
 _SINCE_2 = {"klt_window": _KLT.with_changes(window_frames=13), "klt_learned": _KLT.with_changes(span_frames=32)}
+# Since version 4: a file says 4 only where tokens are merged.
+_MERGED = {
+    name: config.with_changes(merge=0.99, window_frames=None, keys="before_rope")
+    for name, config in CONFIGS.items()
+    if name in ("none", "qvg", "klt", "kivi")
+}
 
 
 def configs(version: int) -> dict[str, QVGConfig]:
     """The caches of a version, by the names of their files."""
-    return CONFIGS if version == 1 else CONFIGS | _SINCE_2
+    return {1: CONFIGS, 4: _MERGED}.get(version, CONFIGS | _SINCE_2)
 
 
 def saved_after(kind: str) -> int:
     """After how many frames this cache was saved."""
     return 36 if kind == "klt_learned" else 14
+
+
+def seen(merges: bool, frame: int) -> int:
+    """Which picture a frame shows: where tokens are merged, every fifth one again."""
+    return frame % 5 if merges else frame
 
 
 SAVED = [(version, kind) for version in CACHES for kind in configs(version)]
@@ -55,8 +66,9 @@ def attended(cache: KVCache, frames: range) -> Tensor:
     """What attention sees while these frames are appended. -> [frames, H, S, D]"""
     outs = []
     for frame in frames:
-        cache.place([(0.0, frame * 0.5, 1.0)])
-        q, k, v = torch.randn(3, 1, 2, 4, 32, generator=torch.Generator().manual_seed(frame))
+        look = seen(cache.config.merges, frame)
+        cache.place([(0.0, look * 0.5, 1.0)])
+        q, k, v = torch.randn(3, 1, 2, 4, 32, generator=torch.Generator().manual_seed(look))
         outs.append(cache.attend(0, q, k, v))
         cache.commit()
     return torch.cat(outs)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "format.md"
-TYPES = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32}
+TYPES = {"U8": np.uint8, "U16": np.uint16, "I8": np.int8, "I32": np.int32, "F16": np.float16, "F32": np.float32}
 
 Array = NDArray[Any]
 
@@ -90,7 +90,7 @@ class SavedCache:
         header, body = json.loads(data[8 : 8 + count]), data[8 + count :]
         facts = header.pop("__metadata__")
         assert facts["format"] == "qvg-cache"
-        if facts["version"] == "3":
+        if facts["version"] in ("3", "4"):
             parts = {name: body[slice(*entry["data_offsets"])] for name, entry in header.items()}
             parts["state"] = facts["state"].encode()
             assert json.loads(facts["crc32"]) == {name: f"{zlib.crc32(part):08x}" for name, part in parts.items()}
@@ -107,9 +107,19 @@ class SavedCache:
 
     @property
     def stretches(self) -> list[int]:
-        """Frames of each."""
-        layout = self.state["layout"]
-        return [*layout["sink"], *layout["spans"], *layout["tail"]]
+        """Tokens of each."""
+        layout, per_frame = self.state["layout"], self.state["spec"]["tokens_per_frame"]
+        sink, spans, tail = ([frames * per_frame for frames in layout[part]] for part in ("sink", "spans", "tail"))
+        if self.version < 4:
+            return [*sink, *spans, *tail]
+        whole, waiting = divmod(self.state["rows"], self._span_rows)
+        return [*sink, *[self._span_rows] * whole, *([waiting] if waiting else []), *tail]
+
+    @property
+    def _span_rows(self) -> int:
+        spec, asked = self.state["spec"], self.state["config"]["span_frames"]
+        frames = -(-1024 // spec["tokens_per_frame"]) if asked == "auto" else asked
+        return int(-(-frames // spec["chunk_frames"]) * spec["chunk_frames"] * spec["tokens_per_frame"])
 
     def stretch(self, layer: int, which: str, number: int) -> Array:
         """Keys or values of one stretch: [B, H, S, D]."""
@@ -121,7 +131,7 @@ class SavedCache:
             return self._klt(parts, self.state["codebooks"][prefix])
         bits = config["bits"] if which == "keys" or config["bits_v"] is None else config["bits_v"]
         if config["codec"] == "kivi" and which == "keys":
-            return self._per_channel(parts, bits, self.stretches[number] * self.state["spec"]["tokens_per_frame"])
+            return self._per_channel(parts, bits, self.stretches[number])
         x = self._groups(parts, bits, config["symmetric"] and config["codec"] != "kivi")
         if config["codec"] == "qvg":
             book = self.state["codebooks"][prefix]
@@ -171,15 +181,26 @@ class SavedCache:
             parts[oldest] = parts[oldest][:, :, layout.get("hidden", 0) * per_frame :]
         return np.concatenate(parts, 2)
 
-    def rotated(self, x: Array, origins: list[list[float]]) -> Array:
-        """Tokens [B, H, S, D] of frames at these origins, rotated to their positions."""
+    def rotated(self, x: Array, origins: list[list[float]], tokens: Array | None = None) -> Array:
+        """Tokens [B, H, S, D] of frames at these origins, rotated to their positions; `tokens`: only these of them, by number."""
         rope = self.state["rope"]
         rows, cols = np.mgrid[: rope["grid_rows"], : rope["grid_cols"]]
         grid = np.stack([0 * rows, rows, cols]).reshape(3, -1)  # [axes, tokens of a frame]
         places = (np.array(origins)[:, :, None] + grid).swapaxes(1, 2).reshape(-1, 3)
+        places = places if tokens is None else places[tokens]
         angles = np.concatenate([places[:, [axis]] * rope["axis_frequencies"][axis] for axis in range(3)], 1)
         low, high = np.split(x, 2, -1)
         return np.concatenate([low * np.cos(angles) - high * np.sin(angles), low * np.sin(angles) + high * np.cos(angles)], -1)
+
+    @property
+    def _tokens(self) -> Array | None:
+        """The number of every token that history holds, where that is not all of them."""
+        if self.version < 4:
+            return None
+        layout, per_frame = self.state["layout"], self.state["spec"]["tokens_per_frame"]
+        sink, every = sum(layout["sink"]) * per_frame, len(self.state["origins"]) * per_frame
+        rows = self.tensors["rows.tokens"].astype(np.int64)
+        return np.concatenate([np.arange(sink), rows, np.arange(sink + layout["merged"] * per_frame, every)])
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, origins: list[list[float]]) -> Array:
         """Attention of a block at these origins over everything and itself."""
@@ -187,8 +208,11 @@ class SavedCache:
         if self.state["rope"] is not None:
             q, k = self.rotated(q, origins), self.rotated(k, origins)
             if self.state["config"]["keys"] == "before_rope":
-                keys = self.rotated(keys, self.state["origins"])
+                keys = self.rotated(keys, self.state["origins"], self._tokens)
         scores = q @ np.concatenate([keys, k], 2).swapaxes(2, 3) / np.sqrt(q.shape[-1])
+        if self.version >= 4:
+            first = sum(self.state["layout"]["sink"]) * self.state["spec"]["tokens_per_frame"]
+            scores[..., first : first + self.state["rows"]] += np.log(self.tensors["rows.counts"].astype(float))
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         values = np.concatenate([self.history(layer, "values"), v], 2)
         return weights @ values / weights.sum(-1, keepdims=True)

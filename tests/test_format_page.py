@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from comfyui_qvg.qvg.session import load_cache, save_cache
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .earlier import CACHES, SAVED, saved_after
+from .earlier import CACHES, SAVED, configs, saved_after, seen
 from .helpers import assert_close
 from .page_decoder import LEVELS, SavedCache
 from .rounding import attention_error, share
@@ -46,11 +47,21 @@ KINDS = {
     "rtn, symmetric": _PLAIN.with_changes(symmetric=True, bits=4),
     "quarot": _PLAIN.with_changes(codec="quarot"),
     "kivi": _PLAIN.with_changes(codec="kivi"),
+    "none, merged": QVGConfig(codec="none", span_frames=6, merge=0.98),
+    "klt, merged": _KLT.with_changes(merge=0.98, bits=5),
+    "kivi, merged": _PLAIN.with_changes(codec="kivi", bits=8, merge=0.98),
+    "qvg, merged": _QVG.with_changes(bits=8, merge=0.98, merge_key="first"),
 }
+# What a cache that merges knows: one video, and places that are seen again.
+ONE_VIDEO = replace(SPEC, batch=1)
 
 
-def frames(number: int) -> tuple[Tensor, Tensor, Tensor, list[list[float]]]:
-    """Queries, keys, values and places of a block: two scenes whose loud directions differ, so that klt learns two bases."""
+def frames(number: int, again: bool = False) -> tuple[Tensor, Tensor, Tensor, list[list[float]]]:
+    """Queries, keys, values and places of a block: two scenes whose loud directions differ, so that klt learns two bases.
+    `again`: of one video that comes back to where it was every seventh block."""
+    if again:
+        q, k, v, places = (part[:1] if isinstance(part, Tensor) else part for part in frames(number % 7))
+        return q, k, v, [[2.0 * number + frame, 5.0 * (number % 7), 9.0 * frame] for frame in range(len(places))]
     generator = torch.Generator().manual_seed(number)
     scene = torch.Generator().manual_seed(1000 + number // 9)
     loud = torch.randn(3, 1, 2, 4, 32, generator=scene)
@@ -61,9 +72,10 @@ def frames(number: int) -> tuple[Tensor, Tensor, Tensor, list[list[float]]]:
 
 def run(kind: str, folder: Path) -> tuple[KVCache, SavedCache]:
     """A cache that was run and saved, and what the page's decoder reads."""
-    cache = KVCache(SPEC, KINDS[kind], ROPE)
+    merges = KINDS[kind].merges
+    cache = KVCache(ONE_VIDEO if merges else SPEC, KINDS[kind], ROPE)
     for number in range(FRAMES // 2):
-        q, k, v, places = frames(number)
+        q, k, v, places = frames(number, merges)
         cache.place(places)
         for layer in range(SPEC.layers):
             cache.attend(layer, q, k * (layer + 1), v)
@@ -102,7 +114,7 @@ def test_every_stretch_is_decoded_as_the_library_does(saved: tuple[KVCache, Save
 def test_attention_is_as_the_library_s(saved: tuple[KVCache, SavedCache]) -> None:
     """Positions, hidden frames, and the order of stretches."""
     cache, read = saved
-    q, k, v, places = frames(FRAMES // 2)
+    q, k, v, places = frames(FRAMES // 2, cache.config.merges)
     cache.place(places)
     ours = cache.attend(1, q, k, v)
     theirs = torch.from_numpy(read.attend(1, *(part.numpy().astype(float) for part in (q, k, v)), places))
@@ -120,6 +132,12 @@ def test_the_cases_reach_what_the_page_describes(tmp_path: Path) -> None:
     assert {("codebook.0", "basis.0"), ("codebook.0", "basis.2")} <= {tuple(book) for book in state["codebooks"].values()}
     assert any(rows[0] != rows[1] for rows in state["planes"].values())
     assert 6 * SPEC.tokens_per_frame % KINDS["kivi"].group_size
+    for kind in ("klt, merged", "none, merged"):
+        read = run(kind, tmp_path)[1]
+        assert sorted(set(read.tensors["rows.counts"].tolist())) in ([1, 2], [2, 3], [1, 2, 3]) and read.state["spans_due"] >= 1
+        assert len(read.stretches) > len(read.state["layout"]["sink"]) + read.state["spans_due"] + len(
+            read.state["layout"]["tail"]
+        )
 
 
 @pytest.mark.parametrize(("version", "kind"), SAVED)
@@ -127,8 +145,9 @@ def test_files_of_every_version_are_read(version: int, kind: str) -> None:
     read = SavedCache.read(CACHES[version] / f"{kind}.safetensors")
     assert read.version == version
     frame = saved_after(kind)
-    q, k, v = torch.randn(3, 1, 2, 4, 32, generator=torch.Generator().manual_seed(frame)).double()
-    theirs = torch.from_numpy(read.attend(0, q.numpy(), k.numpy(), v.numpy(), [[0.0, frame * 0.5, 1.0]]))
+    look = seen(configs(version)[kind].merges, frame)
+    q, k, v = torch.randn(3, 1, 2, 4, 32, generator=torch.Generator().manual_seed(look)).double()
+    theirs = torch.from_numpy(read.attend(0, q.numpy(), k.numpy(), v.numpy(), [[0.0, look * 0.5, 1.0]]))
     stored = load_file(CACHES[version] / "read.safetensors")[kind].double()
     assert_close(kind, theirs, stored[None], 1e-5)  # as in test_earlier.py
     check_stretches(load_cache(CACHES[version] / f"{kind}.safetensors"), read)

@@ -87,7 +87,8 @@ def _launch(gpu: CountingGpu, kernel: Any, args: tuple[Any, ...], options: dict[
 def _backends(gpu: CountingGpu) -> Iterator[Any]:
     """The pack's choices: Triton for kernels, cuDNN for attention, as on a card without further packages."""
     yield mock.patch.object(dispatch, "_device_refusal", lambda device: None if device.type == "cuda" else "no GPU")
-    yield mock.patch.object(library, "_trial", lambda op, *arguments: None if op.name.startswith(_THERE) else "is not installed")
+    there = lambda op, *arguments, **options: None if op.name.startswith(_THERE) else "is not installed"  # noqa: E731
+    yield mock.patch.object(library, "_trial", there)
     for attribute in ("_SDPA", "_CUDNN", "_FLASH", "_EFFICIENT"):
         op = getattr(library, attribute)
         yield mock.patch.object(library, attribute, op._replace(call=_attention(gpu, op.name, attribute != "_SDPA")))

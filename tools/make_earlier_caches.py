@@ -12,16 +12,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bootstrap_package  # noqa: F401 (makes the repository importable as comfyui_qvg)
 from comfyui_qvg.qvg import KVCache
 from comfyui_qvg.qvg.session import save_cache
-from comfyui_qvg.qvg.session.cache_file import VERSION
+from comfyui_qvg.qvg.session.contents import READABLE_VERSIONS
 from comfyui_qvg.tests.earlier import CACHES, ROPE, SPEC, attended, configs, saved_after
 
 
 def main() -> None:
     """See the module docstring."""
-    folder = CACHES[VERSION]
+    version = READABLE_VERSIONS[-1]
+    folder = CACHES[version]
     folder.mkdir()
     read = {}
-    for name, config in configs(VERSION).items():
+    for name, config in configs(version).items():
         cache = KVCache(SPEC, config, ROPE)
         attended(cache, range(saved_after(name)))
         save_cache(cache, folder / f"{name}.safetensors")

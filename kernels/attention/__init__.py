@@ -17,14 +17,17 @@ class Attended(NamedTuple):
     lse: Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Attended:
-    """softmax(q k^T / sqrt(D)) v. q [B, H, Sq, D], k and v [B, H, S, D], any float dtypes and strides. -> out in q's dtype.
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", bias: Tensor | None = None) -> Attended:
+    """softmax(q k^T / sqrt(D) + bias) v. q [B, H, Sq, D], k and v [B, H, S, D], any float dtypes and strides. -> out in q's
+    dtype.
 
-    S may be 0: then out is 0 and lse -inf, which `merge_attention` takes for "nothing seen". Triton rounds k, v and the weights
-    to q's dtype (float32 to float16) for its products and sums in float32; torch computes in float32.
+    `bias` float32 [S] is added to the logits of each key: log m where a key stands for m. S may be 0: then out is 0 and lse -inf,
+    which `merge_attention` takes for "nothing seen". Triton rounds k, v and the weights to q's dtype (float32 to float16) for its
+    products and sums in float32; torch computes in float32.
     """
     check_attention(q, k, v)
-    return Attended(*implementation("attention", q, backend, shape_refusal(q.shape[-1])).attention(q, k, v))
+    check_bias(k.shape[2], bias)
+    return Attended(*implementation("attention", q, backend, shape_refusal(q.shape[-1])).attention(q, k, v, bias))
 
 
 def merge_attention(outs: Tensor, lses: Tensor, into: Attended, backend: str = "auto") -> Attended:
@@ -47,6 +50,12 @@ def nothing_seen(q: Tensor) -> Attended:
     """The start of `merge_attention`: attention of q [B, H, Sq, D] over no keys."""
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     return Attended(out, torch.full(q.shape[:-1], -torch.inf, dtype=torch.float32, device=q.device))
+
+
+def check_bias(tokens: int, bias: Tensor | None) -> None:
+    """ValueError unless there is one number in float32 for every key."""
+    if bias is not None and (bias.shape != (tokens,) or bias.dtype != torch.float32):
+        raise ValueError(f"a bias {tuple(bias.shape)} of {bias.dtype} does not belong to {tokens} keys; give float32 [S]")
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -28,16 +28,26 @@ _TRIAL_TOLERANCE_8 = 0.15
 
 
 class AttentionOp(NamedTuple):
-    """call(q, k, v) -> (out, lse or None). `score_copies`: times that it holds all logits in float32."""
+    """call(q, k, v) -> (out, lse or None). `score_copies`: times that it holds all logits in float32. `biased`: the same with
+    what is added to the logits of each key, float32 [S]; None where there is no such thing."""
 
     name: str
     call: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
     score_copies: int = 0
+    biased: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]] | None = None
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """With a bias or without."""
+        if bias is None:
+            return self.call(q, k, v)
+        assert self.biased is not None
+        return self.biased(q, k, v, bias)
 
 
-def choose_attention(q: Tensor, needs_lse: bool, backend: str = "auto") -> AttentionOp:
-    """The best op for queries like q [B, H, Sq, D] (dtype, device, D). `backend` "torch" and "triton" leave only their own."""
-    return _choose(q.device, q.dtype, q.shape[-1], needs_lse, backend)
+def choose_attention(q: Tensor, needs_lse: bool, backend: str = "auto", biased: bool = False) -> AttentionOp:
+    """The best op for queries like q [B, H, Sq, D] (dtype, device, D). `backend` "torch" and "triton" leave only their own,
+    `biased` those that take a bias per key."""
+    return _choose(q.device, q.dtype, q.shape[-1], needs_lse, backend, biased)
 
 
 def eight_bit_package(q: Tensor) -> AttentionOp | None:
@@ -56,12 +66,13 @@ def _choose_package(device: torch.device, dtype: torch.dtype, channels: int) -> 
 
 
 @cache
-def _choose(device: torch.device, dtype: torch.dtype, channels: int, needs_lse: bool, backend: str) -> AttentionOp:
+def _choose(device: torch.device, dtype: torch.dtype, channels: int, needs_lse: bool, backend: str, biased: bool) -> AttentionOp:
     if backend == "triton" and (refusal := triton_refusal("attention", device)):
         raise BackendError("attention", backend, refusal)
     reasons: list[str] = []
     for op in _candidates(device, needs_lse, backend):
-        reason = _trial(op, device, dtype, channels, needs_lse)
+        takes = not biased or op.biased is not None
+        reason = _trial(op, device, dtype, channels, needs_lse, biased=biased) if takes else "takes no bias per key"
         if reason is None:
             if reasons:
                 _LOG.info("attention runs in %s; passed over: %s", op.name, "; ".join(reasons))
@@ -89,14 +100,22 @@ def _candidates(device: torch.device, needs_lse: bool, backend: str) -> list[Att
 
 
 def _trial(
-    op: AttentionOp, device: torch.device, dtype: torch.dtype, channels: int, needs_lse: bool, tolerance: float = _TRIAL_TOLERANCE
+    op: AttentionOp,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    needs_lse: bool,
+    tolerance: float = _TRIAL_TOLERANCE,
+    biased: bool = False,
 ) -> str | None:
     """Why `op` cannot be used, or None: it must give the definition's numbers on a small case of odd lengths."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, tokens, channels, generator=generator) for tokens in (17, 49, 49))
-    expected = reference.attention(q, k, v)
+    bias = torch.randn(49, generator=generator) if biased else None
+    expected = reference.attention(q, k, v, bias)
     try:
-        out, lse = op.call(*(x.to(device, dtype) for x in (q, k, v)))
+        mine = [x.to(device, dtype) for x in (q, k, v)]
+        out, lse = op.run(mine[0], mine[1], mine[2], None if bias is None else bias.to(device))
         error = float((out.float().cpu() - expected[0]).abs().max())
         if needs_lse:
             if lse is None or lse.shape != expected[1].shape:
@@ -134,13 +153,20 @@ def _call_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def _call_efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+def _call_efficient(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    mask = None if bias is None else _aligned(bias, q.dtype)[: k.shape[2]].expand(*q.shape[:3], -1)
+    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)[:2]
     return out, lse[:, :, : q.shape[2]]  # filled up to a multiple of 32
 
 
-def _call_cpu_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+def _aligned(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bias whose memory goes on to a multiple of eight numbers, which this kernel loads at a time."""
+    return torch.nn.functional.pad(bias, (0, -len(bias) % 8)).to(dtype)
+
+
+def _call_cpu_flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    mask = None if bias is None else bias.to(q.dtype).expand(*q.shape[:3], -1)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
     return out, lse
 
 
@@ -165,16 +191,16 @@ def _call_sage(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return result[0], result[1]
 
 
-def _call_triton(q: Tensor, k: Tensor, v: Tensor) -> Attended:
-    return Attended(*importlib.import_module(".triton_kernel", __package__).attention(q, k, v))
+def _call_triton(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Attended:
+    return Attended(*importlib.import_module(".triton_kernel", __package__).attention(q, k, v, bias))
 
 
 _SDPA = AttentionOp("torch.nn.functional.scaled_dot_product_attention", _call_sdpa)
 _CUDNN = AttentionOp("aten._scaled_dot_product_cudnn_attention", _call_cudnn)
 _FLASH = AttentionOp("aten._scaled_dot_product_flash_attention", _call_flash)
-_EFFICIENT = AttentionOp("aten._scaled_dot_product_efficient_attention", _call_efficient)
-_CPU_FLASH = AttentionOp("aten._scaled_dot_product_flash_attention_for_cpu", _call_cpu_flash)
+_EFFICIENT = AttentionOp("aten._scaled_dot_product_efficient_attention", _call_efficient, 0, _call_efficient)
+_CPU_FLASH = AttentionOp("aten._scaled_dot_product_flash_attention_for_cpu", _call_cpu_flash, 0, _call_cpu_flash)
 _FLASH_PACKAGE_3 = AttentionOp("flash_attn_interface.flash_attn_func", _call_flash_package_3)
 _SAGE = AttentionOp("sageattention.sageattn", _call_sage)
-_TRITON = AttentionOp("the pack's Triton attention", _call_triton)
-_REFERENCE = AttentionOp("torch, all logits of a tile", reference.attention, 3)
+_TRITON = AttentionOp("the pack's Triton attention", _call_triton, 0, _call_triton)
+_REFERENCE = AttentionOp("torch, all logits of a tile", reference.attention, 3, reference.attention)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See `kernels.attention.attention`."""
     scores = torch.matmul(q.float() * q.shape[-1] ** -0.5, k.float().transpose(2, 3))
+    scores = scores if bias is None else scores.add_(bias)
     lse = scores.logsumexp(-1)
     # Without keys there is nothing to subtract: exp(-inf + inf) would be NaN.
     weights = scores.sub_(torch.where(lse == -torch.inf, 0, lse)[..., None]).exp_()

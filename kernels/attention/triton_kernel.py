@@ -26,6 +26,14 @@ def softmax_step(scores, best, mass):
 
 
 @triton.jit
+def add_bias(scores, BIAS, tokens, live):
+    """Logits in log 2 plus what stands in BIAS for each key, float32 in natural logarithms; None: nothing."""
+    if BIAS is not None:
+        scores += (tl.load(BIAS + tokens, mask=live, other=0.0) * 1.4426950408889634)[None, :]
+    return scores
+
+
+@triton.jit
 def store_result(OUT, LSE, row, queries, count, live, total, best, mass, DIM: tl.constexpr):
     """Output and natural logarithm of the mass of one block of queries. OUT and LSE are contiguous, `row` counts (b, h)."""
     channels = tl.arange(0, DIM)
@@ -39,12 +47,12 @@ def store_result(OUT, LSE, row, queries, count, live, total, best, mass, DIM: tl
 
 @triton.jit
 def attention_kernel(
-    Q, K, V, OUT, LSE,
+    Q, K, V, BIAS, OUT, LSE,
     q_row, q_token, k_row, k_token, v_row, v_token,
     query_count, key_count, scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query blocks, B * H). HALF: products in float16 instead of Q's own 16 bits."""
+    """Grid (query blocks, B * H). BIAS None: no bias. HALF: products in float16 instead of Q's own 16 bits."""
     row = tl.program_id(1).to(tl.int64)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live_q = queries < query_count
@@ -61,7 +69,8 @@ def attention_kernel(
         live = tokens < key_count
         wide = tokens.to(tl.int64)
         k = tl.load(K + row * k_row + wide[None, :] * k_token + channels[:, None], mask=live[None, :], other=0.0)
-        scores = tl.where(live[None, :], tl.dot(q, k.to(kind)) * scale, -float("inf"))
+        scores = add_bias(tl.dot(q, k.to(kind)) * scale, BIAS, tokens, live)
+        scores = tl.where(live[None, :], scores, -float("inf"))
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         v = tl.load(V + row * v_row + wide[:, None] * v_token + channels[None, :], mask=live[:, None], other=0.0)
         total = tl.dot(weights.to(kind), v.to(kind), total * rescale[:, None])
@@ -91,7 +100,7 @@ def merge_kernel(PARTS, MASSES, OUT, LSE, parts_part, masses_part, parts, rows, 
     tl.store(LSE + row, best, mask=live)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See `kernels.attention.attention`."""
     batch, heads, queries, channels = q.shape
     out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(q.shape[:3], device=q.device)
@@ -102,7 +111,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = flat_rows(q), flat_rows(k), flat_rows(v)
     with torch.cuda.device_of(out):
         attention_kernel[(triton.cdiv(queries, block.rows), batch * heads)](
-            q.tensor, k.tensor, v.tensor, out, lse,
+            q.tensor, k.tensor, v.tensor, None if bias is None else bias.contiguous(), out, lse,
             q.row, q.token, k.row, k.token, v.row, v.token,
             queries, k.tensor.shape[2], LOG2_E / math.sqrt(channels),
             BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, HALF=q.tensor.dtype == torch.float32,
@@ -139,7 +148,7 @@ def compile_cases() -> list[CompileCase]:
         block = query_block(queries, channels)
         tile = Launch.for_attention(block.rows, channels)
         types = {**dict.fromkeys(("Q", "K", "V", "OUT"), f"*{dtype}"), "LSE": "*fp32", **integers, "scale": "fp32"}
-        constants = {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels, "HALF": False}
+        constants = {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels, "HALF": False, "BIAS": None}
         name, default = f"{dtype}_d{channels}_m{block.rows}", (dtype, channels, queries) == ("bf16", 128, 4680)
         case = CompileCase(name, attention_kernel, types, constants, wide, tile.warps, tile.stages, True, default)
         cases.append(case._replace(tile=Tile(2 * tile.keys * channels, walked=True)))

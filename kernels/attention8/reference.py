@@ -19,7 +19,7 @@ WEIGHT_SCALE = 448.0
 TILE_TOKENS = 1024
 
 
-def attention8(q: Tensor, keys: Keys8, values: Values8) -> tuple[Tensor, Tensor]:
+def attention8(q: Tensor, keys: Keys8, values: Values8, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See `kernels.attention8.attention8`; lse without the common part."""
     total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     best = torch.full((*q.shape[:-1], 1), -torch.inf, device=q.device)
@@ -29,6 +29,7 @@ def attention8(q: Tensor, keys: Keys8, values: Values8) -> tuple[Tensor, Tensor]
         part, piece = keys.tokens(start, start + TILE_TOKENS), values.tokens(start, start + TILE_TOKENS)
         # Whole numbers below 2^24: exact in float32.
         logits = torch.matmul(codes, part.values.float().transpose(2, 3)) * part.scales[..., None, :] * scales
+        logits = logits if bias is None else logits + bias[start : start + TILE_TOKENS]
         higher = torch.maximum(best, logits.amax(-1, keepdim=True))
         weights, rescale = torch.exp(logits - higher), torch.exp(best - higher)
         best, mass = higher, mass * rescale + weights.sum(-1, keepdim=True)

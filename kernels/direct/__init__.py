@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..attention import Attended, merge_attention, nothing_seen
+from ..attention import Attended, check_bias, merge_attention, nothing_seen
 from ..dispatch import implementation, shape_refusal
 
 
@@ -46,12 +46,19 @@ def stored_refusal(channels: int, *kinds: Stored) -> str | None:
 
 
 def attend_codes(
-    q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None = None, backend: str = "auto", into: Attended | None = None
+    q: Tensor,
+    keys: Stored,
+    values: Stored,
+    rotation: CosSin | None = None,
+    backend: str = "auto",
+    into: Attended | None = None,
+    bias: Tensor | None = None,
 ) -> Attended:
-    """softmax(q k^T / sqrt(D)) v with k and v decoded on the way. q [B, H, Sq, D] already rotated. -> float32 out and lse.
+    """softmax(q k^T / sqrt(D) + bias) v with k and v decoded on the way. q [B, H, Sq, D] already rotated. -> float32 out and lse.
 
-    `rotation` rotates the keys. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504
-    saturate) and sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time in float32.
+    `rotation` rotates the keys, `bias` as in `attention`. `into` (float32) is folded into, in place. Triton multiplies in float16
+    (keys beyond 65504 saturate) and sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time
+    in float32.
     """
     tokens = stored_tokens(keys)
     if stored_tokens(values) != tokens or (rotation is not None and rotation[0].shape != (tokens, q.shape[-1] // 2)):
@@ -59,6 +66,7 @@ def attend_codes(
             f"{tokens} keys, {stored_tokens(values)} values and a rotation of "
             f"{None if rotation is None else tuple(rotation[0].shape)} do not belong together"
         )
+    check_bias(tokens, bias)
     module = implementation("direct", q, backend, stored_refusal(q.shape[-1], keys, values))
-    outs, lses = module.attend_codes(q, keys, values, rotation)
+    outs, lses = module.attend_codes(q, keys, values, rotation, bias)
     return merge_attention(outs, lses, into or nothing_seen(q), backend)

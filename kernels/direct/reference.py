@@ -23,13 +23,17 @@ TILE_TOKENS = 1024
 Decoding = Callable[[slice, slice], Tensor]
 
 
-def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None) -> tuple[Tensor, Tensor]:
+def attend_codes(
+    q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """See `kernels.direct.attend_codes`: one part, [1, B, H, Sq, D] and [1, B, H, Sq], both float32."""
     tokens = keys.shape[2] if isinstance(keys, Tensor) else keys.num_tokens
-    return attend_tiles(q, tokens, partial(decoded, keys), partial(decoded, values), rotation)
+    return attend_tiles(q, tokens, partial(decoded, keys), partial(decoded, values), rotation, bias)
 
 
-def attend_tiles(q: Tensor, tokens: int, keys: Decoding, values: Decoding, rotation: CosSin | None) -> tuple[Tensor, Tensor]:
+def attend_tiles(
+    q: Tensor, tokens: int, keys: Decoding, values: Decoding, rotation: CosSin | None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`attend_codes` for anything that can be decoded a tile of one head at a time."""
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.full(q.shape[:-1], -torch.inf, device=q.device)
@@ -39,7 +43,7 @@ def attend_tiles(q: Tensor, tokens: int, keys: Decoding, values: Decoding, rotat
             part = slice(start, min(start + TILE_TOKENS, tokens))
             angles = None if rotation is None else (rotation[0][part], rotation[1][part])
             k, v = rotated(keys(one, part), angles), values(one, part)
-            result, mass = attention(q[:, one].float(), k, v)
+            result, mass = attention(q[:, one].float(), k, v, None if bias is None else bias[part])
             merge_attention(result[None], mass[None], out[:, one], lse[:, one])
     return out[None], lse[None]
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention.triton_kernel import softmax_step, store_result
+from ..attention.triton_kernel import add_bias, softmax_step, store_result
 from ..compile_case import CompileCase, Tile, strides
 from ..launch import LOG2_E, RDNA_TARGETS, Launch, dense_rows, flat_rows, gpu_kind, key_splits, query_block, row_stride
 from ..tiles.triton_kernel import decode_e4m3
@@ -225,7 +225,7 @@ def score_halves(q_low, q_high, low, high, live, FENCE: tl.constexpr):
 
 @triton.jit
 def attend_codes_kernel(
-    Q, K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, COS, SIN, OUT, LSE,
+    Q, K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, COS, SIN, BIAS, OUT, LSE,
     q_row, q_token, k_strides, v_strides, k_clusters, v_clusters,
     query_count, key_count, split_keys, scale,
     K_BITS: tl.constexpr, K_GROUP: tl.constexpr, K_STAGES: tl.constexpr, K_ASYMMETRIC: tl.constexpr,
@@ -233,7 +233,8 @@ def attend_codes_kernel(
     ROTATE: tl.constexpr, FENCE: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. PLANAR: by `decode_tile`."""
+    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. PLANAR: by `decode_tile`. BIAS: or
+    None."""
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live_q = queries < query_count
@@ -258,13 +259,13 @@ def attend_codes_kernel(
                 K, K_SCALES, K_IDS, K_CENTROIDS, COS, SIN, row, there, k_strides,
                 DIM, K_BITS, K_GROUP, K_STAGES, ROTATE, BLOCK_N, FENCE,
             )  # fmt: skip
-            scores = tl.where(live[None, :], tl.dot(q, tl.trans(keys)), -float("inf"))
+            scores = add_bias(tl.where(live[None, :], tl.dot(q, tl.trans(keys)), -float("inf")), BIAS, tokens, live)
         else:
             low, high = decode_halves(
                 K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, COS, SIN, row, tokens, live, k_strides, k_clusters,
                 DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, ROTATE, BLOCK_N,
             )  # fmt: skip
-            scores = score_halves(q_low, q_high, low, high, live, FENCE)
+            scores = add_bias(score_halves(q_low, q_high, low, high, live, FENCE), BIAS, tokens, live)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         if V_PLANAR:
             values = decode_tile(
@@ -329,7 +330,9 @@ class Operand:
         return {prefix + name: value for name, value in self.options.items()}
 
 
-def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None) -> tuple[Tensor, Tensor]:
+def attend_codes(
+    q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """See `kernels.direct.attend_codes`: a part per split, [P, B, H, Sq, D] and [P, B, H, Sq], both float32."""
     batch, heads, queries, channels = q.shape
     tokens = keys.shape[2] if isinstance(keys, Tensor) else keys.num_tokens
@@ -346,7 +349,7 @@ def attend_codes(q: Tensor, keys: Stored, values: Stored, rotation: CosSin | Non
     cos, sin = (rows.tensor, rows.tensor) if rotation is None else (part.contiguous() for part in rotation)
     with torch.cuda.device_of(out):
         attend_codes_kernel[(blocks, batch * heads, splits)](
-            rows.tensor, *k.pointers, *v.pointers, cos, sin, out, lse,
+            rows.tensor, *k.pointers, *v.pointers, cos, sin, None if bias is None else bias.contiguous(), out, lse,
             rows.row, rows.token, k.strides, v.strides, k.clusters, v.clusters,
             queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
             **k.named("K_"), **v.named("V_"), ROTATE=rotation is not None, FENCE=needs_fence(q.device),
@@ -390,7 +393,7 @@ def compile_cases() -> list[CompileCase]:
         tile = Launch.for_attention(block.rows, channels)
         options = {"BITS": bits, "GROUP": group, "STAGES": stages, "ASYMMETRIC": asymmetric}
         both = {f"{side}_{name}": value for side in "KV" for name, value in options.items()}
-        constants = {**both, "ROTATE": rotate, "BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels}
+        constants = {**both, "BIAS": None, "ROTATE": rotate, "BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels}
         name = f"b{bits}_g{group}_n{stages}_d{channels}_m{block.rows}{'_rotated' * rotate}"
         kind = types | ({"K": "*bf16", "V": "*bf16"} if bits == 16 else {})
         default = channels == 128 and (bits, group) in ((2, 64), (16, 1))

@@ -93,10 +93,14 @@ def attend_exact(
     forced, op = op, op or choose_attention(work, True, backend)
     tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op, history.is_spread)
     tiles = list(history.tiles(tiling.tokens))
+    biases = [history.bias(start, stop) for start, stop in tiles]
     groups = [slice(first, min(first + tiling.heads, q.shape[1])) for first in range(0, q.shape[1], tiling.heads)]
     if len(tiles) == 1 and forced is None:
         op = choose_attention(work, False, backend)
-    reading.note(op.name, f"{tiling.heads} heads x {tiling.tokens} keys at a time")
+    # Not every library takes a bias per key: stretches with counts above 1 are read by one that does.
+    counting = choose_attention(work, len(tiles) > 1, backend, biased=True) if any(bias is not None for bias in biases) else op
+    other = f"; where keys count more than once, by {counting.name}" if counting.name != op.name else ""
+    reading.note(op.name, f"{tiling.heads} heads x {tiling.tokens} keys at a time{other}")
 
     def make(index: int, slot: int) -> tuple[Tensor, Tensor]:
         return _tile(history, tiles[index % len(tiles)], groups[index // len(tiles)], work, workspace, slot)
@@ -105,11 +109,11 @@ def attend_exact(
     made = prefetched(make, len(groups) * len(tiles), q.device)
     for group in groups:
         if len(tiles) == 1:
-            out[:, group] = op.call(work[:, group], *next(made))[0]
+            out[:, group] = (counting if biases[0] is not None else op).run(work[:, group], *next(made), biases[0])[0]
             continue
         total = nothing_seen(work[:, group])
-        for _ in tiles:
-            part, lse = op.call(work[:, group], *next(made))
+        for bias in biases:
+            part, lse = (op if bias is None else counting).run(work[:, group], *next(made), bias)
             assert lse is not None
             merge_attention(part[None], lse[None], total, backend)
         out[:, group] = total.out

@@ -57,8 +57,8 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
         return _transcode(history, tiles[index], common, scales, workspace, slot, backend)
 
     total = nothing_seen(q)
-    for keys, values in prefetched(make, len(tiles), q.device):
-        part = attention8(q, keys, values, common, backend)
+    for (start, stop), (keys, values) in zip(tiles, prefetched(make, len(tiles), q.device), strict=True):
+        part = attention8(q, keys, values, common, backend, history.bias(start, stop))
         merge_attention(part.out[None], part.lse[None], total, backend)
     return total.out.to(q.dtype)
 
@@ -128,8 +128,8 @@ def _value_scales(q: Tensor, history: History) -> Tensor:
     bounds = [own.clamp(min=1e-6)]
     turns = history.turns(0, history.num_tokens)
     if plan.value_bounds is not None:
-        through = turns_of_values(turns) if isinstance(turns, Projection) else None
-        bounds.append(plan.value_bounds if through is None else projected_bounds(plan.value_bounds, through))
+        projection = turns_of_values(turns) if isinstance(turns, Projection) else None
+        bounds.append(plan.value_bounds if projection is None else projected_bounds(plan.value_bounds, projection))
     for low, high in _pieces(history, plan.others, 0, history.num_tokens):
         kept = history.kept(1, low, high)
         bounds.append(value_bounds(_decoded(history, 1, low, high) if kept is None else kept))

@@ -15,8 +15,7 @@ from ...kernels.direct import Codes, Stored
 from ...kernels.projective import Projection
 from ...kernels.rotary import Angles
 from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
-from ...kernels.transform_codes import TransformCodes
-from ..codec.span import ExactSpan, QuantizedSpan, Span, TransformSpan
+from ..codec.span import ExactSpan, QuantizedSpan, Span
 from ..positions.rope import Rotation
 from .plan import DecodePlan
 
@@ -24,6 +23,8 @@ from .plan import DecodePlan
 PositionEncoding = Rotation | Projection
 # position_encodings(which, start, stop): what rotates or projects some keys (0) or values (1)
 PositionEncodings = Callable[[int, int, int], Angles | PositionEncoding | None]
+# log_counts(start, stop, device): what is added to the logits of some keys, float32 [stop - start]; None: nothing
+LogCounts = Callable[[int, int, torch.device], Tensor | None]
 # decode(span, tokens, heads, out, encoding): what comes out is encoded by position, if there is an encoding
 Decode = Callable[[Span, slice, slice, Tensor, PositionEncoding | None], None]
 
@@ -37,7 +38,8 @@ class History:
     `current` keys and values [B, H, Sc, D] are already encoded by position and count as the last stretch.
     `position_encodings(which, start, stop)` gives what encodes the keys (which = 0) or values (1) of the committed tokens
     start:stop; None means that they are used as they are. `projected` says that cameras' matrices do, and that values go through
-    them too. `plan` holds all that is committed.
+    them too. `log_counts(start, stop, device)`: the logarithms of how many tokens each key stands for. `plan` holds all that is
+    committed.
     """
 
     plan: DecodePlan
@@ -47,6 +49,7 @@ class History:
     projected: bool = False
     tokens_per_frame: int = 1
     backend: str = "auto"
+    log_counts: LogCounts | None = None
 
     @cached_property
     def counts(self) -> list[int]:
@@ -71,7 +74,7 @@ class History:
     @property
     def is_spread(self) -> bool:
         """Whether angles of every token are made, for what is decoded one by one."""
-        return bool(self.plan.others)
+        return bool(self.plan.others) or self.log_counts is not None
 
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
         """Cut all tokens into tiles of at most `most`. What is decoded stretch by stretch gets tiles of its own where it is of
@@ -128,6 +131,10 @@ class History:
         encoding = self.position_encoding(0, start, stop)
         return encoding if isinstance(encoding, Rotation) else None
 
+    def bias(self, start: int, stop: int) -> Tensor | None:
+        """What is added to the logits of keys start:stop, which may stand for several tokens each: float32."""
+        return None if self.log_counts is None else self.log_counts(start, stop, self.current[0].device)
+
     def kept(self, which: int, start: int, stop: int) -> Stored | None:
         """Tokens of one stretch as kernels read them in place, keys to be rotated by them; None where a codec only decodes, or
         where channels are to be projected."""
@@ -135,11 +142,6 @@ class History:
         if self.projected and not isinstance(source, Tensor):
             return None
         return _stored(source, tokens)
-
-    def coefficients(self, which: int, start: int, stop: int) -> TransformCodes | None:
-        """`kept` for tokens that are kept as transform coefficients."""
-        source, tokens, _ = next(self.overlaps(which, start, stop))
-        return None if self.projected else transform_codes(source, tokens)
 
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
         """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; keys come out encoded by position."""
@@ -198,11 +200,3 @@ def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
     zero_points = None if source.zero_points is None else source.zero_points[..., tokens]
     codes, scales, ids = source.codes[:, :, tokens], source.scales[..., tokens], source.ids[..., tokens]
     return Codes(codes, scales, zero_points, ids, source.codebook.centroids, source.bits, source.group_size)
-
-
-def transform_codes(source: Span | Tensor, tokens: slice) -> TransformCodes | None:
-    """Some tokens of a span of transform coefficients as `attend_coefficients` reads them in place; None of any other."""
-    if not isinstance(source, TransformSpan):
-        return None
-    kept = source.kept()
-    return kept._replace(codes=kept.codes[:, :, tokens], gains=kept.gains[:, :, tokens], ids=kept.ids[:, :, tokens])

@@ -167,6 +167,8 @@ class Walker:
                 if self._check_bytes:
                     _check_bytes(cache, config, len(pictures), counted)
             encoded = sum(cache.layout.spans) * cache.spec.tokens_per_frame
+            if cache.merger is not None:
+                encoded = cache.merger.spans * cache.merger.span_tokens
         return np.stack(pictures), counted.by_component(), peak, encoded
 
     def _key(self, case: Case | Scene, config: Settings) -> str:
@@ -180,7 +182,7 @@ def _check_bytes(cache: KVCache, config: Settings, frames: int, counted: CacheBy
     if isinstance(config, StudyRun):
         predicted = config.predicted(cache.spec, frames)
     else:
-        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks())
+        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks(), rows=cache.merged_rows)
     if predicted is not None and counted != predicted:
         raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
 

@@ -8,7 +8,7 @@ from .kv_cache import KVCache
 def codebooks_text(cache: KVCache) -> str:
     """How many bases were begun and how many a video without cuts has, their bytes, the price of one more, and the bound; and
     what short spans get instead. Empty for other codecs, and before anything is encoded."""
-    layers, spans = cache.codebooks(), len(cache.layout.spans)
+    layers, spans = cache.codebooks(), len(cache.layers[0].state.spans)
     if not layers or not spans:
         return ""
     spec, config = cache.spec, cache.config

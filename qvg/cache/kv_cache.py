@@ -27,6 +27,7 @@ from ..positions.projective import Projector
 from ..positions.rope import GridRope, rotate
 from .finite import check_finite
 from .layer_cache import NOTHING_YET, Earlier, LayerCache, Observer, codebook_sizes
+from .merge import Merger
 from .offload import Offloader, Placement
 from .policy import Layout, Step
 from .reading import Reader
@@ -73,6 +74,7 @@ class KVCache:
         self.layers = [LayerCache(spec, self.config, layer, self.offloader) for layer in range(spec.layers)]
         self.reader = Reader(self.config, spec.tokens_per_frame, self.offloader)
         self.positions = FramePositions(rope, spec.tokens_per_frame, self.reader.angle_bytes)
+        self.merger = _merger(spec, self.config, rope)
         self._begin()
 
     def _begin(self) -> None:
@@ -81,6 +83,8 @@ class KVCache:
         self.spans_due = 0
         self._commit: _Commit | None = None
         self._broken = False
+        if self.merger is not None:
+            self.merger.clear()
 
     def place(self, origins: Origins) -> None:
         """Positions of the current block: (time, row, column) of each frame's first token. Needed before `attend` with a rope."""
@@ -93,6 +97,10 @@ class KVCache:
         if self.rope is None or self.config.keys == "after_rope":
             raise CacheError(
                 "this cache keeps keys as they were rotated, so their positions are fixed; use a rope and before_rope"
+            )
+        if self.merger is not None:
+            raise CacheError(
+                "this cache merges tokens of one place, so frames cannot be moved apart from each other; use merge 0"
             )
         self.positions.replace(origins)
 
@@ -124,6 +132,10 @@ class KVCache:
             raise CacheError(
                 "this cache keeps keys as they were rotated, but cameras take them as they were; use keys before_rope"
             )
+        if self.merger is not None:
+            raise CacheError(
+                "this cache merges tokens of one place, but cameras take a token as it was seen by its own frame's; use merge 0"
+            )
         frames = self.layout.frames + k.shape[2] // self.spec.tokens_per_frame
         if projector.frames != frames:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
@@ -153,7 +165,8 @@ class KVCache:
         projected: bool = False,
     ) -> Tensor:
         """Attention of q over history and block, see `Reader.attend`."""
-        return self.reader.attend(self.layers, layer, q, current, encodings, projected, self.layout.hidden)
+        log_counts = None if self.merger is None else self.merger.log_counts
+        return self.reader.attend(self.layers, layer, q, current, encodings, projected, self.layout.hidden, log_counts)
 
     def observe(self, observer: Observer) -> None:
         """From now on tell `observer` of every span as soon as it is made, and what it was made of."""
@@ -210,7 +223,12 @@ class KVCache:
 
     def _begun(self, frames: int) -> _Commit:
         rows = sum(sum(layer.state.spare_rows) for layer in self.layers)
-        return _Commit(self.policy.commit(self.layout, frames), frames, earlier=Earlier(all_rows=rows))
+        step = self.policy.commit(self.layout, frames)
+        if self.merger is not None and step.merge_chunks:
+            self._broken = True
+            self.merger.absorb(self.layers, self.layout, step.merge_chunks, self.origins)
+            self._broken = False
+        return _Commit(step, frames, earlier=Earlier(all_rows=rows))
 
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None
@@ -225,6 +243,9 @@ class KVCache:
             self.layout = step.layout
             self.frames_committed += frames
             self.spans_due += step.encode_chunks > 0
+            if self.merger is not None:
+                self.spans_due = self.merger.spans
+                self.positions.rows = self.merger.settle(step.layout, self.positions.committed)
 
     def check_usable(self, layer: int | None = None) -> None:
         """Raise CacheError if a commit was cut off half-way, and for a layer that is not there; while layers commit one by one,
@@ -249,10 +270,21 @@ class KVCache:
         self.positions.clear()
         self._begin()
 
-    def resume(self, layout: Layout, frames_committed: int, spans_due: int, origins: Sequence[Origin]) -> None:
-        """Take over a history that was put into the layers from a file; see `session.cache_file`."""
+    def resume(
+        self,
+        layout: Layout,
+        frames_committed: int,
+        spans_due: int,
+        origins: Sequence[Origin],
+        rows: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Take over a history that was put into the layers from a file; see `session.cache_file`. `rows`: tokens and counts of a
+        cache that merges, see `Rows`."""
         self.layout, self.frames_committed, self.spans_due = layout, frames_committed, spans_due
         self.positions.resume(origins)
+        if self.merger is not None and rows is not None:
+            self.merger.rows.restore(*rows, origins)
+            self.positions.rows = self.merger.settle(layout, origins)
 
     @property
     def workspace(self) -> Workspace:
@@ -267,7 +299,12 @@ class KVCache:
     def nbytes(self) -> CacheBytes:
         """Bytes of the history, counted from the storages that are there; shared ones once."""
         spans = [span for layer in self.layers for pair in layer.state.history for span in pair]
-        return CacheBytes(**storage_bytes(spans))
+        return CacheBytes(**storage_bytes(spans), rows=0 if self.merger is None else self.merger.rows.nbytes)
+
+    @property
+    def merged_rows(self) -> int | None:
+        """Rows of a cache that merges tokens, None of one that does not; for `CacheSpec.predict`."""
+        return None if self.merger is None else len(self.merger.rows)
 
     def codebooks(self) -> list[tuple[list[CodebookSize], list[CodebookSize]]] | None:
         """The codebooks that every layer has begun, for `CacheSpec.predict`; None for codecs that begin one for every so many
@@ -294,7 +331,7 @@ class KVCache:
                 f"the codec was called {sorted(calls)} times per layer and left {sorted(kinds)} spans, but the policy asked for "
                 f"{2 * expected} calls of {self.config.codec!r}; this is a bug, please report it with the cache's settings"
             )
-        if expected == 0:
+        if expected == 0 and self.merger is None:
             need = self.config.sink_frames + self.policy.span_chunks * self.spec.chunk_frames + self.config.recent_frames
             raise CacheError(
                 f"nothing was encoded in {self.frames_committed} frames, so this run says nothing about codec "
@@ -306,3 +343,15 @@ class KVCache:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reset()
+
+
+def _merger(spec: CacheSpec, config: QVGConfig, rope: GridRope | None) -> Merger | None:
+    """What merges a cache's tokens, if its settings ask for it. ConfigError where nothing says where tokens are."""
+    if not config.merges:
+        return None
+    if rope is None:
+        raise ConfigError(
+            f"merge {config.merge:g} compares tokens of one place, but this cache is given no rope that says where they are; use "
+            "merge 0 with models whose keys come rotated"
+        )
+    return Merger(config, rope, spec.span_tokens(config))

@@ -41,10 +41,11 @@ NOTHING_YET = Earlier()
 
 @dataclass
 class LayerState:
-    """Everything one layer remembers, oldest first."""
+    """Everything one layer remembers, oldest first. `waiting`: rows of a cache that merges which are not encoded yet."""
 
     sink: list[Pair] = field(default_factory=list)
     spans: list[Pair] = field(default_factory=list)
+    waiting: Pair | None = None
     tail: list[Pair] = field(default_factory=list)
     current: tuple[Tensor, Tensor] | None = None
     spans_encoded: int = 0
@@ -57,7 +58,12 @@ class LayerState:
     @property
     def history(self) -> list[Pair]:
         """All committed stretches in the order of their frames."""
-        return [*self.sink, *self.spans, *self.tail]
+        return [*self.sink, *self.spans, *self.unpacked]
+
+    @property
+    def unpacked(self) -> list[Pair]:
+        """What comes behind the spans."""
+        return [*([] if self.waiting is None else [self.waiting]), *self.tail]
 
 
 class LayerCache:
@@ -69,6 +75,7 @@ class LayerCache:
     def __init__(self, spec: CacheSpec, config: QVGConfig, layer: int, offloader: Offloader | None = None):
         self.spec, self.config, self.layer, self.offloader = spec, config, layer, offloader
         self.codecs, self.exact = spec.codecs(config), ExactCodec(spec.dtype)
+        self.span_tokens = spec.span_tokens(config)
         self.state = LayerState()
 
     def append(self, k: Tensor, v: Tensor) -> None:
@@ -103,16 +110,23 @@ class LayerCache:
         (state.sink if step.to_sink else state.tail).append(chunk)
         state.current = None
         if step.encode_chunks:
-            due = state.tail[: step.encode_chunks]
-            # Values first: what codebooks of both may begin lowers the video's error more where it goes to them.
-            values, earlier = self._encode(due, 1, earlier)
-            keys, earlier = self._encode(due, 0, earlier)
-            state.spans.append(Pair(keys, values))
-            state.spans_encoded += 1
+            earlier = self._encode_both(state.tail[: step.encode_chunks], earlier)
             del state.tail[: step.encode_chunks]
-            self._forget_copies()
+        while state.waiting is not None and state.waiting.keys.num_tokens >= self.span_tokens:
+            due, state.waiting = _split(state.waiting, self.span_tokens)
+            earlier = self._encode_both([due], earlier)
         self.evict(step.evict_spans, step.evict_chunks)
         return earlier._replace(spare_rows=earlier.spare_rows + sum(state.spare_rows))
+
+    def _encode_both(self, due: Sequence[Pair], earlier: Earlier) -> Earlier:
+        """Stretches become one span."""
+        # Values first: what codebooks of both may begin lowers the video's error more where it goes to them.
+        values, earlier = self._encode(due, 1, earlier)
+        keys, earlier = self._encode(due, 0, earlier)
+        self.state.spans.append(Pair(keys, values))
+        self.state.spans_encoded += 1
+        self._forget_copies()
+        return earlier
 
     def evict(self, spans: int, chunks: int) -> None:
         """Forget the oldest spans and the oldest chunks of the tail. A shared codebook leaves with its last span."""
@@ -183,6 +197,16 @@ class LayerCache:
         group = [pair[which].codebook for pair in state.spans] if shares and isinstance(codebook, TransformCodebook) else []
         bases = {id(one.basis): one.basis for one in group if isinstance(one, TransformCodebook) and _same_group(one, codebook)}
         return EncodeHint(seed, codebook if shares else None, tuple(bases.values()), room, warm=codebook, checked=True)
+
+
+def _split(waiting: Pair, tokens: int) -> tuple[Pair, Pair | None]:
+    """The first rows, and the others, if there are any, in memory of their own."""
+    first, rest = [], []
+    for span in waiting:
+        assert isinstance(span, ExactSpan)
+        first.append(ExactSpan(span.values[:, :, :tokens].contiguous()))
+        rest.append(ExactSpan(span.values[:, :, tokens:].clone()))
+    return Pair(*first), Pair(*rest) if rest[0].num_tokens else None
 
 
 def codebook_sizes(spans: Sequence[Pair], which: int) -> list[CodebookSize]:

@@ -21,23 +21,27 @@ class Layout:
     spans: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
     hidden: int = 0
+    # Frames between sink and tail of a cache that merges: kept as rows, which spans are made of, and not one by one.
+    merged: int = 0
 
     @property
     def frames(self) -> int:
         """All frames that attention sees."""
-        return sum(self.sink) + sum(self.spans) + sum(self.tail) - self.hidden
+        return sum(self.sink) + sum(self.spans) + self.merged + sum(self.tail) - self.hidden
 
 
 @dataclass(frozen=True)
 class Step:
     """What one commit does, in this order: the chunk joins sink or tail; the oldest `encode_chunks` of the tail become one span;
-    the oldest `evict_spans` spans and then the oldest `evict_chunks` of the tail leave; `layout.hidden` is hidden."""
+    the oldest `evict_spans` spans and then the oldest `evict_chunks` of the tail leave; `layout.hidden` is hidden. Where tokens
+    are merged, the oldest `merge_chunks` of the tail become rows before anything else."""
 
     to_sink: bool
     encode_chunks: int
     evict_spans: int
     evict_chunks: int
     layout: Layout
+    merge_chunks: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class CachePolicy:
     span_frames: int
     window_frames: int | None
     chunk_frames: int
+    merges: bool = False
 
     def __post_init__(self) -> None:
         if self.window_frames is None:
@@ -64,9 +69,9 @@ class CachePolicy:
     def of(config: QVGConfig, chunk_frames: int, tokens_per_frame: int) -> CachePolicy:
         """The policy that a config asks for; spans are cut to what its window leaves room for."""
         span = -(-AUTO_SPAN_TOKENS // tokens_per_frame) if config.span_frames == "auto" else config.span_frames
-        if config.codec == "none":
+        if config.codec == "none" and not config.merges:
             span = chunk_frames  # nothing is encoded, so chunks need not leave together
-        policy = CachePolicy(config.sink_frames, config.recent_frames, span, config.window_frames, chunk_frames)
+        policy = CachePolicy(config.sink_frames, config.recent_frames, span, config.window_frames, chunk_frames, config.merges)
         if config.window_frames is None:
             return policy
         exact = policy.exact_frames
@@ -98,11 +103,21 @@ class CachePolicy:
             layout = replace(layout, sink=(*layout.sink, chunk_frames))
         else:
             layout = replace(layout, tail=(*layout.tail, chunk_frames))
+        if self.merges:
+            return self._merge(to_sink, layout)
         encode = self._due_for_encoding(layout.tail)
         if encode:
             layout = replace(layout, spans=(*layout.spans, sum(layout.tail[:encode])), tail=layout.tail[encode:])
         evict_spans, evict_chunks, layout = self._evict(layout)
         return Step(to_sink, encode, evict_spans, evict_chunks, layout)
+
+    def _merge(self, to_sink: bool, layout: Layout) -> Step:
+        """Every chunk that the recent frames do not need joins the rows."""
+        chunks = 0
+        while chunks < len(layout.tail) and sum(layout.tail[chunks + 1 :]) >= self.recent_frames:
+            chunks += 1
+        merged = layout.merged + sum(layout.tail[:chunks])
+        return Step(to_sink, 0, 0, 0, replace(layout, merged=merged, tail=layout.tail[chunks:]), chunks)
 
     def _due_for_encoding(self, tail: tuple[int, ...]) -> int:
         """Chunks of a new span, or 0: a span is due when the tail behind it still holds the recent frames."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.launch import on_gpu
 from ..attention.choice import Readings
 from ..attention.exact import attend
-from ..attention.history import Decode, History, PositionEncoding, PositionEncodings
+from ..attention.history import Decode, History, LogCounts, PositionEncoding, PositionEncodings
 from ..attention.plan import DecodePlan, Pair
 from ..attention.workspace import Workspace
 from ..codec.base import RotatingCodec
@@ -43,13 +43,16 @@ class Reader:
         encodings: PositionEncodings | None = None,
         projected: bool = False,
         hidden_frames: int = 0,
+        log_counts: LogCounts | None = None,
     ) -> Tensor:
         """Attention of q [B, H, S, D] over a layer's history and the current block. Queries and block are encoded by position
-        already, `encodings` does it for the history; `hidden_frames` behind its sink are not seen."""
+        already, `encodings` does it for the history; `hidden_frames` behind its sink are not seen; `log_counts` as in
+        `History`."""
         own = layers[layer]
         hidden = (len(own.state.sink), hidden_frames * self._tokens_per_frame)
         plan = self._plan(layer, self._pairs(layers, layer, q.device), hidden)
-        history = History(plan, current, _decoder(own), encodings, projected, self._tokens_per_frame, self._config.backend)
+        decode, per_frame = _decoder(own), self._tokens_per_frame
+        history = History(plan, current, decode, encodings, projected, per_frame, self._config.backend, log_counts)
         return attend(q, history, self.workspace, self.readings.choose(q, projected), self._config.backend)
 
     def clear(self) -> None:
@@ -77,7 +80,7 @@ class Reader:
             return state.history
         following = (layer + 1) % len(layers)
         spans = self._offloader.fetch(device, (layer, state.spans), (following, layers[following].state.spans))
-        return [*state.sink, *spans, *state.tail]
+        return [*state.sink, *spans, *state.unpacked]
 
 
 def _decoder(layer: LayerCache) -> Decode:

@@ -17,6 +17,8 @@ from ..config import COMPARED, GROUP_SIZES, QVGConfig
 from ..errors import ConfigError
 from .even_growth import EvenGrowth
 from .growth import Growth, Memory, even_chunks
+from .merge_bytes import MergedBytes
+from .merge_peak import MergedPeaks, merged_peaks
 from .peak import EvenPeaks, peaks
 from .policy import CachePolicy
 from .short_spans import encoding, short_spans_text
@@ -24,7 +26,8 @@ from .short_spans import encoding, short_spans_text
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """Bytes by component. `exact` is what is kept in 16 bits (sink and tail, or everything with codec "none")."""
+    """Bytes by component. `exact` is what is kept in 16 bits (sink and tail, or everything with codec "none"); `rows` says where
+    merged tokens are and how many each row counts, once for all layers."""
 
     centroids: int = 0
     basis: int = 0
@@ -33,6 +36,7 @@ class CacheBytes:
     scales: int = 0
     zero_points: int = 0
     exact: int = 0
+    rows: int = 0
     outliers: int = 0
 
     @property
@@ -72,6 +76,11 @@ class CacheSpec:
     def check(self, config: QVGConfig) -> CachePolicy:
         """Raise ConfigError where a config does not fit this model; otherwise the policy it asks for."""
         policy = CachePolicy.of(config, self.chunk_frames, self.tokens_per_frame)
+        if config.merges and self.batch > 1:
+            raise ConfigError(
+                f"merge {config.merge:g} does not go with a batch of {self.batch}: what is kept of one video would depend on the "
+                "others; generate them one by one, or use merge 0"
+            )
         if config.codec == "none":
             return policy
         self._check_channels(config)
@@ -122,6 +131,7 @@ class CacheSpec:
         frames: int,
         chunks: Sequence[int] | None = None,
         codebooks: Codebooks | Literal["most"] | None = None,
+        rows: int | None = None,
     ) -> CacheBytes:
         """Bytes of the cache after `frames` committed frames, in chunks of `chunk_frames` (the last one may be short), or of
         these sizes: what `chunks` says of later frames is not looked at.
@@ -129,7 +139,13 @@ class CacheSpec:
         codebooks  codec "klt" begins further codebooks and bases where frames do not fit those that are there. None: the ordinary
                    number, without any; what `KVCache.codebooks` says: the bytes of that cache, exactly; "most": an upper bound,
                    with a codebook begun at every span in every layer
+        rows       of a cache that merges tokens: how many rows there are (`KVCache.merged_rows`). None: an upper bound, because
+                   what looks alike is not known before
         """
+        if config.merges:
+            merged = MergedBytes(self, config)
+            layout = merged.layout(self._cut(frames, chunks))
+            return CacheBytes(**(merged.most(layout, codebooks) if rows is None else merged.sizes(layout, rows, codebooks)))
         memory = self._memory(config, frames, chunks)
         sizes = self._span_bytes(config, memory)
         for which, codec in enumerate(self.codecs(config)):
@@ -165,8 +181,15 @@ class CacheSpec:
         """Bytes at the worst moment of a run of so many frames: what `peak` counts. For the arguments see `peak.peaks`."""
         sizes = list(self._cut(frames, chunks))
         if (first := self._first_of_even(sizes)) is not None:
-            return EvenPeaks(self, config, first, block_dtype, by_layer).after(frames).peak_bytes
-        return max((peak.peak_bytes for peak in peaks(self, config, sizes, block_dtype, by_layer)), default=0)
+            return self.even_peaks(config, first, block_dtype, by_layer).after(frames).peak_bytes
+        walked = (merged_peaks if config.merges else peaks)(self, config, sizes, block_dtype, by_layer)
+        return max((peak.peak_bytes for peak in walked), default=0)
+
+    def even_peaks(
+        self, config: QVGConfig, first_frames: int = 0, block_dtype: torch.dtype | None = None, by_layer: bool = True
+    ) -> EvenPeaks | MergedPeaks:
+        """See `EvenPeaks`; upper bounds where tokens are merged."""
+        return (MergedPeaks if config.merges else EvenPeaks)(self, config, first_frames, block_dtype, by_layer)
 
     def _memory(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None) -> Memory:
         """What is in it after so many frames."""

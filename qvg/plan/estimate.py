@@ -17,13 +17,14 @@ import torch
 from ..attention import tile_limit
 from ..cache.even_growth import EvenGrowth
 from ..cache.growth import even_chunks
+from ..cache.merge_peak import MergedPeaks
 from ..cache.peak import EvenPeaks, Peak
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import ConfigError, quoted, shown
 from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
-from ..models.common.world_memory import vendor_config
+from ..models.common.world_memory import refuse_merging, vendor_config
 from ..models.common.world_schedule import MODES
 from .activations import Activations, Block, activations
 
@@ -68,7 +69,8 @@ class Plan:
     for) also where any length fits. `away_bytes`: of the cache at its worst moment, so much at least is in main memory instead;
     below 0 where the codebooks that an encoder gets copies of are more than that. Of codec "klt", whose cache grows where scenes
     change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span;
-    `short_spans` says so where a window makes spans too short to learn from.
+    `short_spans` says so where a window makes spans too short to learn from. `merges`: tokens that look alike are counted, so
+    what the cache takes is bounded from above.
     """
 
     latent_frames: int
@@ -86,6 +88,7 @@ class Plan:
     codebook_bytes: int = 0
     most_cache_bytes: int = 0
     short_spans: str = ""
+    merges: bool = False
 
     @property
     def sampling_bytes(self) -> int:
@@ -137,6 +140,7 @@ def plan(
         codebook_bytes=run.spec.codebook_bytes(config) if config.codec == "klt" else 0,
         most_cache_bytes=end.now_bytes + run.further_bytes(frames),
         short_spans=run.spec.short_spans_text(run.config),
+        merges=run.config.merges,
     )
 
 
@@ -154,6 +158,8 @@ class Run:
     ):
         if device_type not in _OWN_MEMORY:
             config = config.with_changes(offload="gpu")  # main memory is what it has
+        if network.context_frames is not None:
+            refuse_merging(config)
         self.mode = _mode(network, video, config)
         # The context that is written in one piece before every block.
         self._context_frames = network.context_frames if self.mode == "vendor" else None
@@ -195,7 +201,7 @@ class Run:
         values in one piece."""
         seen = min(frames, self.config.window_frames or frames, self.remembered_frames(frames) + self._block_frames)
         joined = self.spec.exact_bytes(seen) // self.spec.layers * self.weights.compute.itemsize // 2
-        as_core = self.config.codec == "none" and self.network.by_layer
+        as_core = self.config.codec == "none" and self.network.by_layer and not self.config.merges
         return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
     def activation_bytes(self, frames: int) -> int:
@@ -246,9 +252,9 @@ class Run:
         return growth.frames_before_encoding()
 
     @cached_property
-    def _peaks(self) -> EvenPeaks:
+    def _peaks(self) -> EvenPeaks | MergedPeaks:
         lead = 0 if self._context_frames else self._lead_frames
-        return EvenPeaks(self.spec, self.config, lead, self.weights.compute, self.network.by_layer)
+        return self.spec.even_peaks(self.config, lead, self.weights.compute, self.network.by_layer)
 
     def _kept_in(self) -> torch.dtype:
         """In ComfyUI's networks codec "none" keeps what is computed; otherwise exact frames take 16 bits."""

@@ -53,14 +53,14 @@ def report(
     made = f"{video.frames} frames of {video.width}x{video.height}{seconds} ({found.latent_frames} latent frames){batch}"
     mode = None if network.context_frames is None else video.mode or MODES[0]
     label = label if mode is None else f"{label}, mode {mode}"
-    ratio = found.exact_cache_bytes / found.cache_end_bytes
+    ratio, most = found.exact_cache_bytes / found.cache_end_bytes, "at most " if found.merges else ""
     saved = f" ({ratio:.1f} times less)" if ratio > 1 else ""
     lines = [
         (f"{network.title}: {made}", ""),
         ("weights", gigabytes(found.weights_bytes)),
         ("cache at 16 bits per value", gigabytes(found.exact_cache_bytes)),
-        (f"cache, {label}, at the end", gigabytes(found.cache_end_bytes) + saved),
-        ("  at its worst moment", gigabytes(found.cache_peak_bytes)),
+        (f"cache, {label}, at the end", most + gigabytes(found.cache_end_bytes) + saved),
+        ("  at its worst moment", most + gigabytes(found.cache_peak_bytes)),
         *_further(found),
         *([("  of which in main memory", gigabytes(found.away_bytes))] if found.away_bytes > 0 else []),
         ("transient: attention's workspace", gigabytes(found.workspace_bytes)),
@@ -75,6 +75,10 @@ def report(
     table = [f"{name:<{width}}  {size}" if size else name for name, size in lines]
     if not network.is_counted:
         table.append("Activations follow from this network's layers; they were not counted on the network itself.")
+    if found.merges:
+        table.append(
+            "Tokens that look like what is remembered at their place are counted, not stored: how many is not known before."
+        )
     if found.short_spans:
         table.append(found.short_spans)
     return "\n".join([verdict(found, device_bytes, setting), *table])

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.rotary import Angles
+from ...kernels.rotary import Angles, angles_of_tokens
 from ..errors import CacheError, quoted
-from .rope import GridRope, Rotation
+from .rope import GridRope, Rotation, joined
 
 # Time, row and column of a frame's first token.
 Origin = tuple[float, float, float]
 Origins = Sequence[Sequence[float]] | Tensor
 # Of a position: float32 tells no tokens apart so far out.
 MOST_TOKENS = 10**9
+
+
+class PlacedRows(NamedTuple):
+    """Of a cache that merges: how many of its first frames are kept one by one, how many behind them became rows, and the time,
+    row and column of each of these, float32 [S, 3]."""
+
+    sink_frames: int
+    merged_frames: int
+    places: Tensor
 
 
 class FramePositions:
@@ -36,6 +46,7 @@ class FramePositions:
         self._current: list[Origin] = []
         self._rotation: Rotation | None = None
         self._history: Angles | None = None
+        self.rows: PlacedRows | None = None
 
     def place(self, origins: Origins) -> None:
         """Positions of the current block, one per frame."""
@@ -77,8 +88,26 @@ class FramePositions:
         return self._rotation
 
     def history_angles(self, start: int, stop: int, device: torch.device) -> Angles:
-        """Angles of the committed tokens start:stop. Those of all frames are made once, and serve all layers until the frames
-        change, unless they take more than `most_bytes`: a long history's might outweigh its codes."""
+        """Angles of the committed tokens start:stop."""
+        assert self.rope is not None
+        if self.rows is None:
+            return self._of_frames(start, stop, device)
+        sink_frames, merged_frames, places = self.rows
+        first, last = sink_frames * self._tokens_per_frame, sink_frames * self._tokens_per_frame + len(places)
+        behind = merged_frames * self._tokens_per_frame - len(places)
+        parts = []
+        if start < first:
+            parts.append(self._of_frames(start, min(stop, first), device))
+        if max(start, first) < min(stop, last):
+            rows = places[max(start, first) - first : min(stop, last) - first].to(device)
+            parts.append(angles_of_tokens(self.rope.rotation_at(rows)))
+        if stop > last:
+            parts.append(self._of_frames(max(start, last) + behind, stop + behind, device))
+        return parts[0] if len(parts) == 1 else angles_of_tokens(joined([Rotation(*part.spread()) for part in parts]))
+
+    def _of_frames(self, start: int, stop: int, device: torch.device) -> Angles:
+        """Angles of tokens start:stop, all frames counted. Those of all frames are made once, and serve all layers until the
+        frames change, unless they take more than `most_bytes`: a long history's might outweigh its codes."""
         assert self.rope is not None
         if self._history is None or self._history.cos.device != device:
             whole = len(self.committed) * self.rope.bytes_per_frame <= self._most_bytes

@@ -89,6 +89,23 @@ class GridRope:
         tokens = len(origins) * self.tokens_per_frame
         return Angles(whole.cos(), whole.sin(), self.grid_rows, self.grid_cols, (pairs[0], pairs[1], pairs[2]), 0, tokens)
 
+    def rotation_at(self, positions: Tensor) -> Rotation:
+        """Positions [S, 3]: time, row and column of each token -> Rotation of S tokens, the same as `rotation` gives at them."""
+        angles = [
+            positions[:, axis, None].float() * torch.tensor(frequencies, device=positions.device)
+            for axis, frequencies in enumerate(self.axis_frequencies)
+        ]
+        angle = torch.cat(angles, 1)
+        return Rotation(angle.cos(), angle.sin())
+
+
+def joined(rotations: Sequence[Rotation]) -> Rotation:
+    """Rotations of tokens one behind another."""
+    if len(rotations) == 1:
+        return rotations[0]
+    cos, sin = (torch.cat(parts) for parts in zip(*rotations, strict=True))
+    return Rotation(cos, sin)
+
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:
     """Rotate every channel pair of x [..., S, D] by its token's angle (RoFormer, arXiv 2104.09864). `out` must not overlap x."""

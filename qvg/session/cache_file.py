@@ -4,6 +4,7 @@ One safetensors file. Its metadata holds the format's name and version, the cach
 `layer.<i>.<keys|values>.<n>.<part>` in the order of history, codebooks `codebook.<n>` and bases `basis.<n>` once each. The bytes
 are the memory format itself (see `codec/span.py`), so nothing is encoded again and a file written on one device is read on any
 other. Versions 1 and 2 had no checksums, and version 1 a basis of D directions in every codebook of codec "klt"; both are read.
+A cache that merges tokens is written in version 4, with `rows.tokens` and `rows.counts`; any other in version 3, as before.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from ..files import written_whole
 from ..positions.rope import GridRope
 from ..safetensors_writer import checksum, in_memory, write_safetensors
 from .contents import CHECKED_VERSION, CHECKSUMS, FORMAT, STATE, opened
+from .row_files import restored_rows
 from .span_files import WHICH, Read, RestoredSpans, SavedCodebooks, check_entries
-from .state import SavedState, read_state, state_of
-
-VERSION = CHECKED_VERSION
+from .state import ROWS_VERSION, SavedState, read_state, state_of
 
 
 def save_cache(cache: KVCache, path: Path) -> None:
@@ -52,7 +52,10 @@ def save_cache(cache: KVCache, path: Path) -> None:
                 tensors.update({f"{prefix}.{part}": tensor for part, tensor in span.tensors().items() if part not in shared})
     state = state_of(cache) | {"codebooks": used, "planes": codebooks.planes, "directions": codebooks.directions}
     text = json.dumps(state)
-    metadata = {"format": FORMAT, "version": str(VERSION), STATE: text}
+    if cache.merger is not None:
+        tensors |= {"rows.tokens": cache.merger.rows.tokens, "rows.counts": cache.merger.rows.counts}
+    version = CHECKED_VERSION if cache.merger is None else ROWS_VERSION
+    metadata = {"format": FORMAT, "version": str(version), STATE: text}
     try:
         with written_whole(path) as unfinished:
             checksums = {STATE: checksum(text.encode())}
@@ -84,7 +87,8 @@ def load_cache(
             raise ConfigError(f"the rope given is not the one that {path} was saved with; leave it out, the file has it")
         cache = _empty(path, state, backend)
         _restore_layers(cache, state, contents.read, home)
-    cache.resume(state.layout, state.frames_committed, state.spans_due, state.origins)
+        rows = None if state.rows is None else restored_rows(state, contents.read)
+    cache.resume(state.layout, state.frames_committed, state.spans_due, state.origins, rows)
     return cache
 
 
@@ -119,16 +123,19 @@ def _restore_layers(cache: KVCache, state: SavedState, read: Read, device: torch
     at_home: Known = {}
     there: Known = {}
     for layer in cache.layers:
-        for number, (section, frames) in enumerate(state.stretches()):
+        for number, (section, tokens) in enumerate(state.stretches()):
             pair = []
             for which, part in enumerate(WHICH):
-                span = spans.span(f"layer.{layer.layer}.{part}.{number}", which, frames, section == "spans")
+                span = spans.span(f"layer.{layer.layer}.{part}.{number}", which, tokens, section == "spans")
                 if cache.offloader is not None and section == "spans":
                     span = cache.offloader.adopt(span, device, at_home)
                 elif device.type != "cpu":
                     span = put_span(span, lambda tensor: tensor.to(device), there)
                 pair.append(span)
-            getattr(layer.state, section).append(Pair(*pair))
+            if section == "waiting":
+                layer.state.waiting = Pair(*pair)
+            else:
+                getattr(layer.state, section).append(Pair(*pair))
         layer.state.spans_encoded, layer.state.encode_calls = state.spans_due, 2 * state.spans_due
         layer.state.group_starts = list(state.group_starts[layer.layer])
         layer.state.spare_rows = list(state.spare_rows[layer.layer])

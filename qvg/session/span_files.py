@@ -102,10 +102,12 @@ def _expected(state: SavedState, entries: Mapping[str, Entry]) -> Entries:
         expected |= _codebook_entries(state, names, entries)
     for layer in range(state.spec.layers):
         for which, part in enumerate(WHICH):
-            for number, (section, frames) in enumerate(state.stretches()):
-                prefix, tokens = f"layer.{layer}.{part}.{number}", frames * state.spec.tokens_per_frame
+            for number, (section, tokens) in enumerate(state.stretches()):
+                prefix = f"layer.{layer}.{part}.{number}"
                 parts = span_entries(state, which, tokens, section == "spans", state.codebooks.get(prefix, ()))
                 expected |= {f"{prefix}.{name}": entry for name, entry in parts.items()}
+    if state.rows is not None:
+        expected |= {"rows.tokens": Entry((state.rows,), torch.int32), "rows.counts": Entry((state.rows,), torch.uint16)}
     return expected
 
 
@@ -171,9 +173,8 @@ class RestoredSpans:
         self._codewords: dict[str, tuple[Rows8, Group]] = {}
         self._bases: dict[str, Basis] = {}
 
-    def span(self, prefix: str, which: int, frames: int, encoded: bool) -> Span:
+    def span(self, prefix: str, which: int, tokens: int, encoded: bool) -> Span:
         """The stretch whose tensors' names begin so."""
-        tokens = frames * self._state.spec.tokens_per_frame
         names, config = self._state.codebooks.get(prefix, ()), _settings(self._state.config, which)
         entries = span_entries(self._state, which, tokens, encoded, names)
         parts = {part: self._checked(f"{prefix}.{part}") for part in entries}

@@ -29,6 +29,10 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 _MOST = 1 << 40
 _MOST_CHANNELS = 1 << 16
 _SECTIONS = ("sink", "spans", "tail")
+# Of caches that merge tokens: what came before knows no rows.
+ROWS_VERSION = 4
+# What files know that were written before, and caches that do not merge: these settings have the values that change nothing.
+_MERGING = ("merge", "merge_key")
 
 
 class MisfitError(ValueError):
@@ -38,7 +42,8 @@ class MisfitError(ValueError):
 @dataclass(frozen=True)
 class SavedState:
     """A saved cache without its tensors. Of each stretch that has a codebook, by the beginning of its tensors' names,
-    `codebooks` names the parts; `planes` and `directions` are those of each basis."""
+    `codebooks` names the parts; `planes` and `directions` are those of each basis. `rows`: of a cache that merges tokens, how
+    many rows there are."""
 
     spec: CacheSpec
     config: QVGConfig
@@ -52,18 +57,29 @@ class SavedState:
     directions: Mapping[str, int]
     group_starts: tuple[tuple[int, ...], ...]
     spare_rows: tuple[tuple[int, ...], ...]
+    rows: int | None = None
 
     def stretches(self) -> list[tuple[str, int]]:
-        """Every stretch of a layer, oldest first: its section, and its frames."""
-        return [(section, frames) for section in _SECTIONS for frames in getattr(self.layout, section)]
+        """Every stretch of a layer, oldest first: its section, and its tokens (or rows)."""
+        tokens, layout = self.spec.tokens_per_frame, self.layout
+        sink, tail = ([(name, frames * tokens) for frames in getattr(layout, name)] for name in ("sink", "tail"))
+        if self.rows is None:
+            return [*sink, *(("spans", frames * tokens) for frames in layout.spans), *tail]
+        span = self.spec.span_tokens(self.config)
+        whole, waiting = divmod(self.rows, span)
+        return [*sink, *[("spans", span)] * whole, *([("waiting", waiting)] if waiting else []), *tail]
 
 
 def state_of(cache: KVCache) -> dict[str, Any]:
     """What the file says of a cache, but for its codebooks."""
-    return {
+    merges = cache.merged_rows is not None
+    config, layout = _record(cache.config), _record(cache.layout)
+    if not merges:  # as files were before there was such a thing
+        config, layout = ({name: x for name, x in one.items() if name not in (*_MERGING, "merged")} for one in (config, layout))
+    return ({"rows": cache.merged_rows} if merges else {}) | {
         "spec": {**_record(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
-        "config": _record(cache.config),
-        "layout": _record(cache.layout),
+        "config": config,
+        "layout": layout,
         "rope": None if cache.rope is None else _record(cache.rope),
         "frames_committed": cache.frames_committed,
         "spans_due": cache.spans_due,
@@ -94,16 +110,19 @@ def _record_of(saved: Any, version: int) -> SavedState:
         saved = _of_version_1(_object(saved, "the state"))
     get = _Getter("the state", saved)
     spec, config = _spec(get("spec")), _config(get("config"))
-    layout = _layout(get("layout"))
+    if config.merges != (version >= ROWS_VERSION):
+        raise MisfitError(f"it is of version {version}, but its merge is {config.merge:g}")
+    layout = _layout(get("layout"), config.merges)
     policy = spec.check(config)
     due = _whole(get("spans_due"), "spans_due")
     committed = _whole(get("frames_committed"), "frames_committed")
     _check_history(policy, layout, committed, due)
+    rows = _rows(spec, config, layout, due, get("rows")) if config.merges else None
     _each_layer(get("spans_encoded"), "spans_encoded", spec.layers, lambda value, name: _equal(value, due, name))
     _each_layer(get("encode_calls"), "encode_calls", spec.layers, lambda value, name: _equal(value, 2 * due, name))
     rope = _rope(get("rope"), spec)
     origins = _list(get("origins"), "origins", lambda value, name: _list(value, name, _position, 3))
-    if len(origins) != (layout.frames if rope is not None else 0):
+    if len(origins) != (layout.frames if rope is not None else 0) or (config.merges and rope is None):
         raise MisfitError(f"it has {len(origins)} positions for {layout.frames} frames{'' if rope else ' without a rope'}")
     planes, directions = _bases(spec, config, get("planes"), get("directions"))
     return SavedState(
@@ -114,11 +133,12 @@ def _record_of(saved: Any, version: int) -> SavedState:
         tuple((time, row, column) for time, row, column in origins),
         committed,
         due,
-        _codebooks(spec, config, layout, get("codebooks")),
+        _codebooks(spec, config, layout, due if config.merges else len(layout.spans), get("codebooks")),
         planes,
         directions,
         _each_layer(get("group_starts"), "group_starts", spec.layers, lambda value, name: _pair(value, name, 0, max(0, due - 1))),
         _each_layer(get("spare_rows"), "spare_rows", spec.layers, lambda value, name: _pair(value, name, -_MOST, _MOST)),
+        rows,
     )
 
 
@@ -153,11 +173,13 @@ def _check_history(policy: CachePolicy, layout: Layout, committed: int, due: int
     if layout.hidden >= (layout.spans[0] if layout.spans else 1):
         raise MisfitError(f"{layout.hidden} frames are hidden, but the oldest span has {sum(layout.spans[:1])}")
     too_many = sum(layout.sink[:-1]) >= max(1, policy.sink_frames) or (sink and not policy.sink_frames)
-    if too_many or (sink < policy.sink_frames and (layout.spans or layout.tail)):
+    if too_many or (sink < policy.sink_frames and (layout.spans or layout.tail or layout.merged)):
         raise MisfitError(f"its sink has {sink} frames in {len(layout.sink)} blocks, for sink_frames {policy.sink_frames}")
     if committed < held or not spans <= due <= committed:
         raise MisfitError(counts)
-    if window is None and (layout.hidden or (committed, due) != (held, spans)):
+    if policy.merges and (layout.spans or layout.hidden or committed != held or bool(layout.merged) > bool(layout.tail)):
+        raise MisfitError(f"{counts}, but what leaves the recent frames becomes rows, and nothing leaves")
+    if window is None and not policy.merges and (layout.hidden or (committed, due) != (held, spans)):
         raise MisfitError(f"{counts}, but without a window nothing leaves")
     if window is not None and layout.frames > window - chunk and (layout.spans or layout.tail):
         raise MisfitError(f"it holds {layout.frames} frames, but a window of {window} leaves room for {window - chunk}")
@@ -186,10 +208,10 @@ def _config(value: object) -> QVGConfig:
     return config
 
 
-def _layout(value: object) -> Layout:
+def _layout(value: object, merges: bool) -> Layout:
     get = _Getter("layout", value)
     sink, spans, tail = (tuple(_list(get(section), section, lambda value, name: _whole(value, name, 1))) for section in _SECTIONS)
-    return Layout(sink, spans, tail, _whole(get("hidden"), "hidden"))
+    return Layout(sink, spans, tail, _whole(get("hidden"), "hidden"), _whole(get("merged"), "merged") if merges else 0)
 
 
 def _rope(value: object, spec: CacheSpec) -> GridRope | None:
@@ -207,16 +229,25 @@ def _rope(value: object, spec: CacheSpec) -> GridRope | None:
     return rope
 
 
-def _codebooks(spec: CacheSpec, config: QVGConfig, layout: Layout, value: object) -> dict[str, tuple[str, ...]]:
+def _rows(spec: CacheSpec, config: QVGConfig, layout: Layout, due: int, value: object) -> int:
+    """How many rows there are, of a cache that merges tokens."""
+    rows, span = _whole(value, "rows"), spec.span_tokens(config)
+    most = layout.merged * spec.tokens_per_frame
+    if not (rows > 0) == (most > 0) or rows > most or rows // span != due:
+        raise MisfitError(f"it has {rows} rows and {due} spans of {span}, but {most} tokens were merged")
+    return rows
+
+
+def _codebooks(spec: CacheSpec, config: QVGConfig, layout: Layout, spans: int, value: object) -> dict[str, tuple[str, ...]]:
     """Names of the parts of every encoded stretch's codebook: none too few, none too many."""
     saved, parts = _object(value, "codebooks"), {"qvg": 1, "klt": 2}.get(config.codec, 0)
-    wanted = 2 * spec.layers * len(layout.spans) if parts else 0
+    wanted = 2 * spec.layers * spans if parts else 0
     if len(saved) != wanted:
         raise MisfitError(f"{len(saved)} stretches have codebooks, but {wanted} must")
     first = len(layout.sink)
     for layer in range(spec.layers if wanted else 0):
         for which in ("keys", "values"):
-            for number in range(first, first + len(layout.spans)):
+            for number in range(first, first + spans):
                 if (prefix := f"layer.{layer}.{which}.{number}") not in saved:
                     raise MisfitError(f"{prefix} has no codebook")
     return {prefix: tuple(_list(names, f"codebooks.{prefix}", _name, parts)) for prefix, names in saved.items()}

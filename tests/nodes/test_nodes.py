@@ -485,6 +485,28 @@ def test_offload_and_merged_padding_arrive(nodes: Any, part: Any, caplog: pytest
     assert part("comfy.settings").settings_of(exact.model_options).config == PRESETS["exact"]
 
 
+def test_merging_arrives_with_exact_too_and_the_report_says_it(nodes: Any, part: Any) -> None:
+    node, settings_of = part("cache").QVGKVCache, part("comfy.settings").settings_of
+    (model,) = node.execute(with_memory(), widgets(nodes, "preset"), merge=0.99, merge_key="last").args
+    config = settings_of(model.model_options).config
+    assert config == PRESETS["balanced"].with_changes(span_frames="auto", merge=0.99, merge_key="last")
+    (exact,) = node.execute(with_memory(), {"cache": "exact"}, sink_frames=2, merge=0.98).args
+    merged = settings_of(exact.model_options).config
+    assert merged == PRESETS["exact"].with_changes(sink_frames=2, merge=0.98)
+    (plain,) = node.execute(with_memory(), {"cache": "exact"}, sink_frames=2, merge_key="first").args
+    assert settings_of(plain.model_options).config == PRESETS["exact"], "without merge the other widgets mean nothing"
+    with pytest.raises(ConfigError, match=r"merge is 0.3, but must be 0 \(off\) or a cosine from 0.5 to 1"):
+        node.execute(with_memory(), widgets(nodes, "preset"), merge=0.3)
+    with pytest.raises(ConfigError, match="window_frames 40: a row stands for tokens of several frames"):
+        node.execute(with_memory(), widgets(nodes, "preset"), merge=0.99, window_frames=40)
+    made = run(5, config, 900) | {"merged": "merged: 640 tokens became 64 rows"}
+    record = part("records").RunRecord(**made)
+    assert record.label() == "KLT, 1.5/2 bits, merged" and "merged from 0.99 on (key: last)" in record.text()
+    assert "\nmerged: 640 tokens became 64 rows\n" in record.text()
+    assert part("records").RunRecord(**run(5, merged, 0)).label() == "exact, merged"
+    assert "fewer rows wait than a span takes" in part("records").RunRecord(**run(5, config, 0)).text()
+
+
 @pytest.mark.parametrize(
     ("preset", "codes", "places", "line"),
     [

@@ -76,7 +76,8 @@ class CausalPlan:
     @property
     def as_core(self) -> bool:
         """Whether keys are kept as core keeps them: exact and rotated."""
-        return self.settings.config.codec == "none" and not self.reindexed
+        config = self.settings.config
+        return config.codec == "none" and not config.merges and not self.reindexed
 
     @property
     def recomputes(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....qvg import CacheBytes, ConfigError, ExactSpan, KVCache, UnsupportedModelError
 from ....qvg.cache.codebooks import codebooks_text
+from ....qvg.cache.merge_text import merge_text
 from ....qvg.cache.policy import Layout
 from ....qvg.positions.rope import pairs_apart
 from ...records import RunRecord
@@ -202,6 +203,7 @@ class CausalRun:
             seconds=tuple(block.seconds / block.frames for block in per_frame),
             components=self.cache.nbytes(),
             codebooks=codebooks_text(self.cache),
+            merged=merge_text(self.cache),
             workspace_bytes=max(self.cache.workspace.nbytes, self._joined_bytes),
             given_frames=self.plan.given_frames,
             placement=self.cache.placement(),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ....qvg import CacheSpec, ConfigError, KVCache
 from ....qvg.cache.codebooks import codebooks_text
+from ....qvg.cache.merge_text import merge_text
 from ....qvg.sampling import Block, generate
 from ...records import RECORDS, RunRecord
 from ..attach import require_sampled_by
@@ -198,6 +199,7 @@ def _record(
         seconds=tuple(block.seconds / block.latent.shape[2] for block in per_frame),
         components=cache.nbytes(),
         codebooks=codebooks_text(cache),
+        merged=merge_text(cache),
         workspace_bytes=cache.workspace.nbytes,
         given_frames=given * spec.chunk_frames,
         read=tuple(cache.explain()),

@@ -48,7 +48,7 @@ KEYS = [
     "fits",
     "longest_frames",
 ]
-LATER_KEYS = ["away_bytes", "codebook_bytes", "most_cache_bytes", "short_spans"]
+LATER_KEYS = ["away_bytes", "codebook_bytes", "most_cache_bytes", "short_spans", "merges"]
 
 
 def _plan(frames: int = 81, preset: str = "balanced", gigabytes: float | None = 24, **changes: Any) -> Plan:
