@@ -42,7 +42,8 @@ def test_models_without_a_cache_on_the_cache_node_and_on_the_sampler(client: Cli
     sentence = (
         "BaseModel has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "
         "causal Wan (Self-Forcing, Causal-Forcing, CausVid, LongLive) and Krea Realtime (node 'Load Causal Wan'), HY-WorldPlay "
-        "5B and HY-WorldPlay 8B (node 'Load WorldPlay'), and the demo world (node 'Load Demo World')."
+        "5B and HY-WorldPlay 8B (node 'Load WorldPlay'), the demo world (node 'Load Demo World'), and the demo film (node 'Load "
+        "Demo Film')."
     )
     prompt, foreign = with_model("image")
     prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = [foreign, 0]
@@ -127,7 +128,7 @@ def test_a_prompt_of_before_the_advanced_inputs_gets_their_defaults(client: Clie
     ("name", "value", "allowed"),
     [
         ("cache.preset", "qvg-ultra", "'qvg', 'qvg-pro'"),
-        ("cache", "magic", "choose one of preset, custom, exact, klt, kivi, quarot, rtn"),
+        ("cache", "magic", "choose one of preset, custom, exact, klt, kivi, quarot, rtn, study"),
         ("backend", "cuda", "'auto', 'torch', 'triton'"),
         ("read", "sideways", "'auto'"),
     ],
