@@ -56,7 +56,8 @@ def copy_stretches(
 ) -> None:
     """See `kernels.spans.copy_stretches`."""
     pieces = list(_pieces(table.places, [x.shape[2] for x in table.keys], stretches, tiles))
-    for side, tile, own in ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns))):
+    sides = ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns)))
+    for which, (side, tile, own) in enumerate(sides):
         if tile is None:
             continue
         heads = slice(tiles.first_head, tiles.first_head + tile.shape[1])
@@ -67,7 +68,7 @@ def copy_stretches(
             if own is not None:
                 _turn(out, own.tokens(start, start + count))
         if current is not None:
-            x, at = (current[0] if side is table.keys else current[1])[:, heads], current[2] - tiles.start
+            x, at = current[:2][which][:, heads], current[2] - tiles.start
             low, high = max(0, -at), min(x.shape[2], tile.shape[2] - at)
             if low < high:
                 tile[:, :, at + low : at + high].copy_(x[:, :, low:high])
