@@ -64,11 +64,11 @@ def copy_stretches(
         for some in _runs(pieces):
             start, count = some[0].at, sum(piece.num_tokens for piece in some)
             out = tile[:, :, start : start + count]
-            _gather([side[piece.number][:, heads, piece.tokens] for piece in some], out)
+            _gather([_some(side[piece.number], heads, piece.tokens) for piece in some], out)
             if own is not None:
                 _turn(out, own.tokens(start, start + count))
         if current is not None:
-            x, at = current[:2][which][:, heads], current[2] - tiles.start
+            x, at = (current[1] if which else current[0])[:, heads], current[2] - tiles.start
             low, high = max(0, -at), min(x.shape[2], tile.shape[2] - at)
             if low < high:
                 tile[:, :, at + low : at + high].copy_(x[:, :, low:high])
@@ -149,6 +149,12 @@ def _cut(span: TransformCodes, first_head: int, heads: int, tokens: slice) -> Tr
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 2)
+
+
+def _some(x: Tensor, heads: slice, tokens: slice) -> Tensor:
+    """x[:, heads, tokens]: often x itself, and of short stretches there are hundreds."""
+    whole = (heads.start, heads.stop, tokens.start, tokens.stop) == (0, x.shape[1], 0, x.shape[2])
+    return x if whole else x[:, heads, tokens]
 
 
 def _gather(parts: Sequence[Tensor], out: Tensor) -> None:
