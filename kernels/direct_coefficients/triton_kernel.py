@@ -246,7 +246,7 @@ def attend_spans_kernel(
     best, mass = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     codewords_low, codewords_high = tl.zeros((BLOCK_M, half), tl.float32), tl.zeros((BLOCK_M, half), tl.float32)
     sums_low, sums_high = tl.zeros((BLOCK_M, half), tl.float32), tl.zeros((BLOCK_M, half), tl.float32)
-    for block in range(split * split_blocks, tl.minimum((split + 1) * split_blocks, all_blocks)):
+    for block in tl.range(split * split_blocks, tl.minimum((split + 1) * split_blocks, all_blocks), disable_licm=True):
         K_ROW = ROWS + block // blocks * SPAN_COLUMNS
         V_ROW = K_ROW + count * SPAN_COLUMNS
         span_tokens = tl.load(K_ROW + COLUMN_TOKENS)
