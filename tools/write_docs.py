@@ -18,7 +18,7 @@ from pathlib import Path
 
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
-from comfyui_qvg.benchmarks.cost_model import CARDS, predicted_ms
+import cost_tables
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.bench.settings import settings_table
 from comfyui_qvg.qvg.models.registry import networks
@@ -171,19 +171,6 @@ def cards() -> str:
     return "\n".join(lines)
 
 
-def costs() -> str:
-    """What the cost model says of one layer's attention, by card and number of queries."""
-    ways = {"bf16": "bf16", "exact": "exact", "fast": "fast", "direct": "direct", "official": "as published"}
-    lines = [f"| card | queries | {' | '.join(ways.values())} |", "|---|---|" + "---|" * len(ways)]
-    for card in CARDS:
-        for queries in (4680, 128):
-            found = [predicted_ms(card, way, 12, queries, 180 * 1560, 2.3) for way in ways]
-            lines.append(
-                f"| {card} | {queries:,} | {' | '.join(f'{ms:.2g}' if ms < 10 else f'{ms:.1f}' for ms in found if ms)} |"
-            )
-    return "\n".join(lines)
-
-
 def instructions() -> str:
     """What a value takes in every kernel that CI compiles, and as a multiple of 16-bit attention on the same card."""
     cards = ("sm_86", "sm_89", "sm_90", "sm_120", "gfx942")
@@ -220,8 +207,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "study": study_table,
     "cache_bytes": cache_bytes,
     "cards": cards,
-    "costs": costs,
     "instructions": instructions,
+    "costs": cost_tables.costs,
+    "anchors": cost_tables.anchor_table,
     "house": architecture.picture,
     "rooms": architecture.table,
 }

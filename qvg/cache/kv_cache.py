@@ -223,12 +223,7 @@ class KVCache:
 
     def _begun(self, frames: int) -> _Commit:
         rows = sum(sum(layer.state.spare_rows) for layer in self.layers)
-        step = self.policy.commit(self.layout, frames)
-        if self.merger is not None and step.merge_chunks:
-            self._broken = True
-            self.merger.absorb(self.layers, self.layout, step.merge_chunks, self.origins)
-            self._broken = False
-        return _Commit(step, frames, earlier=Earlier(all_rows=rows))
+        return _Commit(self.policy.commit(self.layout, frames), frames, earlier=Earlier(all_rows=rows))
 
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None
@@ -238,14 +233,27 @@ class KVCache:
         self._broken = False
         self._commit.layers += 1
         if self._commit.layers == self.spec.layers:
-            step, frames, self._commit = self._commit.step, self._commit.frames, None
+            before, step, frames, self._commit = self.layout, self._commit.step, self._commit.frames, None
             self.positions.commit(sum(step.layout.sink), self.layout.frames + frames - step.layout.frames)
             self.layout = step.layout
             self.frames_committed += frames
             self.spans_due += step.encode_chunks > 0
             if self.merger is not None:
-                self.spans_due = self.merger.spans
-                self.positions.rows = self.merger.settle(step.layout, self.positions.committed)
+                self._merge(before, step)
+
+    def _merge(self, before: Layout, step: Step) -> None:
+        """What the recent frames no longer hold becomes rows, in all layers at once: until the last one has committed, each of
+        them still attends to what it was."""
+        assert self.merger is not None
+        if step.merge_chunks:
+            self._broken = True
+            self.merger.absorb(self.layers, before, step.merge_chunks, self.positions.committed)
+            earlier = Earlier(all_rows=sum(sum(layer.state.spare_rows) for layer in self.layers))
+            for layer in self.layers:
+                earlier = layer.encode_rows(earlier)
+            self._broken = False
+        self.spans_due = self.merger.spans
+        self.positions.rows = self.merger.settle(step.layout, self.positions.committed)
 
     def check_usable(self, layer: int | None = None) -> None:
         """Raise CacheError if a commit was cut off half-way, and for a layer that is not there; while layers commit one by one,
