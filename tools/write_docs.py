@@ -184,7 +184,7 @@ def instructions() -> str:
     base = rows["attention/bf16_d128_m128"]
     lines = [f"| kernel | {' | '.join(cards)} |", "|---|" + "---|" * len(cards)]
     for name, row in rows.items():
-        cells = [f"{row[card]:.1f} ({row[card] / base[card]:.1f} x)" if card in row else "-" for card in cards]
+        cells = [f"{row[card]:.1f} ({row[card] / base[card]:.1f} x)" if card in row and card in base else "-" for card in cards]
         lines += [f"| `{name}` | {' | '.join(cells)} |"] if row else []
     return "\n".join(lines)
 
