@@ -17,6 +17,7 @@ from pathlib import Path
 
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
+import compared_tables
 import cost_tables
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.bench.settings import settings_table
@@ -187,6 +188,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "openings": openings,
     "windows": windows,
     "study": study_table,
+    "shipped": compared_tables.shipped,
+    "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
     "costs": cost_tables.costs,
