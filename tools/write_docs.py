@@ -19,6 +19,7 @@ from typing import Any
 
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
+import compared_tables
 import cost_tables
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.bench.settings import settings_table
@@ -203,6 +204,23 @@ def cards() -> str:
     return "\n".join(lines)
 
 
+def instructions() -> str:
+    """What a value takes in every kernel that CI compiles, and as a multiple of 16-bit attention on the same card."""
+    cards = ("sm_86", "sm_89", "sm_90", "sm_120", "gfx942")
+    rows: dict[str, dict[str, float]] = {}
+    for file in sorted((ROOT / "tools" / "compile_budgets").glob("*.json")):
+        for name, targets in json.loads(file.read_text(encoding="utf-8")).items():
+            # A case of its own for a kind of card is the same kernel.
+            row = rows.setdefault(f"{file.stem}/{re.sub('_(fence|amd|cdna|rdna)$', '', name)}", {})
+            row |= {target: budget["per_value"] for target, budget in targets.items() if "per_value" in budget}
+    base = rows["attention/bf16_d128_m128"]
+    lines = [f"| kernel | {' | '.join(cards)} |", "|---|" + "---|" * len(cards)]
+    for name, row in rows.items():
+        cells = [f"{row[card]:.1f} ({row[card] / base[card]:.1f} x)" if card in row and card in base else "-" for card in cards]
+        lines += [f"| `{name}` | {' | '.join(cells)} |"] if row else []
+    return "\n".join(lines)
+
+
 def _seconds(pictures: int) -> str:
     seconds = pictures / PICTURES_PER_SECOND
     return f"{pictures} pictures, {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'}"
@@ -221,8 +239,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "windows": windows,
     "merge": merge,
     "study": study_table,
+    "shipped": compared_tables.shipped,
+    "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
+    "instructions": instructions,
     "costs": cost_tables.costs,
     "anchors": cost_tables.anchor_table,
     "house": architecture.picture,
