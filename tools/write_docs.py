@@ -17,7 +17,8 @@ from pathlib import Path
 
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
-from comfyui_qvg.benchmarks.cost_model import CARDS, predicted_ms
+import compared_tables
+import cost_tables
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.bench.settings import settings_table
 from comfyui_qvg.qvg.models.registry import networks
@@ -170,19 +171,6 @@ def cards() -> str:
     return "\n".join(lines)
 
 
-def costs() -> str:
-    """What the cost model says of one layer's attention, by card and number of queries."""
-    ways = {"bf16": "bf16", "exact": "exact", "fast": "fast", "direct": "direct", "official": "as published"}
-    lines = [f"| card | queries | {' | '.join(ways.values())} |", "|---|---|" + "---|" * len(ways)]
-    for card in CARDS:
-        for queries in (4680, 128):
-            found = [predicted_ms(card, way, 12, queries, 180 * 1560, 2.3) for way in ways]
-            lines.append(
-                f"| {card} | {queries:,} | {' | '.join(f'{ms:.2g}' if ms < 10 else f'{ms:.1f}' for ms in found if ms)} |"
-            )
-    return "\n".join(lines)
-
-
 def _seconds(pictures: int) -> str:
     seconds = pictures / PICTURES_PER_SECOND
     return f"{pictures} pictures, {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'}"
@@ -200,9 +188,12 @@ PARTS: dict[str, Callable[[], str]] = {
     "openings": openings,
     "windows": windows,
     "study": study_table,
+    "shipped": compared_tables.shipped,
+    "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
-    "costs": costs,
+    "costs": cost_tables.costs,
+    "anchors": cost_tables.anchor_table,
     "house": architecture.picture,
     "rooms": architecture.table,
 }
