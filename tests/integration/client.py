@@ -30,6 +30,8 @@ CONTEXT_WINDOWS: dict[str, Any] = {
     "closed_loop": False,
     "fuse_method": "pyramid",
     "freenoise": True,
+    "retain_first_frame": False,
+    "split_conds_to_windows": False,
 }
 
 
