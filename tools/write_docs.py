@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -171,6 +172,23 @@ def cards() -> str:
     return "\n".join(lines)
 
 
+def instructions() -> str:
+    """What a value takes in every kernel that CI compiles, and as a multiple of 16-bit attention on the same card."""
+    cards = ("sm_86", "sm_89", "sm_90", "sm_120", "gfx942")
+    rows: dict[str, dict[str, float]] = {}
+    for file in sorted((ROOT / "tools" / "compile_budgets").glob("*.json")):
+        for name, targets in json.loads(file.read_text(encoding="utf-8")).items():
+            # A case of its own for a kind of card is the same kernel.
+            row = rows.setdefault(f"{file.stem}/{re.sub('_(fence|amd|cdna|rdna)$', '', name)}", {})
+            row |= {target: budget["per_value"] for target, budget in targets.items() if "per_value" in budget}
+    base = rows["attention/bf16_d128_m128"]
+    lines = [f"| kernel | {' | '.join(cards)} |", "|---|" + "---|" * len(cards)]
+    for name, row in rows.items():
+        cells = [f"{row[card]:.1f} ({row[card] / base[card]:.1f} x)" if card in row and card in base else "-" for card in cards]
+        lines += [f"| `{name}` | {' | '.join(cells)} |"] if row else []
+    return "\n".join(lines)
+
+
 def _seconds(pictures: int) -> str:
     seconds = pictures / PICTURES_PER_SECOND
     return f"{pictures} pictures, {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'}"
@@ -192,6 +210,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
+    "instructions": instructions,
     "costs": cost_tables.costs,
     "anchors": cost_tables.anchor_table,
     "house": architecture.picture,
