@@ -123,6 +123,22 @@ def openings() -> str:
     return "\n".join(lines)
 
 
+def instruments() -> str:
+    """Both instruments side by side: how near to the exact cache, and by how much nearer than QVG as published, film by film."""
+    world, film = ({row["preset"]: row for row in measured(name)} for name in ("codecs", "films"))
+    lines = [
+        "| method, 2 bits unless named | demo world | gain over QVG, dB | demo film | gain over QVG, dB | to the real film |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in (name for name in METHODS if name in film):
+        cells = [METHODS[name]]
+        for row in (world[name], film[name]):
+            gain, low, high = (float(row[key]) for key in ("gain_db", "gain_db_low", "gain_db_high"))
+            cells += [f"{float(row['psnr_db']):.1f} dB", f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"]
+        lines.append(f"| {' | '.join(cells)} | {float(film[name]['truth_db']):.1f} dB |")
+    return "\n".join(lines)
+
+
 def _mean(rows: list[Row], key: str) -> float:
     return sum(float(row[key]) for row in rows) / len(rows)
 
@@ -235,6 +251,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "models": models,
     "settings": settings,
     "codecs": codecs,
+    "instruments": instruments,
     "openings": openings,
     "windows": windows,
     "merge": merge,
