@@ -101,8 +101,8 @@ class QVGFilmStart(Node):
             "turn of the camera. What follows it has to remember. For Sampler AR Video and QVG Causal Sampler.",
             search_aliases=["qvg", "start frames", "empty latent", "video start"],
             inputs=[
-                io.Model.Input("model", tooltip="From Load Demo Film, or from QVG KV Cache behind it."),
-                io.Vae.Input("vae", tooltip="Of Load Demo Film: makes latents of the given frames."),
+                io.Model.Input("model", lazy=True, tooltip="From Load Demo Film, or from QVG KV Cache behind it."),
+                io.Vae.Input("vae", lazy=True, tooltip="Of Load Demo Film: makes latents of the given frames."),
                 io.Combo.Input(
                     "prompt",
                     options=list(PROMPTS),

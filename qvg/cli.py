@@ -183,8 +183,8 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--frames", type=int, required=True, metavar="N", help="pictures: 1 + 4k, such as 81")
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)}; default {DEFAULT_PRESET}")
     add("--codec", choices=CODECS, help="a method in place of a preset")
-    add("--bits", type=_bits, metavar="B", help="bits per value; with klt multiples of 1/16")
-    add("--bits-v", type=_bits, metavar="B", help="the same for values; default as --bits")
+    add("--bits", type=number, metavar="B", help="bits per value; with klt multiples of 1/16")
+    add("--bits-v", type=number, metavar="B", help="the same for values; default as --bits")
     add("--span-frames", type=int, metavar="N", help="latent frames encoded together; default what the method asks for")
     add("--window", type=int, metavar="N", help="latent frames that the model may look back on; default all")
     add("--sink-frames", type=int, metavar="N", help="first latent frames, kept exactly; default 1")
@@ -201,7 +201,8 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     command.set_defaults(run=_plan)
 
 
-def _bits(text: str) -> int | float:
+def number(text: str) -> int | float:
+    """Whole where it can be. ValueError, of which the parser makes a sentence with this function's name in it."""
     try:
         return int(text)
     except ValueError:

@@ -36,6 +36,8 @@ MULTIPLES = {
     ("QVGWorldStart", "height"): 32,
     ("QVGWorldSampler", "memory_frames"): 4,
     ("QVGWorldSampler", "recent_frames"): 4,
+    ("QVGFilmStart", "frames"): 3,
+    ("QVGFilmStart", "given_frames"): 3,
     ("QVGKVCache", "cache.bits_k"): 1 / 16,
     ("QVGKVCache", "cache.bits_v"): 1 / 16,
 }

@@ -48,8 +48,7 @@ class Case(NamedTuple):
     @property
     def is_sample(self) -> bool:
         """Whether CI counts it."""
-        is_slow = (self.preset, self.what) == ("balanced", "fast")  # 100,000 kernels take five minutes to count
-        return self.layout == SAMPLE_LAYOUT and self.preset in SAMPLE_PRESETS and not is_slow
+        return self.layout == SAMPLE_LAYOUT and self.preset in SAMPLE_PRESETS
 
 
 def all_cases() -> list[Case]:

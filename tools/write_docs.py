@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
@@ -121,6 +123,22 @@ def openings() -> str:
     return "\n".join(lines)
 
 
+def instruments() -> str:
+    """Both instruments side by side: how near to the exact cache, and by how much nearer than QVG as published, film by film."""
+    world, film = ({row["preset"]: row for row in measured(name)} for name in ("codecs", "films"))
+    lines = [
+        "| method, 2 bits unless named | demo world | gain over QVG, dB | demo film | gain over QVG, dB | to the real film |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in (name for name in METHODS if name in film):
+        cells = [METHODS[name]]
+        for row in (world[name], film[name]):
+            gain, low, high = (float(row[key]) for key in ("gain_db", "gain_db_low", "gain_db_high"))
+            cells += [f"{float(row['psnr_db']):.1f} dB", f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"]
+        lines.append(f"| {' | '.join(cells)} | {float(film[name]['truth_db']):.1f} dB |")
+    return "\n".join(lines)
+
+
 def _mean(rows: list[Row], key: str) -> float:
     return sum(float(row[key]) for row in rows) / len(rows)
 
@@ -136,6 +154,37 @@ def windows() -> str:
             decibels = f", {float(row['next_picture_db']):.1f} dB" if row["next_picture_db"] else ""
             cells.append(f"{int(row['most_bytes']) / 1e6:.2f} MB{decibels}")
         lines.append(f"| {window} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+MERGED_WALKS = {
+    "return": "a loop of 120 frames, the first lap given, frames 121 to 149",
+    "laps": "600 frames, twelve laps of 50",
+    "change, a quarter": "the camera stands still, 16 of 64 tokens change",
+    "change, all": "the camera stands still, all change",
+    "country": "new country only, real pictures",
+}
+
+
+def merge() -> str:
+    """What merging came to on the demo world, a line for each walk and way; several worlds: the mean, and the lowest PSNR."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in (RESULTS / "merge.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        walk = f"{row['walk']}, {row['changes']}" if "changes" in row else row["walk"]
+        if row["way"] != "exact":
+            found.setdefault((walk, row["way"]), []).append(row)
+    lines = [
+        "| walk | kept as | PSNR against exact, mean / lowest, dB | rows a token | bytes of exact's | worlds |",
+        "|---|" + "---|" * 5,
+    ]
+    for (walk, way), rows in sorted(found.items(), key=lambda item: list(MERGED_WALKS).index(item[0][0])):
+        codec, level, key = way.split(":")
+        kept = "16 bits" if codec == "none" else f"`{codec}`"
+        decibels = [row["psnr_db"] for row in rows if "psnr_db" in row]
+        psnr = f"{sum(decibels) / len(decibels):.1f} / {min(decibels):.1f}" if decibels else ""
+        share, bytes_ = (sum(row.get(name, 1) for row in rows) / len(rows) for name in ("rows_per_token", "bytes_of_exact"))
+        lines.append(f"| {MERGED_WALKS[walk]} | {kept}, {level}, {key} | {psnr} | {share:.3f} | {bytes_:.3f} | {len(rows)} |")
     return "\n".join(lines)
 
 
@@ -171,6 +220,23 @@ def cards() -> str:
     return "\n".join(lines)
 
 
+def instructions() -> str:
+    """What a value takes in every kernel that CI compiles, and as a multiple of 16-bit attention on the same card."""
+    cards = ("sm_86", "sm_89", "sm_90", "sm_120", "gfx942")
+    rows: dict[str, dict[str, float]] = {}
+    for file in sorted((ROOT / "tools" / "compile_budgets").glob("*.json")):
+        for name, targets in json.loads(file.read_text(encoding="utf-8")).items():
+            # A case of its own for a kind of card is the same kernel.
+            row = rows.setdefault(f"{file.stem}/{re.sub('_(fence|amd|cdna|rdna)$', '', name)}", {})
+            row |= {target: budget["per_value"] for target, budget in targets.items() if "per_value" in budget}
+    base = rows["attention/bf16_d128_m128"]
+    lines = [f"| kernel | {' | '.join(cards)} |", "|---|" + "---|" * len(cards)]
+    for name, row in rows.items():
+        cells = [f"{row[card]:.1f} ({row[card] / base[card]:.1f} x)" if card in row and card in base else "-" for card in cards]
+        lines += [f"| `{name}` | {' | '.join(cells)} |"] if row else []
+    return "\n".join(lines)
+
+
 def _seconds(pictures: int) -> str:
     seconds = pictures / PICTURES_PER_SECOND
     return f"{pictures} pictures, {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'}"
@@ -185,13 +251,16 @@ PARTS: dict[str, Callable[[], str]] = {
     "models": models,
     "settings": settings,
     "codecs": codecs,
+    "instruments": instruments,
     "openings": openings,
     "windows": windows,
+    "merge": merge,
     "study": study_table,
     "shipped": compared_tables.shipped,
     "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
+    "instructions": instructions,
     "costs": cost_tables.costs,
     "anchors": cost_tables.anchor_table,
     "house": architecture.picture,

@@ -1,5 +1,5 @@
-"""Whether what a node is asked for has room in main memory, said before any of it is taken. Importing it needs no
-ComfyUI."""
+"""Whether what a node is asked for has room in main memory, said before any of it is taken, and whether what it is given are
+numbers. Importing it needs no ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def require_room(needed_bytes: int, what: str, instead: str) -> None:
         raise ConfigError(
             f"{what} would take {_size(needed_bytes)} of main memory, and this machine has {_size(there)}; use {instead}"
         )
+
+
+def require_numbers(what: str, latent: torch.Tensor) -> None:
+    """Raise ConfigError for a latent with NaN or infinity in it, which memory would hold from the first frame on."""
+    if not latent.isfinite().all():
+        raise ConfigError(f"{what} holds NaN or infinity, which no video does; check the node that it comes from")
 
 
 def _main_memory() -> int | None:

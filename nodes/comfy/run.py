@@ -51,12 +51,19 @@ class Run:
             )
 
 
-def refuse_step_caches(model_options: dict[str, Any]) -> None:
-    """EasyCache and LazyCache guess a step's result from the steps before, which here belong to another frame."""
+def refuse_other_loops(model_options: dict[str, Any]) -> None:
+    """Raise ConfigError for what skips steps, or cuts frames, of a video that is denoised in one piece: EasyCache and LazyCache
+    guess a step's result from the steps before, which here belong to another frame; context windows do not fit a block, and
+    would be passed over but for their noise, which is no longer that of the seed."""
     if "easycache" in model_options.get("transformer_options", {}):
         raise ConfigError(
             "EasyCache and LazyCache skip steps of a video whose frames are denoised together, but this model makes one after "
             "the other; take the node out or bypass it"
+        )
+    if model_options.get("context_handler") is not None:
+        raise ConfigError(
+            "context windows cut a video whose frames are denoised together, but this model makes one block after the other, and "
+            "what it looks back on is its memory; take the node out, and use window_frames of QVG KV Cache"
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import require_backend
+from ...kernels.rotary import Angles
 from ..attention.history import PositionEncodings
 from ..attention.joint import JointKV, prepend_joint
 from ..attention.workspace import Workspace
@@ -23,7 +24,7 @@ from ..config import QVGConfig
 from ..errors import CacheError, ConfigError
 from ..positions.frames import FramePositions, Origin, Origins
 from ..positions.projective import Projector
-from ..positions.rope import GridRope, Rotation, rotate
+from ..positions.rope import GridRope, rotate
 from .finite import check_finite
 from .layer_cache import NOTHING_YET, Earlier, LayerCache, Observer, codebook_sizes
 from .merge import Merger
@@ -72,7 +73,7 @@ class KVCache:
         self.offloader = Offloader(home) if self.config.offloads else None
         self.layers = [LayerCache(spec, self.config, layer, self.offloader) for layer in range(spec.layers)]
         self.reader = Reader(self.config, spec.tokens_per_frame, self.offloader)
-        self.positions = FramePositions(rope, spec.tokens_per_frame)
+        self.positions = FramePositions(rope, spec.tokens_per_frame, self.reader.angle_bytes)
         self.merger = _merger(spec, self.config, rope)
         self._begin()
 
@@ -116,8 +117,8 @@ class KVCache:
             self.layers[layer].append(k, v)
             return self._read(layer, q, prepend_joint(joint, k, v))
 
-        def of_keys(which: int, start: int, stop: int) -> Rotation | None:
-            return None if which else self.positions.history_rotation(start, stop, k.device)
+        def of_keys(which: int, start: int, stop: int) -> Angles | None:
+            return None if which else self.positions.history_angles(start, stop, k.device)
 
         return self._read(layer, q, prepend_joint(joint, k, v), of_keys)
 
@@ -139,6 +140,7 @@ class KVCache:
         if projector.frames != frames:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
         self._append(layer, q, k, v)
+        projector = projector.on(q.device)
         q, k, v = projector.block(q, k, v)
         return projector.leave(self._read(layer, q, prepend_joint(joint, k, v), projector.encoding, projected=True))
 
@@ -226,6 +228,7 @@ class KVCache:
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None
         self._broken = True
+        self.reader.forget(self._commit.layers)
         self._commit.earlier = self.layers[layer].commit(self._commit.step, self._commit.earlier)
         self._broken = False
         self._commit.layers += 1
@@ -271,7 +274,7 @@ class KVCache:
             layer.reset()
         if self.offloader is not None:
             self.offloader.clear()
-        self.reader.workspace.clear()
+        self.reader.clear()
         self.positions.clear()
         self._begin()
 
@@ -286,7 +289,7 @@ class KVCache:
         """Take over a history that was put into the layers from a file; see `session.cache_file`. `rows`: tokens and counts of a
         cache that merges, see `Rows`."""
         self.layout, self.frames_committed, self.spans_due = layout, frames_committed, spans_due
-        self.positions.committed = list(origins)
+        self.positions.resume(origins)
         if self.merger is not None and rows is not None:
             self.merger.rows.restore(*rows, origins)
             self.positions.rows = self.merger.settle(layout, origins)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.history import Pair
+from ..attention.plan import Pair
 from ..codec import ExactCodec, KLTCodec
 from ..codec.base import CodebookSize, EncodeHint, Room
 from ..codec.span import Codebook, ExactSpan, Span, TransformCodebook, TransformSpan

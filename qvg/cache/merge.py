@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..attention.history import Pair
+from ..attention.plan import Pair
 from ..codec.span import ExactSpan, Span
 from ..config import QVGConfig
 from ..errors import CacheError

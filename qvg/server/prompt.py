@@ -40,9 +40,11 @@ def load_prompt(path: Path) -> Prompt:
 
 def _read(path: Path) -> Any:
     try:
-        if path.stat().st_size > MOST_FILE_BYTES:
+        with path.open("rb") as file:  # perhaps a pipe or a device, whose size nobody says
+            found = file.read(MOST_FILE_BYTES + 1)
+        if len(found) > MOST_FILE_BYTES:
             raise ConfigError(f"{path} has more than {MOST_FILE_BYTES >> 20} MiB, which no workflow has; {_NAME_ONE}")
-        return read_json(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
+        return read_json(found.decode("utf-8-sig"))  # some editors put a mark in front
     except ConfigError:
         raise
     except OSError as error:

@@ -10,7 +10,7 @@ from ..cache.spec import CacheBytes, CacheSpec
 from ..codec.span import storage_bytes
 from ..errors import CacheError, ConfigError
 from ..positions.projective import Projector
-from ..positions.rope import GridRope
+from ..positions.rope import GridRope, Rotation
 from .bytes import predict
 from .layer import StudyLayer
 from .method import StudyMethod
@@ -44,7 +44,7 @@ class StudyCache(KVCache):
         rotates = self.rope is not None and self.config.keys == "before_rope"
 
         def angles(number: int):  # type: ignore[no-untyped-def]
-            return self.positions.history_rotation(number * size, (number + 1) * size, q.device)
+            return Rotation(*self.positions.history_angles(number * size, (number + 1) * size, q.device).spread())
 
         return attend_frames(q, self.study_layers[layer], current, angles if rotates else None, self._tile_tokens(q))
 

@@ -21,6 +21,18 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN_SECONDS = 240
 CALL_SECONDS = 5
 Prompt = dict[str, Any]
+# Core's Wan Context Windows, untouched.
+CONTEXT_WINDOWS: dict[str, Any] = {
+    "context_length": 81,
+    "context_overlap": 30,
+    "context_schedule": "standard_static",
+    "context_stride": 1,
+    "closed_loop": False,
+    "fuse_method": "pyramid",
+    "freenoise": True,
+    "retain_first_frame": False,
+    "split_conds_to_windows": False,
+}
 
 
 @dataclass(frozen=True)

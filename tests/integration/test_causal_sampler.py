@@ -14,7 +14,7 @@ from comfyui_qvg.qvg import CacheSpec, QVGConfig
 from safetensors.torch import load_file, save_file
 
 from . import tiny_wan
-from .client import Client, Prompt, between, bypassed, node, with_mode, workflow
+from .client import CONTEXT_WINDOWS, Client, Prompt, between, bypassed, node, with_mode, workflow
 from .conftest import started
 from .test_causal_wan import (
     BALANCED,
@@ -366,6 +366,11 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
     add(extended, "short", "EmptyARVideoLatent", width=96, height=96, length=9, batch_size=1)
     four_channels = changed(good, "latent", extend=["picture", 0])
     add(four_channels, "picture", "EmptyLatentImage", width=96, height=64, batch_size=1)
+    no_numbers = changed(good, "latent", extend=["nan", 0])
+    add(no_numbers, "short", "EmptyARVideoLatent", width=96, height=64, length=9, batch_size=1)
+    add(no_numbers, "nan", "LatentMultiply", samples=["short", 0], multiplier=float("nan"))
+    zero = {**copy.deepcopy(good), "sampler": {"class_type": "SamplerARVideo", "inputs": {"num_frame_per_block": ["zero", 0]}}}
+    add(zero, "zero", "PrimitiveInt", value=0)
     whole = changed(good, "latent", extend=["long", 0])
     add(whole, "long", "EmptyARVideoLatent", width=96, height=64, length=29, batch_size=1)
     world = changed(good, "guider", model=["world", 0])
@@ -407,6 +412,8 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
         "size": (extended, "the latent to extend is [1, 16, 3, 12, 12], but"),
         "batch": (two, "must be [1, 16, any, 8, 12]; set width, height and batch_size to those of the video to extend"),
         "channels": (four_channels, "the latent to extend is [1, 4, 8, 12], but"),
+        "no block": (zero, "num_frame_per_block is 0, but must be at least 1; set it to"),
+        "no numbers": (no_numbers, "the latent to extend holds NaN or infinity, which no video does"),
         "nothing left": (whole, "8 latent frames are given, but frames asks for 8 in all"),
         "latent of a picture": (wide, "the latent is [1, 4, 1, 8, 8], but this model makes [batch, 16, frames"),
         "behind the end": (with_prompt(good, 30), "a prompt begins at frame 30, but the video ends with frame 28"),
@@ -415,6 +422,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
         "chained the wrong way": (chained, "next_conditioning holds prompts that begin at frames of their own"),
         "core's sampler": (followed, "the prompt changes at frame 9, which Sampler AR Video cannot follow"),
         "step cache": (between(good, "EasyCache", "", **easy), "EasyCache and LazyCache skip steps"),
+        "windows of core's": (between(good, "WanContextWindowsManual", "", **CONTEXT_WINDOWS), "context windows cut a video"),
         "two prompts": (changed(good, "prompt", prompts=2), "a step ran the network for more than the 1 video(s)"),
         "window": (changed(good, "cache", window_frames=6), "window_frames is 6, but"),
         "window with a start": (tight, "window_frames is 6, but behind a first block of 1 frame(s) the sink takes 4"),

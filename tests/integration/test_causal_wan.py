@@ -15,7 +15,7 @@ from comfyui_qvg.qvg.study.bytes import predict
 from safetensors.torch import load_file, save_file
 
 from . import tiny_wan
-from .client import Client, Prompt, between, bypassed
+from .client import CONTEXT_WINDOWS, Client, Prompt, between, bypassed
 
 FRAMES, BLOCK = 25, 3  # the last block is short
 COLS, ROWS = 6, 4
@@ -382,6 +382,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
             "this MODEL's cache is ComfyUI's own, of which nothing is counted",
         ),
         "step cache": (between(good, "EasyCache", "", **easy), "EasyCache and LazyCache skip steps"),
+        "windows of core's": (between(good, "WanContextWindowsManual", "", **CONTEXT_WINDOWS), "context windows cut a video"),
     }
 
 

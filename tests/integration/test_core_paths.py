@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .client import Client, Prompt, between, bypassed, node, workflow
+from .client import CONTEXT_WINDOWS, Client, Prompt, between, bypassed, node, workflow
 
 FRAMES = 14
 LAYERS, WIDTH = 5, 256
@@ -135,6 +135,7 @@ def test_compute_dtype_is_honoured(client: Client, dtype: str, low_db: float, hi
         ("EasyCache", {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}, "EasyCache and"),
         ("LazyCache", {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}, "EasyCache and"),
         ("PerturbedAttentionGuidance", {"scale": 3.0}, "a step ran the network 2 times"),
+        ("WanContextWindowsManual", CONTEXT_WINDOWS, "context windows cut a video"),
     ],
 )
 def test_what_skips_or_repeats_steps_is_refused(client: Client, kind: str, inputs: dict[str, Any], sentence: str) -> None:

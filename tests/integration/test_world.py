@@ -19,7 +19,7 @@ from comfyui_qvg.qvg.models.worldplay_wan.names import wan_names
 from safetensors.torch import load_file, save_file
 
 from . import tiny_worldplay
-from .client import Client, Prompt, between, bypassed
+from .client import CONTEXT_WINDOWS, Client, Prompt, between, bypassed
 from .test_causal_wan import add, changed, psnr_db, record
 
 FRAMES, WIDTH, HEIGHT = 16, 128, 64
@@ -288,6 +288,11 @@ def test_spans_in_main_memory_are_the_same_world(client: Client) -> None:
     assert torch.equal(client.latent(near), client.latent(away))
 
 
+def test_a_world_merges_nothing(client: Client) -> None:
+    said = client.run(walk(BALANCED | {"recent_frames": 3, "merge": 0.99}, mode="incremental")).error
+    assert "merge is 0.99, but a world's frames are placed anew and seen through cameras; use merge 0" in said
+
+
 def bad_graphs() -> dict[str, tuple[Prompt, str]]:
     """Graphs that cannot work, and what is said about them."""
     good = walk(BALANCED)
@@ -342,6 +347,7 @@ def bad_graphs() -> dict[str, tuple[Prompt, str]]:
         ),
         "vae": (small, "but needed is [1, 48, 1, 4, 8] (HY-WorldPlay 5B) or [1, 32, 1, 4, 8]"),
         "step cache": (between(good, "EasyCache", "", **easy), "EasyCache and LazyCache skip steps"),
+        "windows of core's": (between(good, "WanContextWindowsManual", "", **CONTEXT_WINDOWS), "context windows cut a video"),
         "two prompts": (
             changed(good, "prompt", prompts=2),
             "a step ran the network 2 times, but a world's pass must run it once",

@@ -161,3 +161,11 @@ def test_room_is_asked_for_before_it_is_taken(nodes: Any, monkeypatch: pytest.Mo
         ConfigError, match="^a latent would take 16.8 PB of main memory, and this machine has 16 GB; use fewer frames$"
     ):
         room.require_room(168 * 10**14, "a latent", "fewer frames")
+
+
+def test_a_latent_is_of_numbers(nodes: Any) -> None:
+    room = importlib.import_module("comfyui_qvg.nodes.comfy.room")
+    room.require_numbers("the latent", torch.zeros(2, 3))
+    for odd in (NAN, float("inf")):
+        with pytest.raises(ConfigError, match="^the latent holds NaN or infinity, which no video does; check the node"):
+            room.require_numbers("the latent", torch.tensor([0.0, odd]))

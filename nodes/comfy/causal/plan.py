@@ -19,7 +19,7 @@ from ....qvg.sampling import BlockPlace, NoiseLevels, place_blocks
 from ...prompts import PIXELS_PER_LATENT, PromptStart, prompt_starts
 from ..conditioning import check_conditioning, check_prompt
 from ..noise_mask import kept_frames
-from ..run import ignored_patches, refuse_step_caches
+from ..run import ignored_patches, refuse_other_loops
 from ..settings import CacheSettings, settings_of, variant_of
 from .shape import CORE_NAME
 
@@ -112,7 +112,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     options = extra.get(OPTIONS) if isinstance(extra.get(OPTIONS), CausalOptions) else None
     per_block = _frames_per_block(sampler, options, variant_of(model_options))
     _check_guider(guider, sigmas, denoise_mask if options is None else None)
-    refuse_step_caches(model_options)
+    refuse_other_loops(model_options)
     base_model, variant = guider.model_patcher.model, variant_of(model_options)
     _check_conditioning(guider, base_model.diffusion_model)
     check_own(guider, noise)
@@ -179,6 +179,10 @@ def _frames_per_block(sampler: Any, options: CausalOptions | None, variant: Caus
             raise ConfigError(
                 f"the sampler is {name}, which does not run this model block by block, so its KV cache would be unused; "
                 "connect 'QVG Causal Sampler' or 'Sampler AR Video', or bypass QVG KV Cache"
+            )
+        if chosen < 1:  # a link: core does not look at what comes over one
+            raise ConfigError(
+                f"{_FRAMES_PER_BLOCK} is {chosen}, but must be at least 1; set it to {trained_blocks(FAMILY.load_with)}"
             )
     elif options.frames_per_block == 0 and variant is None:
         raise ConfigError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....qvg import ConfigError
-from ..room import require_room
+from ..room import require_numbers, require_room
 
 CHANNELS = 16  # of Wan 2.1's VAE
 PIXELS = 8  # of a picture's side become one of the latent's
@@ -60,4 +60,5 @@ def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"[{batch}, {shape[1]}, any, {shape[3]}, {shape[4]}]; set width, height and batch_size to those of the video to "
             "extend"
         )
+    require_numbers("the latent to extend", given)
     return given

@@ -28,7 +28,7 @@ from ..memory import cache_bytes_needed, give_back, make_room
 from ..model_plan import refuse_what_cannot_fit
 from ..noise_mask import kept_frames
 from ..progress import Progress, say, say_how_it_ended
-from ..run import Run, ignored_patches, refuse_step_caches
+from ..run import Run, ignored_patches, refuse_other_loops
 from ..settings import RUN_KEY, CacheSettings, settings_of
 from .shape import demo_shape
 
@@ -99,7 +99,7 @@ def sample_blocks(
     guider = model.inner_model
     base_model = require_sampled_by(guider.inner_model, "QVG Sampler")
     _refuse_cfg(guider)
-    refuse_step_caches(extra_args["model_options"])
+    refuse_other_loops(extra_args["model_options"])
     check_conditioning(guider.conds, frozenset(), base_model.qvg_name, "and begin with 'Demo World Start'")
     levels = _levels(sigmas)
     settings, spec = settings_of(extra_args["model_options"]), base_model.qvg_cache_spec(x.shape[0])

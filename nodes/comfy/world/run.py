@@ -20,7 +20,7 @@ from ...prompts import FRAME_KEY, PromptStart, prompt_starts
 from ..conditioning import check_conditioning
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..noise_mask import kept_frames
-from ..run import ignored_patches, refuse_step_caches
+from ..run import ignored_patches, refuse_other_loops
 from ..settings import CacheSettings, settings_of
 from .face import world_of
 
@@ -122,7 +122,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     base_model = guider.model_patcher.model
     world, options = world_of(base_model), _options(sampler, world_of(base_model))
     cfg = getattr(guider, "cfg", 1.0)
-    refuse_step_caches(guider.model_options)
+    refuse_other_loops(guider.model_options)
     check_conditioning(guider.conds, world.reads, world.name, "and give a first picture to 'World Start'")
     cameras = _cameras(guider)
     _check_latent(noise, world, len(cameras))

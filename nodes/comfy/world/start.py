@@ -15,7 +15,7 @@ from ....qvg.camera.cameras import Cameras
 from ....qvg.models.common.world_schedule import CHUNK_FRAMES, check_frames, video_frames
 from ....qvg.models.family import Family
 from ....qvg.models.registry import by_world, joined, worlds
-from ..room import require_room
+from ..room import require_numbers, require_room
 from .run import CAMERAS_KEY
 
 PIXELS = 16  # of a picture's side become one of the latent's
@@ -90,4 +90,5 @@ def _checked(given: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"the world to extend has {frames} latent frames and the camera walks for {shape[2]} in all, these included; let it "
             f"walk for {frames + CHUNK_FRAMES} or more"
         )
+    require_numbers("the world to extend", given)
     return given

@@ -404,7 +404,7 @@ class TestingHeld:
 
     def run(self, model: Any) -> Any:
         def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
-            caches = sys.modules[_ours("causal.run").KVCache.__module__]
+            caches = _of_the_pack("qvg.cache.kv_cache")
             watch = _of_the_pack("qvg.bench.cache_watch").CacheWatch
             honest = caches.LayerCache.append, caches.KVCache.__init__
             watches: list[Any] = []

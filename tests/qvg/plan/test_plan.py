@@ -374,6 +374,12 @@ def test_a_wrong_argument_gets_one_sentence(capsys: pytest.CaptureFixture[str], 
     assert code == 2 and out == "" and says in err and err.startswith("error: ") and err.count("\n") == 1
 
 
+def test_what_is_no_number_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _command(capsys, "--bits", "two")
+    assert capsys.readouterr().err.endswith("error: argument --bits: invalid number value: 'two'\n")
+
+
 def test_planning_imports_neither_comfyui_nor_a_gpu() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import bootstrap_package; "

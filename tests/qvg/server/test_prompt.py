@@ -101,6 +101,12 @@ def test_a_byte_order_mark_is_no_part_of_a_workflow(tmp_path: Path) -> None:
     assert load_prompt(file) == {"1": {"class_type": "A", "inputs": {}}}
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+def test_a_device_without_end_is_no_workflow() -> None:
+    with pytest.raises(ConfigError, match="^/dev/zero has more than 64 MiB, which no workflow has"):
+        load_prompt(Path("/dev/zero"))
+
+
 def test_a_file_for_the_page_names_its_twin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(ROOT / "workflows" / "demo_world.json")]) == 2
     assert str(ROOT / "workflows" / "api" / "demo_world.json") in capsys.readouterr().err
