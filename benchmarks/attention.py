@@ -33,7 +33,9 @@ from comfyui_qvg.kernels.attention.library import choose_attention  # noqa: E402
 from comfyui_qvg.kernels.rows8 import quantize_rows  # noqa: E402
 from comfyui_qvg.qvg import ConfigError, GridRope, QVGConfig  # noqa: E402
 from comfyui_qvg.qvg.attention.choice import Readings  # noqa: E402
-from comfyui_qvg.qvg.attention.exact import History, Pair, attend  # noqa: E402
+from comfyui_qvg.qvg.attention.exact import attend  # noqa: E402
+from comfyui_qvg.qvg.attention.history import History  # noqa: E402
+from comfyui_qvg.qvg.attention.plan import DecodePlan, Pair  # noqa: E402
 from comfyui_qvg.qvg.attention.workspace import Workspace  # noqa: E402
 from comfyui_qvg.qvg.codec import KLTCodec, QVGCodec  # noqa: E402
 from comfyui_qvg.qvg.codec.span import (  # noqa: E402
@@ -95,7 +97,7 @@ class Bench:
         counts = [min(step, shape.keys - at) for at in range(0, shape.keys, step)]
         span = self._span if codec == "qvg" else self._transform_span
         pairs = [Pair(span(count), span(count)) for count in counts]
-        self.history = History(pairs, (k, v), self._decode, self._turns, tokens_per_frame=self.per_frame)
+        self.history = History(DecodePlan(pairs), (k, v), self._decode, self._turns, tokens_per_frame=self.per_frame)
 
     def _randn(self, tokens: int) -> Tensor:
         return torch.randn(1, self.shape.heads, tokens, CHANNELS, generator=self.generator, device=self.device)
@@ -136,7 +138,7 @@ class Bench:
     @property
     def stored_bytes(self) -> int:
         """Of the spans, counted."""
-        return sum(storage_bytes(span for pair in self.history.pairs for span in pair).values())
+        return sum(storage_bytes(span for pair in self.history.plan.pairs for span in pair).values())
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """The bf16 cache: rotated keys and values of everything, the current block included."""
@@ -157,7 +159,7 @@ class Bench:
         heads, tensors = slice(0, self.shape.heads), []
         for which in (0, 1):
             parts = []
-            for pair in self.history.pairs:
+            for pair in self.history.plan.pairs:
                 for _ in range(2):  # each tensor is decoded twice, and one result is thrown away
                     out = torch.empty(
                         1, self.shape.heads, pair[which].num_tokens, CHANNELS, dtype=self.q.dtype, device=self.device

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import bootstrap_package  # noqa: E402, F401 (makes the repository importable as comfyui_qvg)
 from comfyui_qvg.benchmarks.rows import conditions, median_ms, peak_bytes, report  # noqa: E402
 from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig  # noqa: E402
-from comfyui_qvg.qvg.attention.history import Pair  # noqa: E402
+from comfyui_qvg.qvg.attention.plan import Pair  # noqa: E402
 from comfyui_qvg.qvg.cache.offload import Offloader  # noqa: E402
 from comfyui_qvg.qvg.codec.span import Codebook, Span, put_span  # noqa: E402
 from comfyui_qvg.qvg.positions.rope import wan_rope  # noqa: E402

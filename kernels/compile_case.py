@@ -11,6 +11,19 @@ def strides(**axes: str) -> tuple[str, ...]:
     return tuple(f"{tensor}_{axis}" for tensor, names in axes.items() for axis in names.split())
 
 
+class Tile(NamedTuple):
+    """What the gate counts a kernel's instructions for.
+
+    values  keys, values or tokens times channels that one tile holds
+    walked  the program walks over tiles in its outermost loop; otherwise it does one tile
+    turns   how often a loop inside a tile runs
+    """
+
+    values: int
+    walked: bool = False
+    turns: int = 1
+
+
 class CompileCase(NamedTuple):
     """One configuration of one kernel, as a launch would specialise it. A Triton module lists its own in `compile_cases()`.
 
@@ -25,6 +38,7 @@ class CompileCase(NamedTuple):
     tensor_cores  whether the compiled code must hold matrix instructions
     default     whether CI compiles it; the others are for `make compile-all`
     without     targets that it is never launched on
+    tile        what instructions are counted for
     """
 
     name: str
@@ -37,3 +51,4 @@ class CompileCase(NamedTuple):
     tensor_cores: bool = False
     default: bool = True
     without: tuple[str, ...] = ()
+    tile: Tile = Tile(1)

@@ -28,6 +28,7 @@ OPS = (
     "residual",
     "reconstruct",
     "coefficients",
+    "spans",
     "attention",
     "direct",
     "direct_coefficients",

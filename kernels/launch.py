@@ -62,6 +62,11 @@ class GpuKind(NamedTuple):
         return self.amd and self.lanes == 32
 
 
+def on_gpu(device: torch.device) -> bool:
+    """Whether kernels, streams and 16-bit tiles are used for tensors of this device."""
+    return device.type == "cuda"
+
+
 def coefficient_tiles(queries: int, channels: int, kind: GpuKind) -> tuple[Block, Launch]:
     """Queries of one program and its launch where transform coefficients are read directly. A key's product with the basis, four
     sums and two codebooks leave less room than codes do: these are the largest tiles that compile with no or few spills."""

@@ -5,9 +5,10 @@
     python tools/compile_gate.py --freeze        write what was measured as the new budgets (read the diff before committing)
     python tools/compile_gate.py --only kmeans   cases whose "op/name" holds the text
 
-A kernel passes when it compiles, fits the card's shared memory, takes no more registers, shared memory and spills than its budget
-(`tools/compile_budgets/<op>.json`), and holds matrix instructions where it should. A pair without a budget fails, and so does a
-budget without a pair: the set is frozen too. Every compile is a process of its own, because the compiler may abort.
+A kernel passes when it compiles, fits the card's shared memory, takes no more registers, shared memory, spills and instructions
+per tile than its budget (`tools/compile_budgets/<op>.json`), and holds matrix instructions where it should. A pair without a
+budget fails, and so does a budget without a pair: the set is frozen too. Every compile is a process of its own, because the
+compiler may abort. Printed beside is what a value costs (`per_value`), and how much more than in 16-bit attention on the card.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from loop_statistics import instructions_per_tile, read_amd, read_sass  # noqa: E402  (a script finds its neighbours by path)
+
 BUDGETS = ROOT / "tools" / "compile_budgets"
 TRITON_VERSION = "3.7.1"  # budgets are this compiler's
 DEFAULT_TARGETS = ("sm_86", "sm_89", "sm_90", "sm_120", "gfx942")
@@ -38,14 +43,17 @@ LDS_LIMIT = 65536
 NVIDIA_MATRIX = re.compile(r"\b(HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA)\b")
 AMD_MATRIX = re.compile(r"\bv_(mfma|wmma|swmmac)_")
 TIMEOUT_SECONDS = 300
+BASELINE = "bf16_d128_m128"  # the 16-bit attention that others are compared with
 
 
 class Measured(NamedTuple):
-    """What one compile took. `spills`: bytes of stack per thread on NVIDIA, spilled vector registers on AMD."""
+    """What one compile took. `spills`: bytes of stack per thread on NVIDIA, spilled vector registers on AMD. `instructions`: of a
+    warp, for one tile."""
 
     registers: int
     shared: int
     spills: int
+    instructions: int
     matrix: str
 
 
@@ -59,6 +67,12 @@ class Pair(NamedTuple):
     @property
     def label(self) -> str:
         return f"{self.op}/{self.case.name} {self.target}"
+
+    def frozen(self, found: Measured) -> dict[str, int]:
+        """What is held to a budget. Instructions only where CI counts them: a default case on a default card."""
+        counted = self.case.default and self.target in DEFAULT_TARGETS
+        names = ("registers", "shared", "spills", *(["instructions"] if counted else []))
+        return {name: getattr(found, name) for name in names}
 
 
 # ------------------------------------------------------------------------------------------------------------------ one compile
@@ -76,7 +90,7 @@ def compile_pair(pair: Pair) -> Measured:
         target = GPUTarget("hip", pair.target, 64 if pair.target.startswith("gfx9") else 32)
     options = {"num_warps": pair.case.warps, "num_stages": pair.case.stages}
     compiled = triton.compile(_source(pair.case), target=target, options=options)
-    return _measure_nvidia(compiled) if nvidia else _measure_amd(compiled)
+    return _measure_nvidia(compiled, pair.case.tile) if nvidia else _measure_amd(compiled, pair.case.tile)
 
 
 def _source(case: Any) -> Any:
@@ -105,20 +119,22 @@ def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def _measure_nvidia(compiled: Any) -> Measured:
+def _measure_nvidia(compiled: Any, tile: Any) -> Measured:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _output(_tool("cuobjdump"), "-res-usage", file.name)
         code = _output(_tool("nvdisasm"), "-c", file.name)
     registers, stack = (_number(pattern, usage) for pattern in (r"REG:(\d+)", r"STACK:(\d+)"))
-    return Measured(registers, compiled.metadata.shared, stack, _family(NVIDIA_MATRIX, code))
+    instructions = instructions_per_tile(read_sass(code), tile.walked, tile.turns, NVIDIA_MATRIX)
+    return Measured(registers, compiled.metadata.shared, stack, instructions, _family(NVIDIA_MATRIX, code))
 
 
-def _measure_amd(compiled: Any) -> Measured:
+def _measure_amd(compiled: Any, tile: Any) -> Measured:
     code = compiled.asm["amdgcn"]
     registers, spills = (_number(pattern, code) for pattern in (r"\.vgpr_count:\s+(\d+)", r"\.vgpr_spill_count:\s+(\d+)"))
-    return Measured(registers, compiled.metadata.shared, spills, _family(AMD_MATRIX, code))
+    instructions = instructions_per_tile(read_amd(code), tile.walked, tile.turns, AMD_MATRIX)
+    return Measured(registers, compiled.metadata.shared, spills, instructions, _family(AMD_MATRIX, code))
 
 
 def _output(*command: str) -> str:
@@ -195,11 +211,18 @@ def judge(pair: Pair, found: Measured, budget: dict[str, int] | None) -> list[st
         wrong.append("no matrix instructions")
     if budget is None:
         return [*wrong, "no budget; run with --freeze and read the diff"]
-    for name in ("registers", "shared", "spills"):
-        value = getattr(found, name)
-        if value > budget[name]:
+    for name, value in pair.frozen(found).items():
+        if name not in budget:
+            wrong.append(f"no budget for {name}; run with --freeze and read the diff")
+        elif value > budget[name]:
             wrong.append(f"{name} {value}, allowed {budget[name]}")
     return wrong
+
+
+def per_value(case: Any, target: str, instructions: int) -> float:
+    """Instructions of single lanes that one value of a tile takes: in attention once for each block of queries."""
+    lanes = 64 if target.startswith("gfx9") else 32
+    return instructions * case.warps * lanes / case.tile.values
 
 
 def read_budgets(ops: list[str]) -> dict[str, dict[str, dict[str, int]]]:
@@ -219,8 +242,7 @@ def freeze(results: list[tuple[Pair, Measured]]) -> None:
         frozen = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         for pair, found in results:
             if pair.op == op:
-                budget = {"registers": found.registers, "shared": found.shared, "spills": found.spills}
-                frozen.setdefault(pair.case.name, {})[pair.target] = budget
+                frozen.setdefault(pair.case.name, {})[pair.target] = pair.frozen(found)
         BUDGETS.mkdir(exist_ok=True)
         rows = [
             f"  {json.dumps(name)}: {{\n"
@@ -236,7 +258,6 @@ def freeze(results: list[tuple[Pair, Measured]]) -> None:
 
 def all_cases() -> list[tuple[str, Any]]:
     """(op, case) of every kernel that has some."""
-    sys.path.insert(0, str(ROOT / "tools"))
     importlib.import_module("bootstrap_package")
     found = []
     for file in sorted((ROOT / "kernels").glob("*/triton_kernel.py")):
@@ -293,11 +314,12 @@ def _run(pairs: list[Pair], options: argparse.Namespace, whole: bool) -> int:
             continue
         results.append((pair, found))
         budget = budgets.get(name, {}).get(pair.target)
-        faults = judge(pair, found, found._asdict() if options.freeze else budget)
+        faults = judge(pair, found, pair.frozen(found) if options.freeze else budget)
         wrong += [f"{pair.label}: {fault}" for fault in faults]
         print(
             f"{name:44s} {pair.target:8s} registers {found.registers:3d}  shared {found.shared:6d}  spills {found.spills:4d}  "
-            f"{found.matrix or '-':8s} {seconds:4.1f} s{'  FAILED' if faults else ''}",
+            f"instructions {found.instructions:5d}  {found.matrix or '-':8s} {_against_bf16(pair, found)}{seconds:4.1f} s"
+            f"{'  FAILED' if faults else ''}",
             flush=True,
         )
     if options.freeze:
@@ -309,6 +331,16 @@ def _run(pairs: list[Pair], options: argparse.Namespace, whole: bool) -> int:
     for fault in wrong:
         print(f"  {fault}")
     return 1 if wrong else 0
+
+
+def _against_bf16(pair: Pair, found: Measured) -> str:
+    """A value's instructions, and as a multiple of what 16-bit attention on this card takes, as that was frozen."""
+    own = per_value(pair.case, pair.target, found.instructions)
+    frozen = read_budgets(["attention"]).get("attention/" + BASELINE, {}).get(pair.target, {}).get("instructions")
+    if frozen is None:
+        return f"{own:6.1f} a value  "
+    case = next(case for op, case in all_cases() if (op, case.name) == ("attention", BASELINE))
+    return f"{own:6.1f} a value, {own / per_value(case, pair.target, frozen):5.2f} x bf16  "
 
 
 def _stale(budgets: dict[str, dict[str, dict[str, int]]], pairs: list[Pair], complete: bool) -> list[str]:

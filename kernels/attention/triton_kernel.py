@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..launch import LOG2_E, Launch, flat_rows, query_block
 
 
@@ -150,9 +150,10 @@ def compile_cases() -> list[CompileCase]:
         types = {**dict.fromkeys(("Q", "K", "V", "OUT"), f"*{dtype}"), "LSE": "*fp32", **integers, "scale": "fp32"}
         constants = {"BLOCK_M": block.rows, "BLOCK_N": tile.keys, "DIM": channels, "HALF": False, "BIAS": None}
         name, default = f"{dtype}_d{channels}_m{block.rows}", (dtype, channels, queries) == ("bf16", 128, 4680)
-        cases.append(CompileCase(name, attention_kernel, types, constants, wide, tile.warps, tile.stages, True, default))
+        case = CompileCase(name, attention_kernel, types, constants, wide, tile.warps, tile.stages, True, default)
+        cases.append(case._replace(tile=Tile(2 * tile.keys * channels, walked=True)))
     wide = strides(parts="part", masses="part")
     integers = dict.fromkeys((*wide, "parts", "rows"), "i32")
     types = {**dict.fromkeys(("PARTS", "MASSES", "OUT", "LSE"), "*fp32"), **integers}
-    cases.append(CompileCase("merge", merge_kernel, types, {"BLOCK_M": 16, "DIM": 128}, wide, 4))
+    cases.append(CompileCase("merge", merge_kernel, types, {"BLOCK_M": 16, "DIM": 128}, wide, 4, tile=Tile(16 * 128, True)))
     return cases

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.triton_kernel import add_bias, softmax_step, store_result
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..launch import LOG2_E, Launch, dense_rows, flat_rows, query_block, row_stride
 from ..transcode.triton_kernel import to_int8
 
@@ -96,7 +96,8 @@ def compile_cases() -> list[CompileCase]:
         name = f"v{8 if eight else 16}_d{channels}"
         # Launched on cards with E4M3 matrix units only, see `launch.has_float8`.
         without = ("sm_80", "sm_86", "gfx942", "gfx1100", "gfx1201") if eight else ()
+        default, held = channels == 128, Tile(2 * tile.keys * channels, walked=True)
         cases.append(
-            CompileCase(name, attention8_kernel, types, constants, wide, tile.warps, tile.stages, True, channels == 128, without)
+            CompileCase(name, attention8_kernel, types, constants, wide, tile.warps, tile.stages, True, default, without, held)
         )
     return cases

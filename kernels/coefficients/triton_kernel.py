@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import lloyd_max
 from ..bitplanes import packed_width
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..tiles.triton_kernel import decode_e4m3, encode_scale_e4m3
 from .reference import MOST_OF_LEAST_SQUARES, TOO_MUCH
@@ -100,10 +100,11 @@ def load_levels(
 ):  # fmt: skip
     """Levels [BLOCK_S, BLOCK_D] of the channels from `first` on, in the table's type; 0 where a channel has no bits.
 
-    Eight channels share a byte of every plane, and so their width. Four planes' bytes make one word; one channel's bits in it are
-    gathered by a multiplication (bits 0, 8, 16 and 24 go to 24 to 27, all other products elsewhere): 4 instructions for 12.
+    Eight channels share a byte of every plane, and so their width. All that belongs to such a byte stays with one thread: each of
+    its channels is looked up in a tile [BLOCK_S, BLOCK_D / 8] of its own, as bytes are loaded. One tile of all channels would be
+    spread over lanes channel by channel, and each of eight lanes would do the work of the byte.
     """
-    byte, eight = first // 8 + tl.arange(0, BLOCK_D // 8), tl.arange(0, 8)
+    byte = first // 8 + tl.arange(0, BLOCK_D // 8)
     low = tl.zeros((BLOCK_S, BLOCK_D // 8), tl.uint32)
     high = tl.zeros((BLOCK_S, BLOCK_D // 8), tl.uint32)
     widths = tl.zeros((BLOCK_D // 8,), tl.int32)
@@ -117,11 +118,35 @@ def load_levels(
             high |= packed << (8 * (plane - 4))
         widths += (byte * 8 < size).to(tl.int32)
         place += size // 8
-    codes = (((low[:, :, None] >> eight[None, None, :]) & 0x01010101) * 0x01020408) >> 24
+    low = _turned(low)
     if PLANES > 4:
-        codes |= ((((high[:, :, None] >> eight[None, None, :]) & 0x01010101) * 0x01020408) >> 24) << 4
-    levels = tl.load(LEVELS + (((1 << widths) - 1)[None, :, None] + codes.to(tl.int32)))
-    return tl.reshape(levels, (BLOCK_S, BLOCK_D))
+        high = _turned(high)
+    LEVELS += ((1 << widths) - 1)[None, :]
+    a = tl.join(_level(LEVELS, low, high, 0, PLANES), _level(LEVELS, low, high, 1, PLANES))
+    b = tl.join(_level(LEVELS, low, high, 2, PLANES), _level(LEVELS, low, high, 3, PLANES))
+    c = tl.join(_level(LEVELS, low, high, 4, PLANES), _level(LEVELS, low, high, 5, PLANES))
+    d = tl.join(_level(LEVELS, low, high, 6, PLANES), _level(LEVELS, low, high, 7, PLANES))
+    levels = tl.join(tl.join(a, b), tl.join(c, d))
+    return tl.reshape(tl.permute(levels, (0, 1, 4, 3, 2)), (BLOCK_S, BLOCK_D))
+
+
+@triton.jit
+def _turned(planes):
+    """Four planes' bytes in a word -> codes: of channel c the four bits from 8 * (c % 4) + 4 * (c // 4) on. Bits of channel and
+    plane change places as numbers of rows and columns do when a matrix is transposed (Warren, Hacker's Delight, 7-3)."""
+    some = (planes ^ (planes >> 7)) & 0x00AA00AA
+    planes ^= some ^ (some << 7)
+    some = (planes ^ (planes >> 14)) & 0x0000CCCC
+    return planes ^ some ^ (some << 14)
+
+
+@triton.jit
+def _level(LEVELS, low, high, CHANNEL: tl.constexpr, PLANES: tl.constexpr):
+    """The level of one channel of every byte."""
+    code = (low >> (8 * (CHANNEL % 4) + 4 * (CHANNEL // 4))) & 15
+    if PLANES > 4:
+        code |= ((high >> (8 * (CHANNEL % 4) + 4 * (CHANNEL // 4))) & 15) << 4
+    return tl.load(LEVELS + code.to(tl.int32))
 
 
 @triton.jit
@@ -266,9 +291,8 @@ def compile_cases() -> list[CompileCase]:
             types |= dict.fromkeys(("heads", "tokens", "bytes", *multiples), "i32")
             constants = {"y_channel": 1, "weights_channel": 1, "MOST": MOST_OF_LEAST_SQUARES, "TOO_MUCH": TOO_MUCH}
             constants |= {"PLANES": planes, "CHANNELS": channels, "BLOCK_S": _block(channels)}
-            cases.append(
-                CompileCase(f"quantize_{name}", _quantize, types, constants, multiples, _ENCODING_WARPS, default=default)
-            )
+            full, held = f"quantize_{name}", Tile(_block(channels) * channels)
+            cases.append(CompileCase(full, _quantize, types, constants, multiples, _ENCODING_WARPS, default=default, tile=held))
             for rotated, rdna in itertools.product((False, True), (False, True)):
                 types = {"CODES": "*u8", "GAINS": "*u8", "IDS": "*u8", "CODEWORDS": "*fp32", "MATRIX": "*fp16", "UNITS": "*fp32"}
                 types |= tables | {"OUT": "*bf16"} | ({"COS": "*fp32", "SIN": "*fp32"} if rotated else {})
@@ -281,6 +305,6 @@ def compile_cases() -> list[CompileCase]:
                 constants |= {} if rotated else {"COS": None, "SIN": None}
                 full = f"reconstruct_{name}{'_rotated' * rotated}{'_rdna' * rdna}"
                 without = OTHER_TARGETS if rdna else RDNA_TARGETS
-                common = default and not rdna
-                cases.append(CompileCase(full, _reconstruct, types, constants, multiples, warps, 1, True, common, without))
+                common, held = default and not rdna, Tile(tiles["BLOCK_S"] * channels, turns=channels // tiles["BLOCK_D"])
+                cases.append(CompileCase(full, _reconstruct, types, constants, multiples, warps, 1, True, common, without, held))
     return cases

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.triton_kernel import add_bias, softmax_step, store_result
-from ..compile_case import CompileCase, strides
-from ..launch import LOG2_E, Launch, dense_rows, flat_rows, gpu_kind, key_splits, query_block, row_stride
+from ..compile_case import CompileCase, Tile, strides
+from ..launch import LOG2_E, RDNA_TARGETS, Launch, dense_rows, flat_rows, gpu_kind, key_splits, query_block, row_stride
 from ..tiles.triton_kernel import decode_e4m3
 
 if TYPE_CHECKING:
@@ -81,6 +81,78 @@ def decode_channels(
         centroid = CENTROIDS + row * strides.centroids_row + (stage * clusters + name[:, None]) * DIM + channels[None, :]
         values += tl.load(centroid, mask=mask, other=0.0).to(tl.float32)
     return values
+
+
+@triton.jit
+def decode_plane(
+    packed, SCALES, IDS, CENTROIDS, row, wide, strides,
+    PLANE: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    STAGES: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Channels PLANE * WIDTH and the WIDTH - 1 next ones, all of a plane, symmetric, with one centroid or none: float16
+    [BLOCK_N, WIDTH].
+
+    Exact but for the sum, which is rounded once: a code has at most four bits, an E4M3 scale as many. The code stays where it is
+    in its byte and the scale undoes that; behind 2^10 an integer is a float16's own mantissa: no shift and no conversion.
+    """
+    unit: tl.constexpr = 1 << (BITS * PLANE)
+    code = (packed & (((1 << BITS) - 1) * unit)) | 0x6400
+    values = code.to(tl.float16, bitcast=True) - tl.full(code.shape, 1024 + ((1 << (BITS - 1)) - 1) * unit, tl.float16)
+    groups: tl.constexpr = 1 if WIDTH <= GROUP else WIDTH // GROUP
+    group = PLANE * WIDTH // GROUP + tl.arange(0, groups)
+    scale = SCALES + row * strides.scales_row + group[None, :] * strides.scales_group + wide[:, None]
+    scale = (decode_e4m3(tl.load(scale)) * (1.0 / unit)).to(tl.float16)
+    shared: tl.constexpr = WIDTH // groups
+    values *= tl.reshape(tl.broadcast_to(scale[:, :, None], (BLOCK_N, groups, shared)), (BLOCK_N, WIDTH))
+    if STAGES == 1:
+        name = tl.load(IDS + row * strides.ids_row + wide).to(tl.int32)
+        channels = PLANE * WIDTH + tl.arange(0, WIDTH)
+        centroid = CENTROIDS + row * strides.centroids_row + name[:, None] * DIM + channels[None, :]
+        values += tl.load(centroid).to(tl.float16)
+    return values
+
+
+@triton.jit
+def side_by_side(first, second, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr):
+    """Two tiles [BLOCK_N, WIDTH / 2] as one."""
+    return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (BLOCK_N, WIDTH))
+
+
+@triton.jit
+def decode_tile(
+    CODES, SCALES, IDS, CENTROIDS, COS, SIN, row, wide, strides,
+    DIM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, ROTATE: tl.constexpr,
+    BLOCK_N: tl.constexpr, FENCE: tl.constexpr,
+):  # fmt: skip
+    """All channels of some tokens of one (b, h), rotated where ROTATE: float16 [BLOCK_N, DIM] for the matrix units.
+
+    Codes of two or four bits, symmetric, with one centroid or none. Planes become channels where they are: a byte is loaded once.
+    """
+    width: tl.constexpr = DIM * BITS // 8
+    at = CODES + row * strides.codes_row + wide[:, None] * strides.codes_token + tl.arange(0, width)[None, :]
+    packed = tl.load(at).to(tl.uint16)
+    a = decode_plane(packed, SCALES, IDS, CENTROIDS, row, wide, strides, 0, width, DIM, BITS, GROUP, STAGES, BLOCK_N)
+    b = decode_plane(packed, SCALES, IDS, CENTROIDS, row, wide, strides, 1, width, DIM, BITS, GROUP, STAGES, BLOCK_N)
+    if BITS == 4:
+        if ROTATE:
+            a, b = rotate_part(a, b, COS, SIN, wide, 0, width, DIM)
+        return half_float(side_by_side(a, b, BLOCK_N, DIM), FENCE)
+    c = decode_plane(packed, SCALES, IDS, CENTROIDS, row, wide, strides, 2, width, DIM, BITS, GROUP, STAGES, BLOCK_N)
+    d = decode_plane(packed, SCALES, IDS, CENTROIDS, row, wide, strides, 3, width, DIM, BITS, GROUP, STAGES, BLOCK_N)
+    if ROTATE:
+        a, c = rotate_part(a, c, COS, SIN, wide, 0, width, DIM)
+        b, d = rotate_part(b, d, COS, SIN, wide, width, width, DIM)
+    pairs = tl.join(tl.join(a, c), tl.join(b, d))
+    return half_float(tl.reshape(tl.permute(pairs, (0, 2, 3, 1)), (BLOCK_N, DIM)), FENCE)
+
+
+@triton.jit
+def rotate_part(low, high, COS, SIN, wide, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """Channels FIRST to FIRST + WIDTH of the first half and of the second, rotated by their tokens' angles; float16."""
+    at = wide[:, None] * (DIM // 2) + (FIRST + tl.arange(0, WIDTH))[None, :]
+    cos, sin = tl.load(COS + at), tl.load(SIN + at)
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    return (low * cos - high * sin).to(tl.float16), (high * cos + low * sin).to(tl.float16)
 
 
 @triton.jit
@@ -158,31 +230,56 @@ def attend_codes_kernel(
     query_count, key_count, split_keys, scale,
     K_BITS: tl.constexpr, K_GROUP: tl.constexpr, K_STAGES: tl.constexpr, K_ASYMMETRIC: tl.constexpr,
     V_BITS: tl.constexpr, V_GROUP: tl.constexpr, V_STAGES: tl.constexpr, V_ASYMMETRIC: tl.constexpr,
-    ROTATE: tl.constexpr, FENCE: tl.constexpr,
+    ROTATE: tl.constexpr, FENCE: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. BIAS None: no bias."""
+    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. PLANAR: by `decode_tile`. BIAS None:
+    no bias."""
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live_q = queries < query_count
-    q_low, q_high = load_query_halves(Q, row, queries, live_q, q_row, q_token, scale, DIM // 2)
+    K_PLANAR: tl.constexpr = PLANAR and (K_BITS == 2 or K_BITS == 4) and K_STAGES <= 1 and not K_ASYMMETRIC
+    V_PLANAR: tl.constexpr = PLANAR and (V_BITS == 2 or V_BITS == 4) and V_STAGES <= 1 and not V_ASYMMETRIC
+    if K_PLANAR:
+        at = Q + row * q_row + queries.to(tl.int64)[:, None] * q_token + tl.arange(0, DIM)[None, :]
+        q = half_float(tl.load(at, mask=live_q[:, None], other=0.0).to(tl.float32) * scale, False)
+    else:
+        q_low, q_high = load_query_halves(Q, row, queries, live_q, q_row, q_token, scale, DIM // 2)
     best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, DIM), tl.float32)
     for start in range(split * split_keys, tl.minimum((split + 1) * split_keys, key_count), BLOCK_N):
         tokens = start + tl.arange(0, BLOCK_N)
         live = tokens < key_count
-        low, high = decode_halves(
-            K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, COS, SIN, row, tokens, live, k_strides, k_clusters,
-            DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, ROTATE, BLOCK_N,
-        )  # fmt: skip
-        scores = add_bias(score_halves(q_low, q_high, low, high, live, FENCE), BIAS, tokens, live)
+        if K_PLANAR or V_PLANAR:
+            # What lies behind the last key is that key once more, and does not count: loads need no mask.
+            there = tl.minimum(tokens, key_count - 1).to(tl.int64)
+        if K_PLANAR:
+            keys = decode_tile(
+                K, K_SCALES, K_IDS, K_CENTROIDS, COS, SIN, row, there, k_strides,
+                DIM, K_BITS, K_GROUP, K_STAGES, ROTATE, BLOCK_N, FENCE,
+            )  # fmt: skip
+            scores = tl.where(live[None, :], tl.dot(q, tl.trans(keys)), -float("inf"))
+        else:
+            low, high = decode_halves(
+                K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, COS, SIN, row, tokens, live, k_strides, k_clusters,
+                DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, ROTATE, BLOCK_N,
+            )  # fmt: skip
+            scores = score_halves(q_low, q_high, low, high, live, FENCE)
+        scores = add_bias(scores, BIAS, tokens, live)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
-        values = decode_channels(
-            V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, row, tokens, live, v_strides, v_clusters,
-            0, DIM, DIM, V_BITS, V_GROUP, V_STAGES, V_ASYMMETRIC, BLOCK_N,
-        )  # fmt: skip
-        total = tl.dot(weights.to(tl.float16), half_float(values, FENCE), total * rescale[:, None])
+        if V_PLANAR:
+            values = decode_tile(
+                V, V_SCALES, V_IDS, V_CENTROIDS, COS, SIN, row, there, v_strides,
+                DIM, V_BITS, V_GROUP, V_STAGES, False, BLOCK_N, FENCE,
+            )  # fmt: skip
+        else:
+            values = decode_channels(
+                V, V_SCALES, V_ZEROS, V_IDS, V_CENTROIDS, row, tokens, live, v_strides, v_clusters,
+                0, DIM, DIM, V_BITS, V_GROUP, V_STAGES, V_ASYMMETRIC, BLOCK_N,
+            )  # fmt: skip
+            values = half_float(values, FENCE)
+        total = tl.dot(weights.to(tl.float16), values, total * rescale[:, None])
     result = split.to(tl.int64) * tl.num_programs(1) + row
     store_result(OUT, LSE, result, queries.to(tl.int64), query_count, live_q, total, best, mass, DIM)
 
@@ -257,6 +354,7 @@ def attend_codes(
             rows.row, rows.token, k.strides, v.strides, k.clusters, v.clusters,
             queries, tokens, split_keys, LOG2_E / math.sqrt(channels),
             **k.named("K_"), **v.named("V_"), ROTATE=rotation is not None, FENCE=needs_fence(q.device),
+            PLANAR=not gpu_kind(q.device).amd,
             BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
     return out, lse
@@ -280,7 +378,7 @@ def compile_cases() -> list[CompileCase]:
     )
     types = {**pointers, **integers, "k_strides": STRIDE_TYPES, "v_strides": STRIDE_TYPES, "scale": "fp32"}
     cases = []
-    hopper, others = ("sm_90", "sm_100", "gfx942", "gfx1100", "gfx1201"), ("sm_80", "sm_86", "sm_89", "sm_120")
+    kinds = {"": ("sm_90", "sm_100"), "_fence": ("sm_80", "sm_86", "sm_89", "sm_120"), "_amd": ("gfx942", *RDNA_TARGETS)}
     for bits, group, stages, asymmetric, rotate, queries, channels in (
         (2, 64, 1, False, True, 128, 128),
         (2, 64, 1, False, True, 16, 128),
@@ -301,7 +399,9 @@ def compile_cases() -> list[CompileCase]:
         kind = types | ({"K": "*bf16", "V": "*bf16"} if bits == 16 else {})
         default = channels == 128 and (bits, group) in ((2, 64), (16, 1))
         wide = (*strides(q="row token"), "k_strides", "v_strides")
-        for fence, without in ((False, others), (True, hopper)):
-            case, chosen = f"{name}{'_fence' * fence}", {**constants, "FENCE": fence}
-            cases.append(CompileCase(case, attend_codes_kernel, kind, chosen, wide, tile.warps, 1, True, default, without))
+        for ending, own in kinds.items():
+            without = tuple(target for others in kinds.values() if others != own for target in others)
+            case, chosen = name + ending, {**constants, "FENCE": ending == "_fence", "PLANAR": ending != "_amd"}
+            held = Tile(2 * tile.keys * channels, walked=True)
+            cases.append(CompileCase(case, attend_codes_kernel, kind, chosen, wide, tile.warps, 1, True, default, without, held))
     return cases

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import lloyd_max
 from ..attention.triton_kernel import add_bias, softmax_step, store_result
 from ..coefficients.triton_kernel import load_levels
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..direct.triton_kernel import fenced, half_float, load_query_halves, needs_fence, rotate_halves, score_halves
 from ..hadamard import hadamard
 from ..launch import LOG2_E, GpuKind, coefficient_tiles, dense_rows, flat_rows, gpu_kind, key_splits, row_stride
@@ -355,7 +355,8 @@ def compile_cases() -> list[CompileCase]:
             name = f"p{keys}{values}_d{channels}_q{queries}{'_hadamard' * fixed}{'_rotated' * rotate}{ending}"
             default, without = (keys, channels, rotate) == (3, 128, True), tuple(set(targets) - set(own))
             wide = (*strides(q="row token"), "k_strides", "v_strides")
+            held = Tile(2 * tile.keys * channels, walked=True, turns=channels // _BLOCK_D)
             cases.append(
-                CompileCase(name, attend_coefficients_kernel, types, constants, wide, tile.warps, 1, True, default, without)
+                CompileCase(name, attend_coefficients_kernel, types, constants, wide, tile.warps, 1, True, default, without, held)
             )
     return cases

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 
 # Tokens that one program of the update adds up; partial sums are then added in a fixed order, so that two runs agree.
@@ -201,15 +201,18 @@ def compile_cases() -> list[CompileCase]:
         warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
         types = {**x, "HIGH": "*bf16", "LOW": "*bf16", "HALF_NORMS": "*fp32", "IDS": "*u8"}
         constants = {**tiles, "x_channel": 1}
-        cases.append(CompileCase(f"assign_{name}", _assign, types, constants, wide, warps, stages, True, default, without))
+        held = Tile(tiles["BLOCK_S"] * channels, turns=256 // tiles["BLOCK_C"])  # as many as uint8 ids can name
+        cases.append(CompileCase(f"assign_{name}", _assign, types, constants, wide, warps, stages, True, default, without, held))
         tiles = _sum_tiles(exact, channels, rdna)
         warps, stages = tiles.pop("num_warps"), tiles.pop("num_stages")
         types = {**x, "IDS": "*u8", "SUMS": "*fp32", "COUNTS": "*i32", "splits": "i32"}
         constants = {**tiles, "SPLIT": _SPLIT_TOKENS, "x_channel": 1}
-        cases.append(CompileCase(f"sum_{name}", _sum_clusters, types, constants, wide, warps, stages, True, default, without))
+        held = Tile(tiles["BLOCK_S"] * channels, walked=True)
+        name = f"sum_{name}"
+        cases.append(CompileCase(name, _sum_clusters, types, constants, wide, warps, stages, True, default, without, held))
     wide = strides(x="batch head token", centroids="batch head cluster")
     integers = ("heads", "tokens", *strides(ids="batch head"), *wide)
     types = {"X": "*bf16", "IDS": "*u8", "CENTROIDS": "*fp32", "OUT": "*fp32", **dict.fromkeys(integers, "i32")}
     constants = {"x_channel": 1, "ids_token": 1, "centroids_channel": 1, "CHANNELS": 128, "BLOCK_S": _SUBTRACT_TOKENS}
-    cases.append(CompileCase("subtract", _subtract, types, constants, wide))
+    cases.append(CompileCase("subtract", _subtract, types, constants, wide, tile=Tile(_SUBTRACT_TOKENS * 128)))
     return cases

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..packing import BITS
 from ..tiles.triton_kernel import dequantize_stretch, stretch_width
 
@@ -133,5 +133,6 @@ def compile_cases() -> list[CompileCase]:
             constants |= {} if rotated else {"COS": None, "SIN": None}
             name = f"b{bits}_g{group}_n{stages}_d{channels}{'' if symmetric else '_asymmetric'}{'_rotated' if rotated else ''}"
             default = bits == 2 and (group, stages, symmetric, channels, rotated) in shapes
-            cases.append(CompileCase(name, _reconstruct, types, constants, wide, _WARPS, default=default))
+            held = Tile(_BLOCK_S * channels)
+            cases.append(CompileCase(name, _reconstruct, types, constants, wide, _WARPS, default=default, tile=held))
     return cases

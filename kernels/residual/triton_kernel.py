@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..compile_case import CompileCase, strides
+from ..compile_case import CompileCase, Tile, strides
 from ..packing import BITS, packed_width
 from ..tiles.triton_kernel import decode_e4m3, encode_e4m3, encode_scale_e4m3, pack_planes
 
@@ -113,5 +113,6 @@ def compile_cases() -> list[CompileCase]:
             constants |= {"STAGES": stages, "BITS": bits, "GROUP": group, "CHANNELS": channels, "BLOCK_S": _block(channels)}
             name = f"b{bits}_g{group}_n{stages}_d{channels}_{'symmetric' if symmetric else 'asymmetric'}"
             default = bits == 2 and (group, stages) != (64, 2)
-            cases.append(CompileCase(name, _quantize, types, constants, wide, _WARPS, default=default))
+            held = Tile(_block(channels) * channels)
+            cases.append(CompileCase(name, _quantize, types, constants, wide, _WARPS, default=default, tile=held))
     return cases

@@ -107,6 +107,52 @@ def dequantize_stretch(
         return (shifted - 8388608.0) * scale + _load_groups(ZEROS, offsets, live, scales_group, FIRST, WIDTH, GROUP, BLOCK_S)
 
 
+@triton.jit
+def project_halves(
+    low, high, MATRICES, tokens, live, first, per_frame, APART: tl.constexpr, BLOCK_S: tl.constexpr, HALF: tl.constexpr
+):
+    """Both halves of the channels of some tokens, float32 [BLOCK_S, HALF], every four channels times the matrix of their token's
+    frame, as `Projection.apply_`: MATRICES float32 [F, 4, 4], `first` tokens of the first frame lie before token 0."""
+    frame = (first + tl.where(live, tokens, 0)) // per_frame
+    at = MATRICES + frame.to(tl.int64) * 16
+    if APART:
+        # Channel 4g + 2b + a of the model's own order lies in half a at 2g + b.
+        a, c = tl.split(tl.reshape(low, (BLOCK_S, HALF // 2, 2)))
+        b, d = tl.split(tl.reshape(high, (BLOCK_S, HALF // 2, 2)))
+        a, b, c, d = _project(a, b, c, d, at)
+        return tl.reshape(tl.join(a, c), (BLOCK_S, HALF)), tl.reshape(tl.join(b, d), (BLOCK_S, HALF))
+    else:
+        return _project_fours(low, at, BLOCK_S, HALF), _project_fours(high, at, BLOCK_S, HALF)
+
+
+@triton.jit
+def _project_fours(x, at, BLOCK_S: tl.constexpr, WIDTH: tl.constexpr):
+    """Neighbouring fours of channels."""
+    even, odd = tl.split(tl.reshape(x, (BLOCK_S, WIDTH // 4, 2, 2)))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    a, b, c, d = _project(a, b, c, d, at)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK_S, WIDTH))
+
+
+@triton.jit
+def _project(a, b, c, d, at):
+    """The four channels of every group times the matrices [4, 4] of their tokens."""
+    return (
+        _project_onto(a, b, c, d, at),
+        _project_onto(a, b, c, d, at + 4),
+        _project_onto(a, b, c, d, at + 8),
+        _project_onto(a, b, c, d, at + 12),
+    )
+
+
+@triton.jit
+def _project_onto(a, b, c, d, at):
+    """One row of a matrix times four channels."""
+    first = tl.load(at)[:, None] * a + tl.load(at + 1)[:, None] * b
+    return first + tl.load(at + 2)[:, None] * c + tl.load(at + 3)[:, None] * d
+
+
 def stretch_width(bits: int, channels: int) -> int:
     """Channels that a kernel takes at a time: inside one plane, inside one half (RoPE pairs halves), and at most 64."""
     return min(channels // 8 if bits == 3 else channels * min(bits, 4) // 8, 64)

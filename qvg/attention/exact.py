@@ -22,16 +22,14 @@ from torch import Tensor
 from ...kernels.attention import merge_attention, nothing_seen
 from ...kernels.attention.library import AttentionOp, choose_attention, eight_bit_package
 from ...kernels.dispatch import triton_refusal
-from ...kernels.launch import processors
+from ...kernels.launch import on_gpu, processors
 from ..errors import ConfigError
 from .choice import Reading
 from .direct import attend_direct
 from .fast import attend_fast
-from .history import Decode, History, Pair
+from .history import History
 from .prefetch import prefetched, slots
 from .workspace import Workspace
-
-__all__ = ["Decode", "History", "Pair", "Tiling", "attend", "plan_tiling"]
 
 # Below this a CPU merges too often, above it tiles leave its cache: 151 frames of the demo world, one thread, took 16.1 ms of
 # processor time per layer with 6 MiB, 12.6 with 12, 11.1 with 24, 11.4 with 48 (exact cache, 2026-11-20).
@@ -41,6 +39,24 @@ _SMALLEST_TILE_TOKENS = 16
 _BLOCK_QUERIES = 128
 # What a GPU computes in the time it moves a byte, about the same on all of them (docs/kernels.md, "The cost model").
 _FLOP_PER_BYTE = 200
+
+
+class _Sizes:
+    """What tiles take. `scores`: times that an op holds all logits."""
+
+    def __init__(self, q: Tensor, scores: int, is_spread: bool):
+        batch, _, queries, channels = q.shape
+        self._batch = batch
+        self._fixed = queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
+        # torch decodes into float32 temporaries; rotating takes half a tile of them. Triton decodes into the tile.
+        decoder = 0 if triton_refusal("spans", q.device) is None else 4 * 4 * channels
+        self._per_token = 2 * q.element_size() * channels * slots(q.device) + decoder + scores * 4 * queries
+        self._angles = 4 * 4 * channels if is_spread else 0
+
+    def tokens(self, heads: int, limit: int) -> int:
+        """Keys whose tiles and temporaries stay below `limit` bytes for so many heads."""
+        rows = self._batch * heads
+        return max(0, (limit - rows * self._fixed) // (rows * self._per_token + self._angles or 1))
 
 
 @dataclass(frozen=True)
@@ -70,12 +86,12 @@ def attend_exact(
     q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str, op: AttentionOp | None = None
 ) -> Tensor:
     """See the module docstring. `op` is used instead of the best one."""
-    dtype = q.dtype if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
+    dtype = q.dtype if on_gpu(q.device) and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
     work = q.to(dtype)
     # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
     work = work if work.stride(-1) == 1 else work.contiguous()
     forced, op = op, op or choose_attention(work, True, backend)
-    tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op)
+    tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op, history.is_spread)
     tiles = list(history.tiles(tiling.tokens))
     biases = [history.bias(start, stop) for start, stop in tiles]
     groups = [slice(first, min(first + tiling.heads, q.shape[1])) for first in range(0, q.shape[1], tiling.heads)]
@@ -87,16 +103,7 @@ def attend_exact(
     reading.note(op.name, f"{tiling.heads} heads x {tiling.tokens} keys at a time{other}")
 
     def make(index: int, slot: int) -> tuple[Tensor, Tensor]:
-        group, (start, stop) = groups[index // len(tiles)], tiles[index % len(tiles)]
-        made = []
-        for which, name in enumerate(("keys", "values")):
-            tile = history.as_it_is(which, start, stop, group, dtype)
-            if tile is None:
-                shape = (q.shape[0], group.stop - group.start, stop - start, q.shape[3])
-                tile = workspace.take(f"{name} {slot}", shape, dtype, q.device)
-                history.fill(which, start, stop, group, tile)
-            made.append(tile)
-        return made[0], made[1]
+        return _tile(history, tiles[index % len(tiles)], groups[index // len(tiles)], work, workspace, slot)
 
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     made = prefetched(make, len(groups) * len(tiles), q.device)
@@ -114,21 +121,42 @@ def attend_exact(
     return out
 
 
+def _tile(
+    history: History, tokens: tuple[int, int], heads: slice, like: Tensor, workspace: Workspace, slot: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of some tokens and heads, where they are kept or decoded into the workspace."""
+    shape = (like.shape[0], heads.stop - heads.start, tokens[1] - tokens[0], like.shape[3])
+    made: list[Tensor | None] = []
+    kept = [history.as_it_is(which, *tokens, heads, like.dtype) for which in (0, 1)]
+    for name, tile in zip(("keys", "values"), kept, strict=True):
+        made.append(workspace.take(f"{name} {slot}", shape, like.dtype, like.device) if tile is None else None)
+    if any(tile is not None for tile in made):
+        history.fill_both(*tokens, heads, *made)
+    keys, values = (tile if there is None else there for tile, there in zip(made, kept, strict=True))
+    assert keys is not None and values is not None
+    return keys, values
+
+
 def tile_limit(device_type: str, workspace_bytes: int) -> int:
     """Bytes that are taken at most on such a device, as far as one tile fits in them."""
     return min(workspace_bytes, _CPU_TILE_BYTES) if device_type == "cpu" else workspace_bytes
 
 
 def plan_tiling(
-    q: Tensor, key_tokens: int, workspace_bytes: int, tokens_per_frame: int = 1, op: AttentionOp | None = None
+    q: Tensor,
+    key_tokens: int,
+    workspace_bytes: int,
+    tokens_per_frame: int = 1,
+    op: AttentionOp | None = None,
+    is_spread: bool = True,
 ) -> Tiling:
-    """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. Raises ConfigError if not even 16 keys
-    of one head fit."""
-    scores = 0 if op is None else op.score_copies
-    if q.device.type == "cuda":
-        tiling = _fullest_machine(q, key_tokens, workspace_bytes, scores)
+    """The tile that serves best within the limit. q [B, H, Sq, D] as it is handed to `op`. `is_spread`: every token's angles are
+    made, because something is read that needs them so. Raises ConfigError if not even 16 keys of one head fit."""
+    size = _Sizes(q, 0 if op is None else op.score_copies, is_spread or triton_refusal("spans", q.device) is not None)
+    if on_gpu(q.device):
+        tiling = _fullest_machine(q, key_tokens, workspace_bytes, size)
     else:
-        tiling = _largest_tile(q, key_tokens, tile_limit(q.device.type, workspace_bytes), workspace_bytes, scores)
+        tiling = _largest_tile(q, key_tokens, tile_limit(q.device.type, workspace_bytes), workspace_bytes, size)
     if tiling.tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
         raise ConfigError(
             f"a workspace of {workspace_bytes >> 20} MiB does not hold one tile of {_SMALLEST_TILE_TOKENS} keys for "
@@ -140,26 +168,26 @@ def plan_tiling(
     return Tiling(tiling.heads, max(1, min(tokens, key_tokens)))
 
 
-def _largest_tile(q: Tensor, key_tokens: int, limit: int, workspace_bytes: int, scores: int) -> Tiling:
+def _largest_tile(q: Tensor, key_tokens: int, limit: int, workspace_bytes: int, size: _Sizes) -> Tiling:
     """As many heads as leave room for a thousand keys."""
     group = q.shape[1]
     while True:
-        tokens = _tile_tokens(q, group, limit, scores)
+        tokens = size.tokens(group, limit)
         if tokens >= min(key_tokens, 1024) or group == 1:
             break
         group = -(-group // 2)
     if tokens < _SMALLEST_TILE_TOKENS:
-        tokens = _tile_tokens(q, 1, workspace_bytes, scores)
+        tokens = size.tokens(1, workspace_bytes)
     return Tiling(group, tokens)
 
 
-def _fullest_machine(q: Tensor, key_tokens: int, limit: int, scores: int) -> Tiling:
+def _fullest_machine(q: Tensor, key_tokens: int, limit: int, size: _Sizes) -> Tiling:
     """A few heads over all keys, or all heads over a stretch of them, whichever keeps the multiprocessors busier.
 
     Counted in waves of programs times keys. Several stretches cost a merge each: partial results are read and written.
     """
     batch, heads, queries, channels = q.shape
-    sizes, at_once = [_tile_tokens(q, group, limit, scores) for group in range(heads + 1)], processors(q.device)
+    sizes, at_once = [size.tokens(group, limit) for group in range(heads + 1)], processors(q.device)
     blocks = batch * -(-queries // _BLOCK_QUERIES)
 
     def cost(group: int) -> float:
@@ -171,14 +199,3 @@ def _fullest_machine(q: Tensor, key_tokens: int, limit: int, scores: int) -> Til
     fitting = [group for group in range(1, heads + 1) if sizes[group] >= min(_SMALLEST_TILE_TOKENS, key_tokens)] or [1]
     best = min(fitting, key=lambda group: (cost(group), -group))
     return Tiling(best, sizes[best])
-
-
-def _tile_tokens(q: Tensor, heads: int, limit: int, scores: int) -> int:
-    """Keys whose tiles and temporaries stay below `limit` bytes for so many heads."""
-    batch, _, queries, channels = q.shape
-    rows, size = batch * heads, q.element_size()
-    fixed = rows * queries * (4 * 4 * channels + 64)  # a part of the result, the sum of parts, one product of them
-    # torch decodes into float32 temporaries; rotating takes half a tile of them. Triton decodes into the tile.
-    decoder = 0 if triton_refusal("reconstruct", q.device) is None else 4 * 4 * channels
-    per_token = rows * (2 * size * channels * slots(q.device) + decoder + scores * 4 * queries) + 4 * 4 * channels  # the angles
-    return max(0, (limit - fixed) // per_token)

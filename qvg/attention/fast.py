@@ -6,6 +6,8 @@ without a 16-bit stop on the way, and our own kernel reads those.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,21 @@ from ...kernels.attention import merge_attention, nothing_seen
 from ...kernels.attention8 import attention8
 from ...kernels.direct.reference import TILE_TOKENS
 from ...kernels.dispatch import triton_refusal
-from ...kernels.launch import has_float8
-from ...kernels.transcode import Keys8, Values8, transcode_keys, transcode_values, value_bounds
+from ...kernels.launch import has_float8, on_gpu
+from ...kernels.projective import Projection
+from ...kernels.spans.reference import turns_of_values
+from ...kernels.transcode import (
+    Keys8,
+    Values8,
+    projected_bounds,
+    transcode_keys,
+    transcode_spans,
+    transcode_stretches,
+    transcode_values,
+    value_bounds,
+)
 from ..errors import ConfigError
+from ..positions.rope import Rotation
 from .choice import Reading
 from .history import History
 from .prefetch import prefetched, slots
@@ -37,9 +51,10 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
     reading.note(kernel, f"{'E4M3' if eight else 'float16'} values, {most} keys at a time")
     # Any vector will do as long as all keys get the same one; the nearest keys' mean is at hand.
     common = history.current[0].float().mean(2)
+    scales = _value_scales(q, history) if eight else None
 
     def make(index: int, slot: int) -> tuple[Keys8, Values8]:
-        return _transcode(q, history, tiles[index], common, eight, workspace, slot, backend)
+        return _transcode(history, tiles[index], common, scales, workspace, slot, backend)
 
     total = nothing_seen(q)
     for (start, stop), (keys, values) in zip(tiles, prefetched(make, len(tiles), q.device), strict=True):
@@ -54,7 +69,7 @@ def _tile_tokens(q: Tensor, key_tokens: int, limit: int, eight: bool) -> int:
     rows = batch * heads
     fixed = rows * queries * (3 * 4 * channels + 64) + rows * _DECODE_TOKENS * 6 * 4 * channels
     per_token = rows * (channels * (2 if eight else 3) + 4) * slots(q.device) + 4 * 4 * channels
-    if q.device.type != "cuda":
+    if not on_gpu(q.device):
         fixed += batch * TILE_TOKENS * 4 * (4 * channels + 4 * queries)  # torch's tiles of one head, and their logits
     tokens = (limit - fixed) // per_token
     if tokens < min(_SMALLEST_TILE_TOKENS, key_tokens):
@@ -66,51 +81,74 @@ def _tile_tokens(q: Tensor, key_tokens: int, limit: int, eight: bool) -> int:
 
 
 def _transcode(
-    q: Tensor, history: History, tile: tuple[int, int], common: Tensor, eight: bool, workspace: Workspace, slot: int, backend: str
+    history: History, tile: tuple[int, int], common: Tensor, scales: Tensor | None, workspace: Workspace, slot: int, backend: str
 ) -> tuple[Keys8, Values8]:
     """One tile of keys and values in eight bits, in the workspace."""
     start, stop = tile
-    batch, heads, _, channels = q.shape
-    count = stop - start
-    shape = (batch, heads, channels, count) if eight else (batch, heads, count, channels)
+    plan, count = history.plan, stop - start
+    batch, heads, channels, device = *common.shape, common.device
+    shape = (batch, heads, count, channels) if scales is None else (batch, heads, channels, count)
     keys = Keys8(
-        workspace.take(f"keys8 {slot}", (batch, heads, count, channels), torch.int8, q.device),
-        workspace.take(f"key scales {slot}", (batch, heads, count), torch.float32, q.device),
+        workspace.take(f"keys8 {slot}", (batch, heads, count, channels), torch.int8, device),
+        workspace.take(f"key scales {slot}", (batch, heads, count), torch.float32, device),
     )
-    buffer = workspace.take(f"values8 {slot}", shape, torch.uint8 if eight else torch.float16, q.device)
-    values = Values8(buffer, _value_scales(q, history, start, stop) if eight else None)
-    for low, high in _pieces(history, start, stop):
-        at = slice(low - start, high - start)
-        rotation, kept = history.rotation(low, high), history.kept(0, low, high)
-        if kept is None:
-            kept, rotation = _decoded(q, history, 0, low, high), None
-        transcode_keys(kept, common, rotation, keys.tokens(at.start, at.stop), backend)
-        kept = history.kept(1, low, high)
-        transcode_values(_decoded(q, history, 1, low, high) if kept is None else kept, values.tokens(at.start, at.stop), backend)
+    kind = torch.float16 if scales is None else torch.uint8
+    values = Values8(workspace.take(f"values8 {slot}", shape, kind, device), scales)
+    turns, others = history.turns(start, stop), plan.others
+    if isinstance(turns, Rotation):
+        spans, exact, others, turns = (0, 0), (0, 0), range(len(plan.pairs)), None
+    else:
+        spans, exact = plan.between(plan.of_spans, start, stop), plan.between(plan.of_exact, start, stop)
+    if plan.spans is not None and spans[0] < spans[1]:
+        transcode_spans(plan.spans, spans, start, common, turns, keys, values, backend)
+    current = None if stop <= plan.num_tokens else (*history.current, plan.num_tokens)
+    if exact[0] < exact[1] or current is not None:
+        transcode_stretches(plan.exact, exact, start, common, turns, keys, values, backend, current)
+    for low, high in _pieces(history, others, start, stop):
+        _transcode_piece(history, low, high, common, keys.tokens(low - start, high - start), values, start, backend)
     return keys, values
 
 
-def _value_scales(q: Tensor, history: History, start: int, stop: int) -> Tensor:
-    """One scale per channel that holds all values of a tile: float32 [B, H, D]."""
-    bounds = torch.full((*q.shape[:2], q.shape[3]), 1e-6, device=q.device)
-    for low, high in _pieces(history, start, stop):
+def _transcode_piece(
+    history: History, low: int, high: int, common: Tensor, keys: Keys8, values: Values8, start: int, backend: str
+) -> None:
+    """Tokens low:high of one stretch that no table holds, into keys of theirs and a tile's values."""
+    rotation, kept = history.rotation(low, high), history.kept(0, low, high)
+    if kept is None:
+        kept, rotation = _decoded(history, 0, low, high), None
+    transcode_keys(kept, common, rotation, keys, backend)
+    kept = history.kept(1, low, high)
+    kept = _decoded(history, 1, low, high) if kept is None else kept
+    transcode_values(kept, values.tokens(low - start, high - start), backend)
+
+
+def _value_scales(q: Tensor, history: History) -> Tensor:
+    """One scale per channel that holds all values: float32 [B, H, D]."""
+    plan, own = history.plan, value_bounds(history.current[1])
+    bounds = [own.clamp(min=1e-6)]
+    turns = history.turns(0, history.num_tokens)
+    if plan.value_bounds is not None:
+        projects = isinstance(turns, Projection)
+        bounds.append(projected_bounds(plan.value_bounds, turns_of_values(turns)) if projects else plan.value_bounds)
+    for low, high in _pieces(history, plan.others, 0, history.num_tokens):
         kept = history.kept(1, low, high)
-        bounds = torch.maximum(bounds, value_bounds(_decoded(q, history, 1, low, high) if kept is None else kept))
-    return bounds / _E4M3_MAX
+        bounds.append(value_bounds(_decoded(history, 1, low, high) if kept is None else kept))
+    return torch.stack(bounds).amax(0) / _E4M3_MAX
 
 
-def _pieces(history: History, start: int, stop: int) -> list[tuple[int, int]]:
-    """Tokens of one stretch each; short ones of a codec that has to be decoded first."""
-    pieces = []
-    for _, tokens, at in history.overlaps(0, start, stop):
-        count = tokens.stop - tokens.start
-        step = count if history.kept(0, start + at, start + at + count) is not None else _DECODE_TOKENS
-        pieces += [(start + at + first, start + at + min(first + step, count)) for first in range(0, count, step)]
-    return pieces
+def _pieces(history: History, others: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Tokens of one of these stretches each; short ones of a codec that has to be decoded first."""
+    plan = history.plan
+    first, last = plan.between(others, start, stop)
+    for number in others[first:last]:
+        low, high = max(start, plan.ends[number] - plan.counts[number]), min(stop, plan.ends[number])
+        step = high - low if history.kept(0, low, high) is not None else _DECODE_TOKENS
+        yield from ((at, min(at + step, high)) for at in range(low, high, step))
 
 
-def _decoded(q: Tensor, history: History, which: int, low: int, high: int) -> Tensor:
-    """A short stretch in float32, keys rotated: [B, H, high - low, D]."""
-    tile = torch.empty(q.shape[0], q.shape[1], high - low, q.shape[3], device=q.device)
-    history.fill(which, low, high, slice(0, q.shape[1]), tile)
+def _decoded(history: History, which: int, low: int, high: int) -> Tensor:
+    """A short stretch in float32, encoded by position: [B, H, high - low, D]."""
+    like = history.current[which]
+    tile = torch.empty(*like.shape[:2], high - low, like.shape[3], device=like.device)
+    history.fill(which, low, high, slice(0, like.shape[1]), tile)
     return tile

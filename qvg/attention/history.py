@@ -7,34 +7,29 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...kernels.direct import Codes, Stored
-from ...kernels.direct_coefficients import TransformCodes
+from ...kernels.rotary import Angles
+from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
+from ...kernels.transform_codes import TransformCodes
 from ..codec.span import ExactSpan, QuantizedSpan, Span, TransformSpan
 from ..positions.projective import Projection
 from ..positions.rope import Rotation
+from .plan import DecodePlan
 
 # What tokens go through on their way into attention.
 PositionEncoding = Rotation | Projection
-# position_encodings(which, start, stop): what rotates or projects some tokens' keys (0) or values (1)
-PositionEncodings = Callable[[int, int, int], PositionEncoding | None]
+# position_encodings(which, start, stop): what rotates or projects some keys (0) or values (1)
+PositionEncodings = Callable[[int, int, int], Angles | PositionEncoding | None]
 # log_counts(start, stop, device): what is added to the logits of some keys, float32 [stop - start]; None: nothing
 LogCounts = Callable[[int, int, torch.device], Tensor | None]
 # decode(span, tokens, heads, out, encoding): what comes out is encoded by position, if there is an encoding
 Decode = Callable[[Span, slice, slice, Tensor, PositionEncoding | None], None]
 
 _SMALL_STRETCH_TOKENS = 256
-
-
-class Pair(NamedTuple):
-    """Keys and values of the same tokens."""
-
-    keys: Span
-    values: Span
 
 
 @dataclass(frozen=True)
@@ -44,79 +39,93 @@ class History:
     `current` keys and values [B, H, Sc, D] are already encoded by position and count as the last stretch.
     `position_encodings(which, start, stop)` gives what encodes the keys (which = 0) or values (1) of the committed tokens
     start:stop; None means that they are used as they are. `projected` says that cameras' matrices do, and that values go through
-    them too. `log_counts(start, stop, device)`: the logarithms of how many tokens each key stands for. `hidden`: the number of a
-    stretch, and how many of its first tokens nobody sees any more; they do not count.
+    them too. `plan` holds all that is committed. `log_counts(start, stop, device)`: the logarithms of how many tokens each key
+    stands for.
     """
 
-    pairs: Sequence[Pair]
+    plan: DecodePlan
     current: tuple[Tensor, Tensor]
     decode: Decode
     position_encodings: PositionEncodings | None = None
     projected: bool = False
     tokens_per_frame: int = 1
-    hidden: tuple[int, int] = (0, 0)
+    backend: str = "auto"
     log_counts: LogCounts | None = None
 
     @cached_property
     def counts(self) -> list[int]:
         """Visible tokens of each stretch, oldest first; the current block's last."""
-        counts = [*(pair.keys.num_tokens for pair in self.pairs), self.current[0].shape[2]]
-        number, tokens = self.hidden
-        counts[number] -= tokens
-        return counts
+        return [*self.plan.counts, self.current[0].shape[2]]
 
     @cached_property
     def ends(self) -> list[int]:
-        """Where each stretch ends. Found once: with many short spans every tile would walk through all of them."""
-        return list(itertools.accumulate(self.counts))
+        """Where each stretch ends."""
+        return [*self.plan.ends, self.num_tokens]
 
     @property
     def committed_tokens(self) -> int:
         """Tokens before the current block."""
-        return self.ends[-1] - self.counts[-1]
+        return self.plan.num_tokens
 
     @property
     def num_tokens(self) -> int:
         """Tokens in all."""
-        return self.ends[-1]
+        return self.plan.num_tokens + self.current[0].shape[2]
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether angles of every token are made, for what is decoded one by one."""
+        return bool(self.plan.others)
 
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
-        """Cut all tokens into tiles of at most `most`. A stretch of some size gets tiles of its own, decoded straight into
-        contiguous memory; small neighbours (sink, tail, the current block) share one."""
+        """Cut all tokens into tiles of at most `most`. What is decoded stretch by stretch gets tiles of its own where it is of
+        some size, straight into contiguous memory; all else is cut into equal parts."""
         if self.num_tokens <= most:
             yield 0, self.num_tokens
             return
-        start = stop = 0
-        for count, end in zip(self.counts, self.ends, strict=True):
-            if stop > start and (end - start > most or count > _SMALL_STRETCH_TOKENS):
-                yield start, stop
-                start = stop
-            while end - start > most:
-                yield start, start + most
-                start += most
-            stop = end
-            if stop - start > _SMALL_STRETCH_TOKENS:
-                yield start, stop
-                start = stop
-        if stop > start:
-            yield start, stop
+        start = 0
+        for number in self.plan.others:
+            count, end = self.plan.counts[number], self.plan.ends[number]
+            if count > _SMALL_STRETCH_TOKENS:
+                yield from self._equal_parts(start, end - count, most)
+                yield from self._equal_parts(end - count, end, most)
+                start = end
+        yield from self._equal_parts(start, self.num_tokens, most)
+
+    def _equal_parts(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+        parts = -(-(stop - start) // most)
+        while parts:
+            size = -(-(stop - start) // parts)
+            whole = -(-size // self.tokens_per_frame) * self.tokens_per_frame
+            end = min(stop, start + (whole if whole <= most else size))
+            yield start, end
+            start, parts = end, -(-(stop - end) // most)
 
     def overlaps(self, which: int, first: int, stop: int) -> Iterator[tuple[Span | Tensor, slice, int]]:
         """What holds keys (which = 0) or values (1) of tokens first:stop: a span or the current block, its own tokens to take,
         and where they go in the tile."""
-        start, number = first, bisect_right(self.ends, first)
-        while start < stop and number < len(self.ends):
-            base = self.ends[number] - self.counts[number] - (self.hidden[1] if number == self.hidden[0] else 0)
-            end = min(stop, self.ends[number])
-            source = self.pairs[number][which] if number < len(self.pairs) else self.current[which]
+        start, number = first, bisect_right(self.plan.ends, first)
+        while start < stop and number < len(self.plan.pairs):
+            base, end = self.plan.place(number).first, min(stop, self.plan.ends[number])
             if start < end:
-                yield source, slice(start - base, end - base), start - first
+                yield self.plan.pairs[number][which], slice(start - base, end - base), start - first
             start, number = end, number + 1
+        if start < stop:
+            base = self.plan.num_tokens
+            yield self.current[which], slice(start - base, min(stop, self.num_tokens) - base), start - first
 
     def position_encoding(self, which: int, start: int, stop: int) -> PositionEncoding | None:
         """What encodes the committed tokens among start:stop; None if there are none, or nothing does."""
+        encoding = self._encoding(which, start, stop)
+        return Rotation(*encoding.spread()) if isinstance(encoding, Angles) else encoding
+
+    def _encoding(self, which: int, start: int, stop: int) -> Angles | PositionEncoding | None:
         stop = min(stop, self.committed_tokens)
         return None if self.position_encodings is None or stop <= start else self.position_encodings(which, start, stop)
+
+    def turns(self, start: int, stop: int) -> Turns | Rotation | None:
+        """What the committed keys among start:stop go through, as kernels that read tables take it (or angles of every token)."""
+        return self._encoding(0, start, stop)
 
     def rotation(self, start: int, stop: int) -> Rotation | None:
         """Angles of the committed keys among start:stop, for kernels that rotate them as they read them."""
@@ -142,18 +151,43 @@ class History:
 
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
         """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; keys come out encoded by position."""
-        encoding = self.position_encoding(which, start, stop)
-        for source, tokens, at in self.overlaps(which, start, stop):
-            end = at + tokens.stop - tokens.start
-            out = tile[:, :, at:end]
-            if isinstance(source, Tensor):
-                out.copy_(source[:, heads, tokens])
-            else:
-                self.decode(source, tokens, heads, out, None if encoding is None else encoding.tokens(at, end))
+        self.fill_both(start, stop, heads, *((None, tile) if which else (tile, None)))
+
+    def fill_both(self, start: int, stop: int, heads: slice, keys: Tensor | None, values: Tensor | None) -> None:
+        """`fill` for keys and values at once, or those that are wanted; their tiles are laid out alike."""
+        turns, plan = self.turns(start, stop), self.plan
+        if isinstance(turns, Rotation):
+            self._fill_stretches(range(len(plan.pairs)), start, stop, heads, (keys, values))
+            exact, turns = (0, 0), None
+        else:
+            tiles = Tiles(keys, values, start, heads.start)
+            spans, exact = plan.between(plan.of_spans, start, stop), plan.between(plan.of_exact, start, stop)
+            if plan.spans is not None and spans[0] < spans[1]:
+                decode_spans(plan.spans, spans, tiles, turns, self.backend)
+            self._fill_stretches(plan.others, start, stop, heads, (keys, values))
+        current = None if stop <= plan.num_tokens else (*self.current, plan.num_tokens)
+        if exact[0] < exact[1] or current is not None:
+            copy_stretches(plan.exact, exact, Tiles(keys, values, start, heads.start), turns, self.backend, current)
+
+    def _fill_stretches(
+        self, numbers: Sequence[int], start: int, stop: int, heads: slice, tiles: tuple[Tensor | None, Tensor | None]
+    ) -> None:
+        """Some stretches, one by one, as their codec decodes them."""
+        first, last = self.plan.between(numbers, start, stop)
+        for which, tile in enumerate(tiles) if first < last else ():
+            if tile is None:
+                continue
+            encoding = self.position_encoding(which, start, stop)
+            for number in numbers[first:last]:
+                end, place = self.plan.ends[number], self.plan.place(number)
+                low, high = max(start, place.first + place.skip), min(stop, end)
+                some = None if encoding is None else encoding.tokens(low - start, high - start)
+                out, tokens = tile[:, :, low - start : high - start], slice(low - place.first, high - place.first)
+                self.decode(self.plan.pairs[number][which], tokens, heads, out, some)
 
     def as_it_is(self, which: int, start: int, stop: int, heads: slice, dtype: torch.dtype) -> Tensor | None:
         """Tokens start:stop where they are kept, if that is one stretch of this dtype that needs no position encoding."""
-        parts = list(self.overlaps(which, start, stop))
+        parts = list(itertools.islice(self.overlaps(which, start, stop), 2))
         encoded = self.projected or (which == 0 and self.position_encodings is not None)
         if len(parts) != 1 or (encoded and not isinstance(parts[0][0], Tensor)):
             return None
@@ -178,6 +212,5 @@ def transform_codes(source: Span | Tensor, tokens: slice) -> TransformCodes | No
     """Some tokens of a span of transform coefficients as `attend_coefficients` reads them in place; None of any other."""
     if not isinstance(source, TransformSpan):
         return None
-    codes, gains, ids = source.codes[:, :, tokens], source.gains[:, :, tokens], source.ids[:, :, tokens]
-    basis = source.codebook.basis
-    return TransformCodes(codes, gains, ids, source.codebook.codewords, *basis.filled(), basis.planes)
+    kept = source.kept()
+    return kept._replace(codes=kept.codes[:, :, tokens], gains=kept.gains[:, :, tokens], ids=kept.ids[:, :, tokens])

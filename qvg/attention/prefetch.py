@@ -8,12 +8,14 @@ from typing import TypeVar
 
 import torch
 
+from ...kernels.launch import on_gpu
+
 T = TypeVar("T")
 
 
 def slots(device: torch.device) -> int:
     """Tiles that exist at once."""
-    return 2 if device.type == "cuda" else 1
+    return 2 if on_gpu(device) else 1
 
 
 def prefetched(make: Callable[[int, int], T], count: int, device: torch.device) -> Generator[T, None, None]:
@@ -22,7 +24,7 @@ def prefetched(make: Callable[[int, int], T], count: int, device: torch.device) 
     With streams, `make` runs one ahead on a side stream, into the other of two slots. Events keep it from overwriting a tile that
     is still read, and the reader from reading one that is still written.
     """
-    if device.type != "cuda" or count < 2:
+    if not on_gpu(device) or count < 2:
         for index in range(count):
             yield make(index, 0)
         return

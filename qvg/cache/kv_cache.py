@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import require_backend
+from ...kernels.rotary import Angles
 from ..attention.history import PositionEncodings
 from ..attention.joint import JointKV, prepend_joint
 from ..attention.workspace import Workspace
@@ -23,7 +24,7 @@ from ..config import QVGConfig
 from ..errors import CacheError, ConfigError
 from ..positions.frames import FramePositions, Origin, Origins
 from ..positions.projective import Projector
-from ..positions.rope import GridRope, Rotation, rotate
+from ..positions.rope import GridRope, rotate
 from .finite import check_finite
 from .layer_cache import NOTHING_YET, Earlier, LayerCache, Observer, codebook_sizes
 from .merge import Merger
@@ -72,7 +73,7 @@ class KVCache:
         self.offloader = Offloader(home) if self.config.offloads else None
         self.layers = [LayerCache(spec, self.config, layer, self.offloader) for layer in range(spec.layers)]
         self.reader = Reader(self.config, spec.tokens_per_frame, self.offloader)
-        self.positions = FramePositions(rope, spec.tokens_per_frame)
+        self.positions = FramePositions(rope, spec.tokens_per_frame, self.reader.angle_bytes)
         self.merger = _merger(spec, self.config, rope)
         self._begin()
 
@@ -116,8 +117,8 @@ class KVCache:
             self.layers[layer].append(k, v)
             return self._read(layer, q, prepend_joint(joint, k, v))
 
-        def of_keys(which: int, start: int, stop: int) -> Rotation | None:
-            return None if which else self.positions.history_rotation(start, stop, k.device)
+        def of_keys(which: int, start: int, stop: int) -> Angles | None:
+            return None if which else self.positions.history_angles(start, stop, k.device)
 
         return self._read(layer, q, prepend_joint(joint, k, v), of_keys)
 
@@ -139,6 +140,7 @@ class KVCache:
         if projector.frames != frames:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
         self._append(layer, q, k, v)
+        projector = projector.on(q.device)
         q, k, v = projector.block(q, k, v)
         return projector.leave(self._read(layer, q, prepend_joint(joint, k, v), projector.encoding, projected=True))
 
@@ -221,28 +223,38 @@ class KVCache:
 
     def _begun(self, frames: int) -> _Commit:
         rows = sum(sum(layer.state.spare_rows) for layer in self.layers)
-        step = self.policy.commit(self.layout, frames)
-        if self.merger is not None and step.merge_chunks:
-            self._broken = True
-            self.merger.absorb(self.layers, self.layout, step.merge_chunks, self.origins)
-            self._broken = False
-        return _Commit(step, frames, earlier=Earlier(all_rows=rows))
+        return _Commit(self.policy.commit(self.layout, frames), frames, earlier=Earlier(all_rows=rows))
 
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None
         self._broken = True
+        self.reader.forget(self._commit.layers)
         self._commit.earlier = self.layers[layer].commit(self._commit.step, self._commit.earlier)
         self._broken = False
         self._commit.layers += 1
         if self._commit.layers == self.spec.layers:
-            step, frames, self._commit = self._commit.step, self._commit.frames, None
+            before, step, frames, self._commit = self.layout, self._commit.step, self._commit.frames, None
             self.positions.commit(sum(step.layout.sink), self.layout.frames + frames - step.layout.frames)
             self.layout = step.layout
             self.frames_committed += frames
             self.spans_due += step.encode_chunks > 0
             if self.merger is not None:
-                self.spans_due = self.merger.spans
-                self.positions.rows = self.merger.settle(step.layout, self.positions.committed)
+                self._merge(before, step)
+
+    def _merge(self, before: Layout, step: Step) -> None:
+        """What the recent frames no longer hold becomes rows, in all layers at once: until the last one has committed, each of
+        them still attends to what it was."""
+        assert self.merger is not None
+        if step.merge_chunks:
+            self._broken = True
+            self.merger.absorb(self.layers, before, step.merge_chunks, self.positions.committed)
+            earlier = Earlier(all_rows=sum(sum(layer.state.spare_rows) for layer in self.layers))
+            for number, layer in enumerate(self.layers):
+                self.reader.forget(number)
+                earlier = layer.encode_rows(earlier)
+            self._broken = False
+        self.spans_due = self.merger.spans
+        self.positions.places = self.merger.settle(step.layout, self.positions.committed)
 
     def check_usable(self, layer: int | None = None) -> None:
         """Raise CacheError if a commit was cut off half-way, and for a layer that is not there; while layers commit one by one,
@@ -263,7 +275,7 @@ class KVCache:
             layer.reset()
         if self.offloader is not None:
             self.offloader.clear()
-        self.reader.workspace.clear()
+        self.reader.clear()
         self.positions.clear()
         self._begin()
 
@@ -278,10 +290,10 @@ class KVCache:
         """Take over a history that was put into the layers from a file; see `session.cache_file`. `rows`: tokens and counts of a
         cache that merges, see `Rows`."""
         self.layout, self.frames_committed, self.spans_due = layout, frames_committed, spans_due
-        self.positions.committed = list(origins)
+        self.positions.resume(origins)
         if self.merger is not None and rows is not None:
             self.merger.rows.restore(*rows, origins)
-            self.positions.rows = self.merger.settle(layout, origins)
+            self.positions.places = self.merger.settle(layout, origins)
 
     @property
     def workspace(self) -> Workspace:

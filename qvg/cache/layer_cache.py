@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.history import Pair
+from ..attention.plan import Pair
 from ..codec import ExactCodec, KLTCodec
 from ..codec.base import CodebookSize, EncodeHint, Room
 from ..codec.span import Codebook, ExactSpan, Span, TransformCodebook, TransformSpan
@@ -112,10 +112,15 @@ class LayerCache:
         if step.encode_chunks:
             earlier = self._encode_both(state.tail[: step.encode_chunks], earlier)
             del state.tail[: step.encode_chunks]
+        self.evict(step.evict_spans, step.evict_chunks)
+        return earlier._replace(spare_rows=earlier.spare_rows + sum(state.spare_rows))
+
+    def encode_rows(self, earlier: Earlier) -> Earlier:
+        """Rows that wait, of a cache that merges, become spans as soon as there are enough of them; as `commit`."""
+        state = self.state
         while state.waiting is not None and state.waiting.keys.num_tokens >= self.span_tokens:
             due, state.waiting = _split(state.waiting, self.span_tokens)
             earlier = self._encode_both([due], earlier)
-        self.evict(step.evict_spans, step.evict_chunks)
         return earlier._replace(spare_rows=earlier.spare_rows + sum(state.spare_rows))
 
     def _encode_both(self, due: Sequence[Pair], earlier: Earlier) -> Earlier:

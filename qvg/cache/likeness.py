@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..attention.history import Pair
+from ..attention.plan import Pair
 from ..codec.base import Codec
 from ..codec.span import ExactSpan, Known, Span, put_span
 from ..codec.span_rows import some_rows

@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..attention.history import Pair
+from ..attention.plan import Pair
 from ..codec.base import Codec, EncodeHint
 from ..codec.span import Codebook, Known, Span, TransformCodebook, put_all, put_basis, put_codebook, put_span
 

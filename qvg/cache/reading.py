@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...kernels.launch import on_gpu
 from ..attention.choice import Readings
-from ..attention.exact import History, Pair, attend
-from ..attention.history import Decode, LogCounts, PositionEncoding, PositionEncodings
+from ..attention.exact import attend
+from ..attention.history import Decode, History, LogCounts, PositionEncoding, PositionEncodings
+from ..attention.plan import DecodePlan, Pair
 from ..attention.workspace import Workspace
 from ..codec.base import RotatingCodec
 from ..codec.span import ExactSpan, Span
@@ -18,14 +20,19 @@ from ..positions.rope import Rotation, rotate_
 from .layer_cache import LayerCache
 from .offload import Offloader
 
+_SHARE_OF_ANGLES = 16
+
 
 class Reader:
     """Attention over what layers remember. Holds the workspace that all of them share, and how they were read."""
 
     def __init__(self, config: QVGConfig, tokens_per_frame: int, offloader: Offloader | None):
         self._config, self._tokens_per_frame, self._offloader = config, tokens_per_frame, offloader
-        self.workspace = Workspace(config.workspace_mb << 20)
+        # Angles of the frames in memory have their share of it.
+        self.angle_bytes = (config.workspace_mb << 20) // _SHARE_OF_ANGLES
+        self.workspace = Workspace((config.workspace_mb << 20) - self.angle_bytes)
         self.readings = Readings(config)
+        self._plans: dict[int, DecodePlan] = {}
 
     def attend(
         self,
@@ -43,9 +50,27 @@ class Reader:
         `History`."""
         own = layers[layer]
         hidden = (len(own.state.sink), hidden_frames * self._tokens_per_frame)
-        pairs = self._pairs(layers, layer, q.device)
-        history = History(pairs, current, _decoder(own), encodings, projected, self._tokens_per_frame, hidden, log_counts)
+        plan, size = self._plan(layer, self._pairs(layers, layer, q.device), hidden), self._tokens_per_frame
+        history = History(plan, current, _decoder(own), encodings, projected, size, self._config.backend, log_counts)
         return attend(q, history, self.workspace, self.readings.choose(q, projected), self._config.backend)
+
+    def clear(self) -> None:
+        """Give everything back."""
+        self.workspace.clear()
+        self._plans.clear()
+
+    def forget(self, layer: int) -> None:
+        """The layer is about to change: what it gives up must not be kept alive by a plan."""
+        self._plans.pop(layer, None)
+
+    def _plan(self, layer: int, pairs: list[Pair], hidden: tuple[int, int]) -> DecodePlan:
+        """Made once for a block. Copies of offloaded spans come and go, and so do plans for them."""
+        plan = self._plans.get(layer)
+        if plan is None or not plan.fits(pairs, hidden):
+            plan = DecodePlan(pairs, hidden)
+            if self._offloader is None:
+                self._plans[layer] = plan
+        return plan
 
     def _pairs(self, layers: Sequence[LayerCache], layer: int, device: torch.device) -> list[Pair]:
         """What a layer remembers, on the device where it attends."""
@@ -63,7 +88,7 @@ def _decoder(layer: LayerCache) -> Decode:
 
     def decode(span: Span, tokens: slice, heads: slice, out: Tensor, encoding: PositionEncoding | None) -> None:
         method = exact if isinstance(span, ExactSpan) else codec
-        if isinstance(encoding, Rotation) and out.device.type == "cuda" and isinstance(method, RotatingCodec):
+        if isinstance(encoding, Rotation) and on_gpu(out.device) and isinstance(method, RotatingCodec):
             method.decode(span, tokens, heads, out, encoding)
             return
         method.decode(span, tokens, heads, out)

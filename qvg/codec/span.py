@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...kernels.hadamard import hadamard
 from ...kernels.rows8 import Rows8, dual_rows, synthesis
+from ...kernels.transform_codes import TransformCodes
 
 # Puts a tensor somewhere else: on another device, into pinned memory.
 Put = Callable[[Tensor], Tensor]
@@ -230,6 +231,13 @@ class TransformSpan:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
         return {**self.codebook.tensors(), "ids": self.ids, "codes": self.codes, "gains": self.gains}
+
+    def kept(self) -> TransformCodes:
+        """The same as kernels read it."""
+        book = self.codebook
+        return TransformCodes(
+            self.codes, self.gains, self.ids, book.codewords, book.basis.rows, book.basis.scales, book.basis.planes
+        )
 
     def with_codewords(self, codewords: Rows8) -> TransformSpan:
         """The same tokens with codewords that have grown."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...kernels.rotary import Angles
 from ..errors import CacheError, quoted
-from .rope import GridRope, Rotation, joined
+from .rope import GridRope, Rotation
 
 # Time, row and column of a frame's first token.
 Origin = tuple[float, float, float]
@@ -19,23 +19,15 @@ Origins = Sequence[Sequence[float]] | Tensor
 MOST_TOKENS = 10**9
 
 
-class PlacedRows(NamedTuple):
-    """Of a cache that merges: how many of its first frames are kept one by one, how many behind them became rows, and the time,
-    row and column of each of these, float32 [S, 3]."""
-
-    sink_frames: int
-    merged_frames: int
-    places: Tensor
-
-
 class FramePositions:
     """Where frames are, oldest first: those in memory (`committed`) and those of the current block.
 
-    Without a rope blocks may be placed all the same; their positions are then forgotten at the next commit.
+    Without a rope blocks may be placed all the same; their positions are then forgotten at the next commit. `most_bytes`: what
+    angles of the frames in memory may take from block to block.
     """
 
-    def __init__(self, rope: GridRope | None, tokens_per_frame: int):
-        self.rope, self._tokens_per_frame = rope, tokens_per_frame
+    def __init__(self, rope: GridRope | None, tokens_per_frame: int, most_bytes: int = 1 << 20):
+        self.rope, self._tokens_per_frame, self._most_bytes = rope, tokens_per_frame, most_bytes
         self.clear()
 
     def clear(self) -> None:
@@ -43,7 +35,9 @@ class FramePositions:
         self.committed: list[Origin] = []
         self._current: list[Origin] = []
         self._rotation: Rotation | None = None
-        self.rows: PlacedRows | None = None
+        self._history: Angles | None = None
+        # Of a cache that merges: time, row and column of every token in memory, float32 [S, 3]; None: frames are whole.
+        self.places: Tensor | None = None
 
     def place(self, origins: Origins) -> None:
         """Positions of the current block, one per frame."""
@@ -54,7 +48,11 @@ class FramePositions:
         rows = _rows(origins)
         if len(rows) != len(self.committed):
             raise CacheError(f"{len(rows)} positions were given for {len(self.committed)} frames in memory; give one for each")
-        self.committed = rows
+        self.resume(rows)
+
+    def resume(self, origins: Sequence[Origin]) -> None:
+        """Positions of frames in memory that came from elsewhere."""
+        self.committed, self._history = list(origins), None
 
     def check_placed(self, frames: int) -> None:
         """Raise CacheError unless the current block has so many positions."""
@@ -66,7 +64,7 @@ class FramePositions:
         if self.rope is not None:
             self.committed.extend(self._current)
             del self.committed[sink_frames : sink_frames + evicted_frames]
-        self._current, self._rotation = [], None
+        self._current, self._rotation, self._history = [], None, None
 
     def block_rotation(self, k: Tensor) -> Rotation:
         """Angles of the current block's keys [B, H, S, D], computed once for all layers."""
@@ -80,30 +78,37 @@ class FramePositions:
             self._rotation = self.rope.rotation(torch.tensor(self._current, device=k.device))
         return self._rotation
 
-    def history_rotation(self, start: int, stop: int, device: torch.device) -> Rotation:
-        """Angles of the committed tokens start:stop, made anew each time: those of a long history would outweigh its codes."""
+    def history_angles(self, start: int, stop: int, device: torch.device) -> Angles:
+        """Angles of the committed tokens start:stop. Those of all frames are made once, and serve all layers until the frames
+        change, unless they take more than `most_bytes`: a long history's might outweigh its codes."""
         assert self.rope is not None
-        if self.rows is None:
-            return self._of_frames(start, stop, device)
-        sink_frames, merged_frames, places = self.rows
-        first, last = sink_frames * self._tokens_per_frame, sink_frames * self._tokens_per_frame + len(places)
-        behind = merged_frames * self._tokens_per_frame - len(places)
-        parts = []
-        if start < first:
-            parts.append(self._of_frames(start, min(stop, first), device))
-        if max(start, first) < min(stop, last):
-            parts.append(self.rope.rotation_at(places[max(start, first) - first : min(stop, last) - first].to(device)))
-        if stop > last:
-            parts.append(self._of_frames(max(start, last) + behind, stop + behind, device))
-        return joined(parts)
+        if self._history is None or self._history.cos.device != device:
+            whole = self._angle_bytes() <= self._most_bytes
+            self._history = self._made(0, None, device) if whole else None
+        if self._history is not None:
+            return self._history.tokens(start, stop)
+        return self._made(start, stop, device)
 
-    def _of_frames(self, start: int, stop: int, device: torch.device) -> Rotation:
-        """Angles of tokens start:stop, all frames counted."""
+    def _angle_bytes(self) -> int:
         assert self.rope is not None
+        if self.places is None:
+            return len(self.committed) * self.rope.bytes_per_frame
+        return len(self.places) * self.rope.head_dim * 4
+
+    def _made(self, start: int, stop: int | None, device: torch.device) -> Angles:
+        """Angles of tokens start:stop, or of all behind start."""
+        assert self.rope is not None
+        if self.places is not None:
+            return self.rope.angles_at(self.places[start:stop].to(device))
         per_frame = self._tokens_per_frame
-        first, last = start // per_frame, -(-stop // per_frame)
-        origins = torch.tensor(self.committed[first:last], device=device)
-        return self.rope.rotation(origins).tokens(start - first * per_frame, stop - first * per_frame)
+        stop = len(self.committed) * per_frame if stop is None else stop
+        first = start // per_frame
+        some = self._angles(self.committed[first : -(-stop // per_frame)], device)
+        return some.tokens(start - first * per_frame, stop - first * per_frame)
+
+    def _angles(self, origins: Sequence[Origin], device: torch.device) -> Angles:
+        assert self.rope is not None
+        return self.rope.angles(torch.tensor(origins, dtype=torch.float32).reshape(-1, 3).to(device))
 
 
 def _rows(origins: Origins) -> list[Origin]:

@@ -12,49 +12,12 @@ so that a score is q P_i P_j^-1 k: it knows only how camera j stands towards cam
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-GROUP = 4
-
-_TOKENS_AT_ONCE = 4096
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Matrices [F, 4, 4] of consecutive frames, for tokens `first`.. of the first of them on.
-
-    `apart` says that the channels to be transformed went through `rope.pairs_apart` before.
-    """
-
-    matrices: Tensor
-    tokens_per_frame: int
-    first: int = 0
-    apart: bool = False
-
-    def tokens(self, start: int, stop: int) -> Projection:
-        """The projection of tokens start:stop."""
-        low, high = self.first + start, self.first + stop
-        frame = low // self.tokens_per_frame
-        matrices = self.matrices[frame : -(-high // self.tokens_per_frame)]
-        return Projection(matrices, self.tokens_per_frame, low - frame * self.tokens_per_frame, self.apart)
-
-    def apply_(self, x: Tensor) -> Tensor:
-        """Transform x [B, H, S, D] in place, in float32 arithmetic; takes two float32 copies of a few thousand tokens for a
-        moment."""
-        matrices, start, frame = self.matrices.to(x.device), 0, 0
-        while start < x.shape[2]:
-            within = self.first if start == 0 else 0
-            count = min(self.tokens_per_frame - within, x.shape[2] - start)
-            frames = 1
-            if count == self.tokens_per_frame:
-                frames = max(1, min(_TOKENS_AT_ONCE, x.shape[2] - start) // count)
-            part = x[:, :, start : start + frames * count]
-            by_frame = part.float().unflatten(2, (frames, count))
-            part.copy_(_transform(by_frame, matrices[frame : frame + frames], self.apart).flatten(2, 3))
-            start, frame = start + frames * count, frame + frames
-        return x
+from ...kernels.projective import Projection
 
 
 @dataclass(frozen=True)
@@ -75,6 +38,17 @@ class Projector:
     def frames(self) -> int:
         """In memory and in the block."""
         return len(self.to_world)
+
+    def on(self, device: torch.device) -> Projector:
+        """The same with matrices on a device: copied there once, though every layer asks."""
+        if device not in self._elsewhere:
+            there = Projector(self.to_picture.to(device), self.to_world.to(device), self.tokens_per_frame, self.apart)
+            self._elsewhere[device] = there
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, Projector]:
+        return {}
 
     def block(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the block on their way into attention; new tensors."""
@@ -109,15 +83,3 @@ def projection_matrices(views: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tens
 def project(x: Tensor, matrices: Tensor, apart: bool = False) -> Tensor:
     """Every four channels of x [B, H, S, D] times the matrix of their token's frame; matrices [F, 4, 4], S = F equal parts."""
     return Projection(matrices.float(), x.shape[2] // len(matrices), apart=apart).apply_(x.clone())
-
-
-def _transform(x: Tensor, matrices: Tensor, apart: bool) -> Tensor:
-    """x [B, H, F, T, D] float32, matrices [F, 4, 4]."""
-    matrices = matrices.to(x)
-    if not apart:
-        groups: Tensor = x.flatten(3).unflatten(-1, (-1, GROUP))
-        return (groups @ matrices.mT).view_as(x)
-    # Neighbours (2i, 2i + 1) lie at (i, i + D/2): channel 2b + a of group g is at (a, g, b) of (2, D/4, 2).
-    halves = x.unflatten(-1, (2, -1, 2))
-    projected: Tensor = torch.einsum("fbapq,...ftqgp->...ftagb", matrices.unflatten(1, (2, 2)).unflatten(3, (2, 2)), halves)
-    return projected.flatten(-3)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.rotary import Angles
 from ..errors import ConfigError, quoted
 
 # Far more than any model turns; without an end angles would overflow.
@@ -67,39 +68,35 @@ class GridRope:
         """Channels that it turns: all of a head."""
         return 2 * sum(len(axis) for axis in self.axis_frequencies)
 
+    @property
+    def bytes_per_frame(self) -> int:
+        """Of `angles`."""
+        return 8 * sum(n * len(axis) for n, axis in zip((1, self.grid_rows, self.grid_cols), self.axis_frequencies, strict=True))
+
     def rotation(self, origins: Tensor) -> Rotation:
         """Origins [F, 3]: time, row, column of each frame's first token -> Rotation of F * tokens_per_frame tokens."""
-        frames, rows, cols = origins.shape[0], self.grid_rows, self.grid_cols
-        steps = (torch.zeros(1), torch.arange(rows, dtype=torch.float32), torch.arange(cols, dtype=torch.float32))
-        shapes = ((frames, 1, 1, -1), (frames, rows, 1, -1), (frames, 1, cols, -1))
-        angles = []
-        for axis, frequencies in enumerate(self.axis_frequencies):
-            positions = origins[:, axis, None].float() + steps[axis].to(origins.device)
-            angles.append((positions[..., None] * torch.tensor(frequencies, device=origins.device)).reshape(shapes[axis]))
-        # Sines are taken per axis (rows + cols of them, not rows * cols) and only then spread over the grid.
-        cos, sin = (self._spread([function(angle) for angle in angles], frames) for function in (torch.cos, torch.sin))
-        return Rotation(cos, sin)
+        return Rotation(*self.angles(origins).spread())
 
-    def rotation_at(self, positions: Tensor) -> Rotation:
-        """Positions [S, 3]: time, row and column of each token -> Rotation of S tokens, the same as `rotation` gives at them."""
-        angles = [
+    def angles(self, origins: Tensor) -> Angles:
+        """The same before it is spread over the grid: sines are taken per axis, of rows + cols positions and not rows * cols."""
+        steps = torch.arange(max(self.grid_rows, self.grid_cols), dtype=torch.float32, device=origins.device)
+        by_axis = []
+        for axis, (frequencies, count) in enumerate(zip(self.axis_frequencies, (1, self.grid_rows, self.grid_cols), strict=True)):
+            positions = origins[:, axis, None].float() + steps[:count]
+            by_axis.append((positions[..., None] * torch.tensor(frequencies, device=origins.device)).flatten(1))
+        whole = torch.cat(by_axis, 1)
+        pairs = [len(axis) for axis in self.axis_frequencies]
+        tokens = len(origins) * self.tokens_per_frame
+        return Angles(whole.cos(), whole.sin(), self.grid_rows, self.grid_cols, (pairs[0], pairs[1], pairs[2]), 0, tokens)
+
+    def angles_at(self, positions: Tensor) -> Angles:
+        """Positions [S, 3]: time, row and column of each token -> Angles of S tokens that lie in no grid, each its own frame."""
+        by_axis = [
             positions[:, axis, None].float() * torch.tensor(frequencies, device=positions.device)
             for axis, frequencies in enumerate(self.axis_frequencies)
         ]
-        angle = torch.cat(angles, 1)
-        return Rotation(angle.cos(), angle.sin())
-
-    def _spread(self, axes: list[Tensor], frames: int) -> Tensor:
-        grid = [axis.expand(frames, self.grid_rows, self.grid_cols, -1) for axis in axes]
-        return torch.cat(grid, -1).flatten(0, 2)
-
-
-def joined(rotations: Sequence[Rotation]) -> Rotation:
-    """Rotations of tokens one behind another."""
-    if len(rotations) == 1:
-        return rotations[0]
-    cos, sin = (torch.cat(parts) for parts in zip(*rotations, strict=True))
-    return Rotation(cos, sin)
+        whole = torch.cat(by_axis, 1)
+        return Angles(whole.cos(), whole.sin(), 1, 1, (whole.shape[1], 0, 0), 0, len(positions))
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..attention.exact import Pair
+from ..attention.plan import Pair
 from ..cache import KVCache
 from ..codec.span import Known, put_span
 from ..config import CODECS, COMPARED

@@ -10,7 +10,7 @@ from ..cache.spec import CacheBytes, CacheSpec
 from ..codec.span import storage_bytes
 from ..errors import CacheError, ConfigError
 from ..positions.projective import Projector
-from ..positions.rope import GridRope
+from ..positions.rope import GridRope, Rotation
 from .bytes import predict
 from .layer import StudyLayer
 from .method import StudyMethod
@@ -23,7 +23,7 @@ class StudyCache(KVCache):
     def __init__(self, spec: CacheSpec, method: StudyMethod, rope: GridRope | None = None, **changes: object):
         """`changes`: settings of a `QVGConfig` that say how it is read (`seed`, `workspace_mb`, `keys`)."""
         super().__init__(spec, method.codings[0].config().with_changes(**changes), rope)
-        for name, unchanged in (("sink_frames", 0), ("recent_frames", 0), ("window_frames", None)):
+        for name, unchanged in (("sink_frames", 0), ("recent_frames", 0), ("window_frames", None), ("merge", 0.0)):
             if getattr(self.config, name) != unchanged:
                 raise ConfigError(f"{name} is {getattr(self.config, name)}, but a study's method has none; leave it out")
         self.method = method
@@ -43,7 +43,7 @@ class StudyCache(KVCache):
         rotates = self.rope is not None and self.config.keys == "before_rope"
 
         def angles(number: int):  # type: ignore[no-untyped-def]
-            return self.positions.history_rotation(number * size, (number + 1) * size, q.device)
+            return Rotation(*self.positions.history_angles(number * size, (number + 1) * size, q.device).spread())
 
         return attend_frames(q, self.study_layers[layer], current, angles if rotates else None, self._tile_tokens(q))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention.history import Pair
+from ..attention.plan import Pair
 from ..cache.layer_cache import NOTHING_YET, Earlier, LayerCache
 from ..cache.offload import Offloader
 from ..cache.policy import Step

@@ -105,6 +105,8 @@ def test_triton_merge(triton_kernel: Load) -> None:
 
 CASES = {
     "2 bits": (2, 64, 1, True),
+    "2 bits, small groups": (2, 16, 0, True),
+    "4 bits": (4, 32, 1, True),
     "3 bits": (3, 32, 1, True),
     "4 bits, asymmetric": (4, 64, 2, False),
     "8 bits": (8, 128, 0, True),
@@ -115,7 +117,8 @@ CASES = {
 @pytest.mark.parametrize("rotates", [False, True], ids=["as stored", "rotated"])
 @pytest.mark.parametrize("case", CASES)
 def test_triton_on_codes(triton_kernel: Load, case: str, rotates: bool, poisoned_empty: None) -> None:
-    """Scaled queries, weights and decoded tiles are rounded to float16, nothing else is."""
+    """Scaled queries, weights and decoded tiles are rounded to float16, and the sum of code and centroid before it is rotated;
+    the factor in `allowed` has room for that."""
     keys, values = _codes(90, *CASES[case]), _codes(90, *CASES[case], seed=3)
     q, rotation = _randn(1, 2, 5, 128, seed=5, dtype=torch.bfloat16), _angles(90, 128) if rotates else None
     expected = direct_reference.attend_codes(q, keys, values, rotation)

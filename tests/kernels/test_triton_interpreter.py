@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_qvg.kernels.projective import Projection
 
+from ..helpers import assert_close
 from ..triton_interpreter import DEVICE
 
 
@@ -71,6 +73,17 @@ def test_fence_changes_nothing(probes: Any) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter's own refusals")
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("apart", [False, True], ids=["neighbours", "pairs_apart"])
+def test_projection(probes: Any, apart: bool, channels: int) -> None:
+    """Tokens of three frames, the first of them cut, against torch: sums of four products in another order."""
+    projection = Projection(_randn(3, 4, 4).to(DEVICE), 12, 7, apart)
+    x = _randn(29, channels, seed=1).to(DEVICE)
+    out = torch.full_like(x, torch.nan)
+    probes.project[(1,)](x, projection.matrices, out, 7, 12, 29, APART=apart, TOKENS=32, CHANNELS=channels)
+    assert_close("projected", projection.apply_(x.clone()[None, None])[0, 0], out, 4 * 2.0**-24 * 8**0.5)
+
+
 def test_what_is_not_repaired_is_refused(probes: Any) -> None:
     x, out = _randn(64), torch.empty(1)
     with pytest.raises(Exception, match="inline assembly is not interpreted"):

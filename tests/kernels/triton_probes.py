@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from comfyui_qvg.kernels.tiles.triton_kernel import project_halves
 
 
 @triton.jit
@@ -48,3 +49,16 @@ def _larger(a, b):
 def largest(A, OUT, SIZE: tl.constexpr):
     """OUT[0] = max(A) by a reduction of our own, which Triton does not promote to float32 as it does `tl.max`."""
     tl.store(OUT, tl.reduce(tl.load(A + tl.arange(0, SIZE)), 0, _larger).to(tl.float32))
+
+
+@triton.jit
+def project(X, MATRICES, OUT, first, per_frame, count, APART: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+    """OUT = X [count, CHANNELS] through the matrices of its tokens' frames."""
+    half: tl.constexpr = CHANNELS // 2
+    token = tl.arange(0, TOKENS)
+    live = token < count
+    at = token[:, None] * CHANNELS + tl.arange(0, half)[None, :]
+    low, high = tl.load(X + at, mask=live[:, None], other=0.0), tl.load(X + at + half, mask=live[:, None], other=0.0)
+    low, high = project_halves(low, high, MATRICES, token, live, first, per_frame, APART, TOKENS, half)
+    tl.store(OUT + at, low, mask=live[:, None])
+    tl.store(OUT + at + half, high, mask=live[:, None])

@@ -257,9 +257,10 @@ def test_a_gpu_takes_heads_or_stretches_whichever_fills_it(monkeypatch: pytest.M
     monkeypatch.setattr(attention_module, "slots", lambda device: 2)
     monkeypatch.setattr(attention_module, "triton_refusal", lambda op, device: None)
     q = torch.zeros(1, 12, 4680, 128, dtype=torch.bfloat16)
-    large = attention_module._fullest_machine(q, 37_440, 8 << 30, 0)
+    sizes = attention_module._Sizes(q, 0, True)
+    large = attention_module._fullest_machine(q, 37_440, 8 << 30, sizes)
     assert large.tokens >= 37_440 and -(-37 * large.heads // 132) * 132 / (37 * large.heads) < 1.2
-    small = attention_module._fullest_machine(q, 280_800, 512 << 20, 0)
+    small = attention_module._fullest_machine(q, 280_800, 512 << 20, sizes)
     assert small.heads * min(small.tokens, 280_800) * 4 * 128 * 2 <= 512 << 20
     assert small.tokens < 280_800, "one head's keys and values, twice, are 575 MB"
     assert small.heads == 3, "four waves for all heads as with 7 or 12 of them, but the longest stretches, so the fewest merges"

@@ -12,7 +12,7 @@ from comfyui_qvg.qvg.cache.merge_peak import merged_peaks
 from comfyui_qvg.qvg.cache.rows import MOST_COUNT
 from comfyui_qvg.qvg.codec.span import ExactSpan
 from comfyui_qvg.qvg.positions.projective import Projector
-from comfyui_qvg.qvg.positions.rope import geometric_frequencies, rotate
+from comfyui_qvg.qvg.positions.rope import Rotation, geometric_frequencies, rotate
 from torch import Tensor
 
 from ...helpers import assert_close
@@ -51,18 +51,21 @@ def world(places: Sequence[float], layer: int, noise: float = 0.0, spec: CacheSp
     return keys, values
 
 
-def walk(cache: KVCache, path: Sequence[float], noise: float = 0.0, first: int = 0, by_layer: bool = False) -> None:
+def walk(cache: KVCache, path: Sequence[float], noise: float = 0.0, first: int = 0, by_layer: bool = False) -> list[Tensor]:
+    """What every layer saw in every block."""
+    seen = []
     chunk = cache.spec.chunk_frames
     for at in range(0, len(path), chunk):
         places = path[at : at + chunk]
         cache.place([(float(first + at + number), 0.0, place) for number, place in enumerate(places)])
         for layer in range(cache.spec.layers):
             keys, values = world(places, layer, noise * (1 + at % 3), cache.spec)
-            cache.attend(layer, keys, keys, values)
+            seen.append(cache.attend(layer, keys, keys, values))
             if by_layer:
                 cache.commit_layer(layer)
         if not by_layer:
             cache.commit()
+    return seen
 
 
 def asked(cache: KVCache, at: float = 1.0, seed: int = 0) -> Tensor:
@@ -116,12 +119,12 @@ def test_rows_are_where_their_tokens_are() -> None:
     ]
     origins = torch.tensor(cache.origins)
     sink, tail = ROPE.rotation(origins[:1]), ROPE.rotation(origins[-3:])
-    middle = ROPE.rotation_at(rows.positions(cache.origins))
+    middle = Rotation(*ROPE.angles_at(rows.positions(cache.origins)).spread())
     turn = [torch.cat(parts) for parts in zip(sink, middle, tail, strict=True)]
     current = world([1.0], 0)
     here = ROPE.rotation(torch.tensor([(17.0, 0.0, 1.0)]))
     q = torch.randn(current[0].shape, generator=torch.Generator().manual_seed(0))
-    keys = torch.cat([rotate(held[0], type(sink)(*turn)), rotate(current[0], here)], 2).double()
+    keys = torch.cat([rotate(held[0], Rotation(*turn)), rotate(current[0], here)], 2).double()
     bias = torch.nn.functional.pad(rows.counts.to(torch.float64).log(), (12, 4 * 12))
     scores = rotate(q, here).double() @ keys.mT / 8 + bias
     wanted = scores.softmax(-1) @ torch.cat([held[1], current[1]], 2).double()
@@ -232,10 +235,19 @@ def test_layer_by_layer_and_from_home_it_is_the_same(name: str) -> None:
     at_once, by_layer, from_home = (
         KVCache(SPEC, config, ROPE) for config in (CODECS[name], CODECS[name], CODECS[name].with_changes(offload="cpu"))
     )
-    for cache, layers in ((at_once, False), (by_layer, True), (from_home, False)):
-        walk(cache, PATH, 0.01, by_layer=layers)
-    for other in (by_layer, from_home):
+    seen = [walk(cache, PATH, 0.01, by_layer=cache is by_layer) for cache in (at_once, by_layer, from_home)]
+    for number, other in enumerate((by_layer, from_home), 1):
         assert torch.equal(asked(at_once), asked(other)) and at_once.nbytes() == other.nbytes()
+        # A layer that has yet to commit attends to what it was before the others did.
+        assert all(map(torch.equal, seen[0], seen[number]))
+
+
+def test_no_recent_frames_at_all() -> None:
+    """Even the newest block becomes rows, when every layer has it."""
+    cache = KVCache(SPEC, EXACT.with_changes(sink_frames=0, recent_frames=0), ROPE)
+    walk(cache, [0.0, 0.0, 4.0, 0.0], by_layer=True)
+    assert cache.merger is not None and cache.merger.rows.counts.tolist() == [3] * 12 + [1] * 12
+    assert cache.layout.merged == 4 and not cache.layout.tail
 
 
 def test_frames_of_one_chunk_meet_each_other() -> None:
@@ -266,7 +278,6 @@ def test_what_merging_does_not_go_with() -> None:
     for changes, reason in (
         ({"window_frames": 30}, "leave a window at different times; leave out window_frames, or merge 0"),
         ({"keys": "after_rope"}, "use 'before_rope', or merge 0"),
-        ({"recent_frames": 0}, "use at least 1, or merge 0"),
         ({"merge_key": "middle"}, "merge_key is 'middle', but must be one of 'mean', 'last', 'first'"),
     ):
         with pytest.raises(ConfigError, match=reason):
