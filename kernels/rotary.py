@@ -79,6 +79,12 @@ class Angles(NamedTuple):
         return whole[self.first : self.first + self.num_tokens]
 
 
+def angles_of_tokens(rotation: CosSin) -> Angles:
+    """The turns of tokens that are frames of their own."""
+    cos, sin = rotation
+    return Angles(cos, sin, 1, 1, (cos.shape[1], 0, 0), 0, len(cos))
+
+
 def check_rotation(rotation: CosSin | None, out: Tensor) -> None:
     """Raise ValueError unless cos and sin are float32 [S, D/2] for the tokens and channels of out [B, H, S, D]."""
     shape = (out.shape[2], out.shape[3] // 2)

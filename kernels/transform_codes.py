@@ -35,6 +35,10 @@ class TransformCodes(NamedTuple):
         """Tokens held."""
         return self.codes.shape[2]
 
+    def tokens(self, some: slice) -> TransformCodes:
+        """A view of some tokens."""
+        return self._replace(codes=self.codes[:, :, some], gains=self.gains[:, :, some], ids=self.ids[:, :, some])
+
     def filled(self) -> TransformCodes:
         """The same with zeros for the directions that are not kept: [B, H, D, D]."""
         if self.directions is None or self.directions.shape[2] == self.directions.shape[3]:

@@ -233,8 +233,8 @@ def attend_codes_kernel(
     ROTATE: tl.constexpr, FENCE: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. PLANAR: by `decode_tile`. BIAS None:
-    no bias."""
+    """Grid (query blocks, B * H, splits); OUT [splits, B * H, queries, DIM] and LSE float32. PLANAR: by `decode_tile`. BIAS: or
+    None."""
     row, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live_q = queries < query_count
@@ -259,14 +259,13 @@ def attend_codes_kernel(
                 K, K_SCALES, K_IDS, K_CENTROIDS, COS, SIN, row, there, k_strides,
                 DIM, K_BITS, K_GROUP, K_STAGES, ROTATE, BLOCK_N, FENCE,
             )  # fmt: skip
-            scores = tl.where(live[None, :], tl.dot(q, tl.trans(keys)), -float("inf"))
+            scores = add_bias(tl.where(live[None, :], tl.dot(q, tl.trans(keys)), -float("inf")), BIAS, tokens, live)
         else:
             low, high = decode_halves(
                 K, K_SCALES, K_ZEROS, K_IDS, K_CENTROIDS, COS, SIN, row, tokens, live, k_strides, k_clusters,
                 DIM, K_BITS, K_GROUP, K_STAGES, K_ASYMMETRIC, ROTATE, BLOCK_N,
             )  # fmt: skip
-            scores = score_halves(q_low, q_high, low, high, live, FENCE)
-        scores = add_bias(scores, BIAS, tokens, live)
+            scores = add_bias(score_halves(q_low, q_high, low, high, live, FENCE), BIAS, tokens, live)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
         if V_PLANAR:
             values = decode_tile(

@@ -7,9 +7,32 @@ from torch import Tensor
 from ..attention import Attended, check_bias, merge_attention, nothing_seen
 from ..direct import CosSin
 from ..dispatch import implementation, shape_refusal
+from ..rotary import Angles, angles_of_tokens
+from ..spans import Place, SpanTable
 from ..transform_codes import TransformCodes
 
-__all__ = ["TransformCodes", "attend_coefficients"]
+__all__ = ["TransformCodes", "attend_coefficients", "attend_spans", "table_of_one"]
+
+
+def attend_spans(
+    q: Tensor,
+    table: SpanTable,
+    run: tuple[int, int],
+    start: int = 0,
+    angles: Angles | None = None,
+    backend: str = "auto",
+    into: Attended | None = None,
+    bias: Tensor | None = None,
+) -> Attended:
+    """softmax(q k^T / sqrt(D) + bias) v over spans first:stop of a codebook (`SpanTable.runs`), decoded on the way.
+
+    q [B, H, Sq, D] already rotated. -> float32 out and lse. `angles` rotate the keys, `bias` as in `attention`; both begin with
+    visible token `start`. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504 saturate) and
+    sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time in float32.
+    """
+    module = implementation("direct_coefficients", q, backend, shape_refusal(q.shape[-1]))
+    outs, lses = module.attend_spans(q, table, run, start, angles, bias)
+    return merge_attention(outs, lses, into or nothing_seen(q), backend)
 
 
 def attend_coefficients(
@@ -21,12 +44,7 @@ def attend_coefficients(
     into: Attended | None = None,
     bias: Tensor | None = None,
 ) -> Attended:
-    """softmax(q k^T / sqrt(D) + bias) v with k and v decoded on the way. q [B, H, Sq, D] already rotated. -> float32 out and lse.
-
-    `rotation` rotates the keys, `bias` as in `attention`. `into` (float32) is folded into, in place. Triton multiplies in float16
-    (keys beyond 65504 saturate) and sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time
-    in float32.
-    """
+    """`attend_spans` for one span whose keys are rotated by angles of their own."""
     tokens, channels = keys.num_tokens, q.shape[-1]
     for kept in (keys, values):
         kept.check(tokens, (q.shape[0], q.shape[1]), channels)
@@ -35,6 +53,12 @@ def attend_coefficients(
             f"a rotation of {[tuple(part.shape) for part in rotation]} does not belong to {tokens} keys of {channels}"
         )
     check_bias(tokens, bias)
-    module = implementation("direct_coefficients", q, backend, shape_refusal(channels))
-    outs, lses = module.attend_coefficients(q, keys.filled(), values.filled(), rotation, bias)
-    return merge_attention(outs, lses, into or nothing_seen(q), backend)
+    return attend_spans(q, *table_of_one(keys, values, rotation), backend, into, bias)
+
+
+def table_of_one(
+    keys: TransformCodes, values: TransformCodes, rotation: CosSin | None = None
+) -> tuple[SpanTable, tuple[int, int], int, Angles | None]:
+    """What `attend_spans` takes for one span: every token counts as a frame with angles of its own."""
+    table = SpanTable((keys,), (values,), (Place(0),))
+    return table, (0, 1), 0, None if rotation is None else angles_of_tokens(rotation)

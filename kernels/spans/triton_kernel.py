@@ -28,9 +28,11 @@ _COPIED_TOKENS = 32
 _NO_GRID = Grid(0, 0, 1, 1, 0, 0, 0)
 
 # Columns of the tables, as kernels name them.
-_CODES, _GAINS, _IDS, _CODEWORDS, _CODEWORD_SCALES, _BASIS, _SCALES, _SIZES = (tl.constexpr(n) for n in range(8))
-_TOKENS, _BYTES, _CODEWORD_COUNT, _DIRECTIONS, _FIRST, _SKIP = (tl.constexpr(n) for n in range(8, 14))
-_SPAN_FIELDS = tl.constexpr(len(SPAN_FIELDS))
+COLUMN_CODES, COLUMN_GAINS, COLUMN_IDS, COLUMN_CODEWORDS, COLUMN_CODEWORD_SCALES = (tl.constexpr(n) for n in range(5))
+COLUMN_BASIS, COLUMN_SCALES, COLUMN_SIZES = (tl.constexpr(n) for n in range(5, 8))
+COLUMN_TOKENS, COLUMN_BYTES, COLUMN_CODEWORD_COUNT, COLUMN_DIRECTIONS = (tl.constexpr(n) for n in range(8, 12))
+COLUMN_FIRST, COLUMN_SKIP = (tl.constexpr(n) for n in range(12, 14))
+SPAN_COLUMNS = tl.constexpr(len(SPAN_FIELDS))
 _STRETCH_FIELDS = tl.constexpr(len(STRETCH_FIELDS))
 
 
@@ -92,18 +94,18 @@ def span_halves(
     The halves are multiplied apart, so that a rotation finds its partners in the same place.
     """
     HALF: tl.constexpr = CHANNELS // 2
-    span_tokens = tl.load(ROW + _TOKENS)
-    directions = tl.load(ROW + _DIRECTIONS)
-    SIZES = address(ROW, _SIZES, tl.int32) + batch * 6
-    SCALES = address(ROW, _SCALES, tl.float16) + row * tl.where(directions > 0, directions, CHANNELS)
-    BASIS = address(ROW, _BASIS, tl.int8) + row * directions * CHANNELS
+    span_tokens = tl.load(ROW + COLUMN_TOKENS)
+    directions = tl.load(ROW + COLUMN_DIRECTIONS)
+    SIZES = address(ROW, COLUMN_SIZES, tl.int32) + batch * 6
+    SCALES = address(ROW, COLUMN_SCALES, tl.float16) + row * tl.where(directions > 0, directions, CHANNELS)
+    BASIS = address(ROW, COLUMN_BASIS, tl.int8) + row * directions * CHANNELS
     # Directions are taken as shares of the longest one, so that levels times shares fit float16, or all are as long as 1.
     longest = tl.rsqrt(tl.zeros((), tl.float32) + CHANNELS)
     if directions > 0:
         channel = tl.arange(0, CHANNELS)
         longest = tl.max(tl.load(SCALES + channel, mask=channel < directions, other=0.0).to(tl.float32))
-    rows = (row * span_tokens + token) * tl.load(ROW + _BYTES)
-    CODES = address(ROW, _CODES, tl.uint8)
+    rows = (row * span_tokens + token) * tl.load(ROW + COLUMN_BYTES)
+    CODES = address(ROW, COLUMN_CODES, tl.uint8)
     low, high = tl.zeros((BLOCK_S, HALF), tl.float32), tl.zeros((BLOCK_S, HALF), tl.float32)
     column = tl.arange(0, HALF)
     with_bits = tl.load(SIZES)
@@ -120,11 +122,11 @@ def span_halves(
     if directions == 0:
         low *= tl.load(SCALES + column).to(tl.float32)[None, :]
         high *= tl.load(SCALES + HALF + column).to(tl.float32)[None, :]
-    gains = decode_e4m3(tl.load(address(ROW, _GAINS, tl.uint8) + row * span_tokens + token, mask=live, other=0)) * longest
-    ids = tl.load(address(ROW, _IDS, tl.uint8) + row * span_tokens + token, mask=live, other=0).to(tl.int64)
-    name = row * tl.load(ROW + _CODEWORD_COUNT) + ids
-    scales = tl.load(address(ROW, _CODEWORD_SCALES, tl.float16) + name, mask=live, other=0.0).to(tl.float32)
-    codewords = address(ROW, _CODEWORDS, tl.int8) + name[:, None] * CHANNELS + column[None, :]
+    gains = decode_e4m3(tl.load(address(ROW, COLUMN_GAINS, tl.uint8) + row * span_tokens + token, mask=live, other=0)) * longest
+    ids = tl.load(address(ROW, COLUMN_IDS, tl.uint8) + row * span_tokens + token, mask=live, other=0).to(tl.int64)
+    name = row * tl.load(ROW + COLUMN_CODEWORD_COUNT) + ids
+    scales = tl.load(address(ROW, COLUMN_CODEWORD_SCALES, tl.float16) + name, mask=live, other=0.0).to(tl.float32)
+    codewords = address(ROW, COLUMN_CODEWORDS, tl.int8) + name[:, None] * CHANNELS + column[None, :]
     words = _whole_numbers(tl.load(codewords, mask=live[:, None], other=0))
     low = low * gains[:, None] + words * scales[:, None]
     words = _whole_numbers(tl.load(codewords + HALF, mask=live[:, None], other=0))
@@ -135,8 +137,8 @@ def span_halves(
 @triton.jit
 def find_live(ROW, token, start, tokens):
     """Places of a span's tokens among those of a tile, and which of them are in it and seen."""
-    place = tl.load(ROW + _FIRST) - start + token
-    return place, (token >= tl.load(ROW + _SKIP)) & (token < tl.load(ROW + _TOKENS)) & (place >= 0) & (place < tokens)
+    place = tl.load(ROW + COLUMN_FIRST) - start + token
+    return place, (token >= tl.load(ROW + COLUMN_SKIP)) & (token < tl.load(ROW + COLUMN_TOKENS)) & (place >= 0) & (place < tokens)
 
 
 @triton.jit
@@ -180,8 +182,8 @@ def _decode_spans(
     """
     HALF: tl.constexpr = CHANNELS // 2
     which = side + tl.program_id(2)
-    ROW = ROWS + (which * count + tl.program_id(0) // blocks) * _SPAN_FIELDS
-    span_tokens, first, skip = tl.load(ROW + _TOKENS), tl.load(ROW + _FIRST) - start, tl.load(ROW + _SKIP)
+    ROW = ROWS + (which * count + tl.program_id(0) // blocks) * SPAN_COLUMNS
+    span_tokens, first, skip = tl.load(ROW + COLUMN_TOKENS), tl.load(ROW + COLUMN_FIRST) - start, tl.load(ROW + COLUMN_SKIP)
     token = (tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
     live = (token >= skip) & (token < span_tokens) & (first + token >= 0) & (first + token < tokens)
     if tl.max(live.to(tl.int32)) == 0:

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from ...kernels.attention import Attended, attention, merge_attention, nothing_seen
 from ...kernels.direct import attend_codes
-from ...kernels.direct_coefficients import attend_coefficients
+from ...kernels.direct_coefficients import attend_spans
 from ...kernels.dispatch import shape_refusal, triton_refusal
 from ...kernels.errors import BackendError
+from ...kernels.projective import Projection
+from ...kernels.rotary import angles_of_tokens
+from ..positions.rope import Rotation
 from .choice import Reading
 from .history import History
 
@@ -26,7 +29,8 @@ def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -
     refusal = refusal or shape_refusal(q.shape[3])
     reading.note("the pack's Triton kernel on codes" if refusal is None else f"torch, a small tile at a time ({refusal})")
     total = nothing_seen(q)
-    for start, stop in _stretches(history):
+    read = _attend_spans(q, history, total, backend)
+    for start, stop in _stretches(history, read):
         if not _attend_in_place(q, history, start, stop, total, backend):
             reason = _why_decoded(history, start, stop)
             if backend == "triton":
@@ -36,25 +40,37 @@ def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -
     return total.out.to(q.dtype)
 
 
+def _attend_spans(q: Tensor, history: History, total: Attended, backend: str) -> set[int]:
+    """All spans of transform coefficients folded into `total`, those of a codebook at once. -> the numbers of these stretches"""
+    plan = history.plan
+    if history.projected or plan.spans is None:
+        return set()
+    for first, last in plan.spans.runs:
+        numbers = plan.of_spans[first:last]
+        start, stop = plan.ends[numbers[0]] - plan.counts[numbers[0]], plan.ends[numbers[-1]]
+        turns = history.turns(start, stop)
+        if isinstance(turns, Rotation):
+            turns = angles_of_tokens(turns)
+        assert not isinstance(turns, Projection)
+        attend_spans(q, plan.spans, (first, last), start, turns, backend, total, history.bias(start, stop))
+    return set(plan.of_spans)
+
+
 def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: Attended, backend: str) -> bool:
     """Tokens start:stop of one stretch folded into `total`; False where no kernel reads them as they are kept."""
-    rotation, bias = history.rotation(start, stop), history.bias(start, stop)
-    keys, values = (history.coefficients(which, start, stop) for which in (0, 1))
-    if keys is not None and values is not None:
-        attend_coefficients(q, keys, values, rotation, backend, total, bias)
-        return True
     kept_keys, kept_values = (history.kept(which, start, stop) for which in (0, 1))
     if kept_keys is None or kept_values is None:
         return False
-    attend_codes(q, kept_keys, kept_values, rotation, backend, total, bias)
+    attend_codes(q, kept_keys, kept_values, history.rotation(start, stop), backend, total, history.bias(start, stop))
     return True
 
 
-def _stretches(history: History) -> list[tuple[int, int]]:
-    """Tokens of one span each, not too many."""
+def _stretches(history: History, read: set[int]) -> list[tuple[int, int]]:
+    """Tokens of one stretch each, not too many, of those that are not `read` yet."""
     cuts, base = [], 0
-    for count in history.counts:
-        cuts += [(base + at, base + min(at + _STRETCH_TOKENS, count)) for at in range(0, count, _STRETCH_TOKENS)]
+    for number, count in enumerate(history.counts):
+        if number not in read:
+            cuts += [(base + at, base + min(at + _STRETCH_TOKENS, count)) for at in range(0, count, _STRETCH_TOKENS)]
         base += count
     return cuts
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from ...kernels.direct import Codes, Stored
 from ...kernels.rotary import Angles
 from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
-from ...kernels.transform_codes import TransformCodes
-from ..codec.span import ExactSpan, QuantizedSpan, Span, TransformSpan
+from ..codec.span import ExactSpan, QuantizedSpan, Span
 from ..positions.projective import Projection
 from ..positions.rope import Rotation
 from .plan import DecodePlan
@@ -39,8 +38,8 @@ class History:
     `current` keys and values [B, H, Sc, D] are already encoded by position and count as the last stretch.
     `position_encodings(which, start, stop)` gives what encodes the keys (which = 0) or values (1) of the committed tokens
     start:stop; None means that they are used as they are. `projected` says that cameras' matrices do, and that values go through
-    them too. `plan` holds all that is committed. `log_counts(start, stop, device)`: the logarithms of how many tokens each key
-    stands for.
+    them too. `log_counts(start, stop, device)`: the logarithms of how many tokens each key stands for. `plan` holds all that is
+    committed.
     """
 
     plan: DecodePlan
@@ -75,7 +74,7 @@ class History:
     @property
     def is_spread(self) -> bool:
         """Whether angles of every token are made, for what is decoded one by one."""
-        return bool(self.plan.others)
+        return bool(self.plan.others) or self.log_counts is not None
 
     def tiles(self, most: int) -> Iterator[tuple[int, int]]:
         """Cut all tokens into tiles of at most `most`. What is decoded stretch by stretch gets tiles of its own where it is of
@@ -144,11 +143,6 @@ class History:
             return None
         return _stored(source, tokens)
 
-    def coefficients(self, which: int, start: int, stop: int) -> TransformCodes | None:
-        """`kept` for tokens that are kept as transform coefficients."""
-        source, tokens, _ = next(self.overlaps(which, start, stop))
-        return None if self.projected else transform_codes(source, tokens)
-
     def fill(self, which: int, start: int, stop: int, heads: slice, tile: Tensor) -> None:
         """Decode tokens start:stop of some heads into tile [B, h, stop - start, D]; keys come out encoded by position."""
         self.fill_both(start, stop, heads, *((None, tile) if which else (tile, None)))
@@ -206,11 +200,3 @@ def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
     zero_points = None if source.zero_points is None else source.zero_points[..., tokens]
     codes, scales, ids = source.codes[:, :, tokens], source.scales[..., tokens], source.ids[..., tokens]
     return Codes(codes, scales, zero_points, ids, source.codebook.centroids, source.bits, source.group_size)
-
-
-def transform_codes(source: Span | Tensor, tokens: slice) -> TransformCodes | None:
-    """Some tokens of a span of transform coefficients as `attend_coefficients` reads them in place; None of any other."""
-    if not isinstance(source, TransformSpan):
-        return None
-    kept = source.kept()
-    return kept._replace(codes=kept.codes[:, :, tokens], gains=kept.gains[:, :, tokens], ids=kept.ids[:, :, tokens])

@@ -50,8 +50,9 @@ class Reader:
         `History`."""
         own = layers[layer]
         hidden = (len(own.state.sink), hidden_frames * self._tokens_per_frame)
-        plan, size = self._plan(layer, self._pairs(layers, layer, q.device), hidden), self._tokens_per_frame
-        history = History(plan, current, _decoder(own), encodings, projected, size, self._config.backend, log_counts)
+        plan = self._plan(layer, self._pairs(layers, layer, q.device), hidden)
+        decode, per_frame = _decoder(own), self._tokens_per_frame
+        history = History(plan, current, decode, encodings, projected, per_frame, self._config.backend, log_counts)
         return attend(q, history, self.workspace, self.readings.choose(q, projected), self._config.backend)
 
     def clear(self) -> None:

@@ -79,8 +79,7 @@ class FramePositions:
         return self._rotation
 
     def history_angles(self, start: int, stop: int, device: torch.device) -> Angles:
-        """Angles of the committed tokens start:stop. Those of all frames are made once, and serve all layers until the frames
-        change, unless they take more than `most_bytes`: a long history's might outweigh its codes."""
+        """Angles of the committed tokens start:stop."""
         assert self.rope is not None
         if self._history is None or self._history.cos.device != device:
             whole = self._angle_bytes() <= self._most_bytes

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.rotary import Angles
+from ...kernels.rotary import Angles, angles_of_tokens
 from ..errors import ConfigError, quoted
 
 # Far more than any model turns; without an end angles would overflow.
@@ -96,7 +96,7 @@ class GridRope:
             for axis, frequencies in enumerate(self.axis_frequencies)
         ]
         whole = torch.cat(by_axis, 1)
-        return Angles(whole.cos(), whole.sin(), 1, 1, (whole.shape[1], 0, 0), 0, len(positions))
+        return angles_of_tokens((whole.cos(), whole.sin()))
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:

@@ -12,11 +12,10 @@ from comfyui_qvg.kernels import Rows8, quantize_coefficients, quantize_rows
 from comfyui_qvg.kernels.attention import merge_attention, nothing_seen
 from comfyui_qvg.kernels.bitplanes import packed_width
 from comfyui_qvg.kernels.direct.reference import rotated
-from comfyui_qvg.kernels.direct_coefficients import TransformCodes, attend_coefficients, reference
+from comfyui_qvg.kernels.direct_coefficients import TransformCodes, attend_coefficients, reference, table_of_one
 from comfyui_qvg.kernels.errors import BackendError
 from comfyui_qvg.kernels.launch import GpuKind, coefficient_tiles
 from comfyui_qvg.qvg import QVGConfig
-from comfyui_qvg.qvg.attention.history import transform_codes
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values
 from comfyui_qvg.qvg.codec import KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
@@ -80,8 +79,8 @@ def _definition(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _same(load: Load, q: Tensor, keys: TransformCodes, values: TransformCodes, rotation: tuple[Tensor, Tensor] | None) -> int:
     """Triton's parts, folded, are torch's result. Returns the number of parts."""
-    expected = merge_attention(*reference.attend_coefficients(q, keys, values, rotation), nothing_seen(q), "torch")
-    parts = load("direct_coefficients").attend_coefficients(q, keys, values, rotation)
+    expected = merge_attention(*reference.attend_spans(q, *table_of_one(keys, values, rotation)), nothing_seen(q), "torch")
+    parts = load("direct_coefficients").attend_spans(q, *table_of_one(keys, values, rotation))
     got = merge_attention(*parts, nothing_seen(q), "torch")
     bounds = _bounds(q, [keys], [values], rotation)
     assert_close("out", expected.out, got.out, bounds[0])
@@ -200,7 +199,7 @@ def test_spans_that_share_a_growing_codebook(triton_kernel: Load, poisoned_empty
         own = [_kept(tokens, (128, 128), seed=20 * i + 5 * which, codebook=codebook) for which in (0, 1)]
         grown = [kept._replace(codewords=codewords) for kept in own]
         _same(triton_kernel, _randn(*Q), *own, None)
-        merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(_randn(*Q), *grown, None), total, "torch")
+        merge_attention(*triton_kernel("direct_coefficients").attend_spans(_randn(*Q), *table_of_one(*grown)), total, "torch")
         joined.append(grown)
     sides = [list(side) for side in zip(*joined, strict=True)]
     k, v = (torch.cat([reference.decoded(kept, slice(None), slice(None)) for kept in side], 2) for side in sides)
@@ -229,11 +228,10 @@ def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) 
     for i, (keys, values) in enumerate(zip(*spans, strict=True)):
         angles = tuple(part[200 * i : 200 * (i + 1)] for part in rotation)
         kept = [
-            transform_codes(span.with_codewords(every[-1].codebook.codewords), slice(None))
-            for span, every in zip((keys, values), spans, strict=True)
+            span.with_codewords(every[-1].codebook.codewords).kept() for span, every in zip((keys, values), spans, strict=True)
         ]
         joined.append(kept)
-        merge_attention(*triton_kernel("direct_coefficients").attend_coefficients(q, *kept, angles), total, "torch")
+        merge_attention(*triton_kernel("direct_coefficients").attend_spans(q, *table_of_one(*kept, angles)), total, "torch")
     expected = _definition(q, rotated(decoded[0], rotation), decoded[1])
     bounds = _bounds(q, *(list(side) for side in zip(*joined, strict=True)), rotation)
     assert_close("out", expected[0], total.out, bounds[0])
@@ -288,7 +286,7 @@ def test_keys_and_values_of_two_kinds(triton_kernel: Load) -> None:
 
 def test_refusals() -> None:
     q, keys = _randn(*Q), _kept(9, MIXED)
-    with pytest.raises(ValueError, match=r"do not belong to 9 keys"):
+    with pytest.raises(ValueError, match=r"do not belong to 9 tokens"):
         attend_coefficients(q, keys, _kept(8, MIXED))
     with pytest.raises(ValueError, match=r"a rotation of .* does not belong to 9 keys of 128"):
         attend_coefficients(q, keys, keys, _angles(8))
