@@ -16,7 +16,7 @@ from comfyui_qvg.kernels.attention8 import attention8
 from comfyui_qvg.kernels.attention8 import reference as attention8_reference
 from comfyui_qvg.kernels.direct import attend_codes
 from comfyui_qvg.kernels.direct import reference as direct_reference
-from comfyui_qvg.kernels.direct_coefficients import attend_coefficients
+from comfyui_qvg.kernels.direct_coefficients import attend_coefficients, table_of_one
 from comfyui_qvg.kernels.direct_coefficients import reference as coefficients_reference
 from comfyui_qvg.kernels.transcode import transcode_keys, transcode_values
 from torch import Tensor
@@ -93,8 +93,9 @@ def test_triton_on_codes(triton_kernel: Load, case: str, rotates: bool, poisoned
 def test_triton_on_coefficients(triton_kernel: Load, hadamard: bool, poisoned_empty: None) -> None:
     keys, values = (_kept(TOKENS, MIXED, seed=seed, hadamard=hadamard) for seed in (0, 10))
     q, rotation = _randn(1, 2, 5, 128, seed=5, dtype=torch.bfloat16), _angles(TOKENS, 128)
-    wanted = coefficients_reference.attend_coefficients(q, keys, values, rotation, BIAS)
-    got = triton_kernel("direct_coefficients").attend_coefficients(q, keys, values, rotation, BIAS)
+    table = table_of_one(keys, values, rotation)
+    wanted = coefficients_reference.attend_spans(q, *table, BIAS)
+    got = triton_kernel("direct_coefficients").attend_spans(q, *table, BIAS)
     for name, expected, part, bound in zip(("out", "lse"), wanted, got, _bounds(q, [keys], [values], rotation), strict=True):
         assert_close(name, expected, part, bound)
 
