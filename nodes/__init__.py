@@ -12,6 +12,7 @@ from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .comfy.copies import counts
 from .decode import QVGSaveVideo
+from .film import QVGFilmPrompt, QVGFilmStart, QVGLoadDemoFilm
 from .loaders import QVGLoadDemoWorld
 from .plan import QVGPlan
 from .prompts import QVGPromptAtFrame
@@ -39,6 +40,9 @@ NODES: list[type[Node]] = [
     QVGLoadWorldPlay,
     QVGWorldStart,
     QVGWorldSampler,
+    QVGLoadDemoFilm,
+    QVGFilmPrompt,
+    QVGFilmStart,
 ]
 
 

@@ -79,9 +79,9 @@ class QVGLoadCausalWan(Node):
         return io.NodeOutput(loaded.model, ui=ui.PreviewText(loaded.text))
 
 
-def _loaders() -> str:
-    """Nodes whose models know how they were trained."""
-    return joined(loaders(lambda family: bool(family.variants)), "or")
+def _loaders(of_files: bool = False) -> str:
+    """Nodes whose models know how they were trained; `of_files`: those that load people's files."""
+    return joined(loaders(lambda family: bool(family.variants) and not (of_files and family.files is None)), "or")
 
 
 class QVGTrainedSigmas(Node):
@@ -111,7 +111,8 @@ class QVGTrainedSigmas(Node):
         variant = variant_of(model.model_options)
         if variant is None:
             raise ConfigError(
-                f"nothing is known of how this MODEL was trained; load it with {_loaders()}, its variant chosen, or connect "
-                "BasicScheduler, simple, 4 steps, on a model of shift 5, which is right for Self-Forcing and Causal-Forcing"
+                f"nothing is known of how this MODEL was trained; load it with {_loaders(of_files=True)}, its variant chosen, or "
+                "connect BasicScheduler, simple, 4 steps, on a model of shift 5, which is right for Self-Forcing and "
+                "Causal-Forcing"
             )
         return io.NodeOutput(torch.tensor(variant.sigmas))

@@ -15,7 +15,7 @@ from .widgets import Node
 # In an entry of a CONDITIONING: the pixel frame that its prompt begins at, and whether memory is rewritten for it.
 FRAME_KEY = "qvg_from_frame"
 RECACHE_KEY = "qvg_recache"
-# The first latent frame is one pixel frame, every other one is four.
+# The first latent frame is one pixel frame, every other one is four, where a model does not say otherwise.
 PIXELS_PER_LATENT = 4
 
 
@@ -82,13 +82,16 @@ class PromptStart:
     recache: bool
 
 
-def prompt_starts(entries: Iterable[Mapping[str, Any]], places: Sequence[BlockPlace]) -> tuple[PromptStart, ...]:
-    """When each prompt begins, in order; none where no entry is marked. ConfigError where prompts do not cover the video."""
+def prompt_starts(
+    entries: Iterable[Mapping[str, Any]], places: Sequence[BlockPlace], pictures: int = PIXELS_PER_LATENT
+) -> tuple[PromptStart, ...]:
+    """When each prompt begins, in order; none where no entry is marked. `pictures`: in a latent frame, the first one aside.
+    ConfigError where prompts do not cover the video."""
     marked = [entry for entry in entries if FRAME_KEY in entry]
     recaches: dict[int, bool] = {}
     for entry in marked:
         recaches[entry[FRAME_KEY]] = recaches.get(entry[FRAME_KEY], False) or entry.get(RECACHE_KEY, False)
-    starts = [PromptStart(_block_of(frame, places), frame, recaches[frame]) for frame in sorted(recaches)]
+    starts = [PromptStart(_block_of(frame, places, pictures), frame, recaches[frame]) for frame in sorted(recaches)]
     if starts and starts[0].frame != 0:
         raise ConfigError(
             f"the first prompt begins at frame {starts[0].frame}, and nothing says what comes before; connect a prompt for the "
@@ -97,7 +100,7 @@ def prompt_starts(entries: Iterable[Mapping[str, Any]], places: Sequence[BlockPl
     for before, after in itertools.pairwise(starts):
         if before.block == after.block:
             place = places[after.block]
-            first, last = _pixel_frames(place.first_frame, place.frames)
+            first, last = _pixel_frames(place.first_frame, place.frames, pictures)
             raise ConfigError(
                 f"prompts begin at frames {before.frame} and {after.frame}, which are made together in the block of frames "
                 f"{first} to {last}; let one of them begin outside of it"
@@ -105,21 +108,21 @@ def prompt_starts(entries: Iterable[Mapping[str, Any]], places: Sequence[BlockPl
     return tuple(starts)
 
 
-def _block_of(frame: int, places: Sequence[BlockPlace]) -> int:
-    latent = -(-frame // PIXELS_PER_LATENT)
+def _block_of(frame: int, places: Sequence[BlockPlace], pictures: int = PIXELS_PER_LATENT) -> int:
+    latent = -(-frame // pictures)
     for place in places:
         if latent < place.first_frame + place.frames:
             return place.index
-    last = _pixel_frames(0, places[-1].first_frame + places[-1].frames)[1]
+    last = _pixel_frames(0, places[-1].first_frame + places[-1].frames, pictures)[1]
     raise ConfigError(
         f"a prompt begins at frame {frame}, but the video ends with frame {last}; choose an earlier frame, or make it longer"
     )
 
 
-def _pixel_frames(first_latent: int, latents: int) -> tuple[int, int]:
+def _pixel_frames(first_latent: int, latents: int, pictures: int) -> tuple[int, int]:
     """First and last pixel frame of a stretch of latent frames."""
     last = first_latent + latents - 1
-    return max(0, PIXELS_PER_LATENT * (first_latent - 1) + 1), PIXELS_PER_LATENT * last
+    return max(0, pictures * (first_latent - 1) + 1), pictures * last
 
 
 def _listed(frames: Iterable[int]) -> str:

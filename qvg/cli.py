@@ -112,7 +112,13 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "a few minutes on a CPU.",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
-    command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to walk; default 151")
+    command.add_argument(
+        "--film",
+        action="store_true",
+        help="the demo film in place of the world: a causal Wan with time in its positions, blocks of 3 frames and a prompt; one "
+        "turn of the camera is given, and film.mp4 shows how the film really goes on, too",
+    )
+    command.add_argument("--frames", type=int, metavar="N", help="latent frames (pictures) to make; default 151, with --film 108")
     command.add_argument("--seed", type=int, metavar="S", help="world and noise; default 1")
     command.add_argument(
         "--path",
@@ -132,11 +138,24 @@ def _demo(options: argparse.Namespace) -> int:
     )
     from .server.interrupt import interrupted_by
 
+    if options.film:
+        return _demo_film(options)
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
     # However it is ended, the results so far are written.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
         return demo(options.out, **{**defaults, **chosen})
+
+
+def _demo_film(options: argparse.Namespace) -> int:
+    from .demo.film import film_demo
+    from .server.interrupt import interrupted_by
+
+    if options.path is not None:
+        raise ConfigError(f"path is {quoted(options.path)}, but a film has no camera path; leave --path or --film out")
+    chosen = {name: value for name in ("frames", "seed") if (value := getattr(options, name)) is not None}
+    with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        return film_demo(options.out, **chosen)
 
 
 def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -302,13 +321,17 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     topics = command.add_subparsers(title="topics", required=True, metavar="TOPIC")
     codecs = topics.add_parser(
         "codecs",
-        help="every compression method on the demo world and on synthetic tensors",
+        help="every compression method on the demo world and on synthetic tensors, or on the demo film",
         description="Walk through worlds with every method and with the exact cache, and compare the videos; probe attention on "
-        "synthetic keys and values. Writes codecs.csv, codecs.html, settings.md. A run that was broken off goes on there.",
+        "synthetic keys and values. Writes codecs.csv, codecs.html, settings.md; with --model film, films of the demo film, and "
+        "films.csv. A run that was broken off goes on there.",
+    )
+    codecs.add_argument(
+        "--model", choices=("world", "film"), default="world", help="the demo world (default), or the demo film: a causal Wan"
     )
     codecs.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
     codecs.add_argument("--quick", action="store_true", help="a few methods on two short walks: minutes on two cores")
-    codecs.add_argument("--worlds", type=int, metavar="N", help="worlds to walk through; default 8, with --quick 2")
+    codecs.add_argument("--worlds", type=int, metavar="N", help="worlds, or films; default 8, with --quick 2")
     codecs.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all, with --quick six")
     codecs.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at work at the same time; default 1")
     codecs.add_argument("--parts", metavar="LIST", help="walks (with the tensors), openings; default both")
@@ -347,14 +370,18 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _bench_codecs(options: argparse.Namespace) -> int:
-    from .bench.codecs import PARTS, bench_codecs  # matplotlib and tqdm are needed by this command only
+    from .bench.codecs import PARTS, bench_codecs, bench_films  # matplotlib and tqdm are needed by this command only
     from .server.interrupt import interrupted_by
 
     names = _listed(options.methods, ";")
     if options.methods is not None and not names:
         raise ConfigError(f"methods is {quoted(options.methods)}, which names none; leave it out for all of them")
     parts, scenarios = _listed(options.parts, ",") or PARTS, _listed(options.scenarios, ",")
+    if options.model == "film" and (options.parts or options.scenarios):
+        raise ConfigError("parts and scenarios are of the demo world, but model is film; leave them out, or choose world")
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
+        if options.model == "film":
+            return bench_films(options.out, options.quick, options.worlds, names, options.jobs, options.development)
         return bench_codecs(
             options.out, options.quick, options.worlds, names, options.jobs, parts, scenarios, options.development
         )

@@ -67,6 +67,17 @@ def check_conditioning(conds: Mapping[str, Iterable[Mapping[str, Any]]], reads: 
         logger.warning("QVG: %s does not read this of its conditioning: %s", model, ", ".join(sorted(unread)))
 
 
+def check_prompt(conds: Mapping[str, Iterable[Mapping[str, Any]]], channels: int | None, model: str, prompt_from: str) -> None:
+    """Of a guider's `conds`: raises ConfigError for a prompt of another model, by the channels of its rows. None: not known."""
+    for entry in _entries(conds):
+        text = entry.get("cross_attn")
+        if channels is not None and text is not None and text.shape[-1] != channels:
+            raise ConfigError(
+                f"the prompt is {list(text.shape)}, but {model} reads rows of {channels} channels here: it is another model's "
+                f"prompt; connect {prompt_from}"
+            )
+
+
 def _entries(conds: Mapping[str, Iterable[Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
     return (entry for entries in conds.values() for entry in entries)
 

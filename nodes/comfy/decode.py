@@ -145,8 +145,9 @@ def _causal(vae: Any) -> _Causal | None:
 
 
 def _is_picture_by_picture(vae: Any) -> bool:
-    pixels = comfy.pixel_space_convert.PixelspaceConversionVAE
-    return bool(vae.latent_dim == 2) or isinstance(vae.first_stage_model, pixels)
+    model = vae.first_stage_model
+    own = isinstance(model, comfy.pixel_space_convert.PixelspaceConversionVAE) or getattr(model, "qvg_by_picture", False)
+    return bool(vae.latent_dim == 2) or own
 
 
 class _Stream:

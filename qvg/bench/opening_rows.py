@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..files import written_whole
+from .judge import WalkResult
 from .openings import Scene
-from .walks import WalkResult
 
 
 class OpeningRow(NamedTuple):

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..config import PRESETS
 from ..files import written_whole
+from .judge import DIVERGENT_DB
 from .rows import Measured, windows
-from .walks import DIVERGENT_DB, Case, Walker
+from .walks import Case, Walker
 
 if TYPE_CHECKING:  # matplotlib is an extra: nothing of it may be imported before a picture is drawn
     from matplotlib.axes import Axes

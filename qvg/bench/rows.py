@@ -7,19 +7,19 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..cache.spec import CacheSpec
 from ..codec import make_codecs
 from ..config import QVGConfig
-from ..demo.command import GIVEN_FRAMES
 from ..files import written_whole
-from ..models.demo_world import DemoWorldConfig
+from .judge import Instrument, WalkResult
 from .methods import Method
 from .probes import Probe
 from .statistics import bootstrap_mean
-from .walks import Case, WalkResult, pooled
+from .walks import DEMO_WORLD, pooled
 
 # What a span of Self-Forcing holds: 24 frames of 1,560 tokens.
 AMORTISED_TOKENS = 37_440
@@ -33,39 +33,48 @@ class Measured:
 
     method: Method
     walks: Sequence[WalkResult]
-    probe: Probe
-    outlier_probe: Probe
+    probe: Probe | None = None
+    outlier_probe: Probe | None = None
 
 
-def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[str, Any]:
+class Walked(Protocol):
+    """What a row says of the video behind it."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def frames(self) -> int: ...
+
+
+def row(measured: Measured, reference: Measured, cases: Sequence[Walked], instrument: Instrument = DEMO_WORLD) -> dict[str, Any]:
     """One line of the table. Gains are paired: the same world, path and seed."""
-    config, walks, probe = measured.method.config, measured.walks, measured.probe
-    psnr = bootstrap_mean([walk.psnr_db() for walk in walks])
-    gain = bootstrap_mean([ours.psnr_db() - theirs.psnr_db() for ours, theirs in zip(walks, reference.walks, strict=True)])
+    config, walks, given = measured.method.config, measured.walks, instrument.given_frames
+    psnr = bootstrap_mean([walk.psnr_db(given) for walk in walks])
+    pairs = zip(walks, reference.walks, strict=True)
+    gain = bootstrap_mean([ours.psnr_db(given) - theirs.psnr_db(given) for ours, theirs in pairs])
     sizes = _mean_bytes(walks)
     frames = cases[0].frames
-    # The probes have no positions: they say nothing of keys that are kept rotated.
-    probed = config.keys == "before_rope"
     return {
         "codec": config.codec,
         "preset": measured.method.name,
         "bits_k": config.bits,
         "bits_v": config.bits if config.bits_v is None else config.bits_v,
         "stages": config.num_stages if config.codec == "qvg" else int(config.codec == "klt"),
-        "clusters": _centroids(config),
+        "clusters": _centroids(config, instrument.spec),
         "group_size": 0 if config.codec in _WITHOUT_GROUPS else config.group_size,
-        "bits_per_value": _round(bits_per_value(walks)),
-        "bits_per_value_amortised": _round(amortised_bits(config, walks[0])),
+        "bits_per_value": _round(bits_per_value(walks, instrument.spec)),
+        "bits_per_value_amortised": _round(amortised_bits(config, walks[0], instrument.spec)),
         "cache_bytes": round(sum(sizes.values())),
         "worlds": len({case.seed for case in cases}),
         "psnr_db": _round(psnr.mean),
         "psnr_db_low": _round(psnr.low),
         "psnr_db_high": _round(psnr.high),
-        "ssim": _round(float(np.mean([np.mean(walk.similarity[GIVEN_FRAMES:]) for walk in walks]))),
-        "attention_error": _round(probe.attention_error) if probed else "",
-        "logit_slope": _round(probe.logit_slope) if probed else "",
-        "encode_ms": _round(probe.encode_ms),
-        "decode_ms": _round(probe.decode_ms),
+        "ssim": _round(float(np.mean([np.mean(walk.similarity[given:]) for walk in walks]))),
+        **_probed(measured, ("attention_error", "logit_slope", "encode_ms", "decode_ms")),
         "gain_db": _round(gain.mean),
         "gain_db_low": _round(gain.low),
         "gain_db_high": _round(gain.high),
@@ -75,13 +84,9 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
         "frames": frames,
         "seeds": " ".join(str(seed) for seed in sorted({case.seed for case in cases})),
         "first_divergent_frame": _round(float(np.median([walk.first_divergent_frame() for walk in walks]))),
-        **{f"psnr_db_frames_{a}_{b}": _round(pooled(walks, a, b)) for a, b in windows(frames)},
+        **{f"psnr_db_frames_{a}_{b}": _round(pooled(walks, a, b)) for a, b in windows(frames, given)},
         "revisit_db": _round(float(np.mean([walk.revisit_db for walk in walks if walk.revisit_db is not None] or [np.nan]))),
-        "mass_moved": _round(probe.mass_moved) if probed else "",
-        "top1_shift": _round(probe.top1_shift) if probed else "",
-        "key_error": _round(probe.key_error) if probed else "",
-        "value_error": _round(probe.value_error) if probed else "",
-        "attention_error_outliers": _round(measured.outlier_probe.attention_error) if probed else "",
+        **_probed(measured, ("mass_moved", "top1_shift", "key_error", "value_error", "attention_error_outliers")),
         "peak_cache_bytes": max(walk.peak_bytes for walk in walks),
         **{
             f"bytes_{name}": round(sizes.get(name, 0))
@@ -91,40 +96,55 @@ def row(measured: Measured, reference: Measured, cases: Sequence[Case]) -> dict[
     }
 
 
-def _centroids(config: QVGConfig) -> int:
-    """Centroids that a codebook begins with, "auto" resolved for the demo's spans; 0 for methods without."""
-    shape = DemoWorldConfig()
-    tokens = shape.cache_spec().check(config).span_frames * shape.tokens_per_frame
+def _probed(measured: Measured, names: Sequence[str]) -> dict[str, float | str]:
+    """What the probes found; "" where nobody probed. They have no positions: of keys that are kept rotated they say how long they
+    take alone."""
+    rotated = measured.method.config.keys != "before_rope"
+    found: dict[str, float | str] = {}
+    for name in names:
+        outlying = name.endswith("_outliers")
+        probe = measured.outlier_probe if outlying else measured.probe
+        silent = probe is None or (rotated and not name.endswith("_ms"))
+        found[name] = "" if silent else _round(getattr(probe, name.removesuffix("_outliers")))
+    return found
+
+
+def span_tokens(config: QVGConfig, spec: CacheSpec) -> int:
+    """Of a span, which is whole chunks of the instrument's."""
+    return spec.check(config).span_chunks * spec.chunk_frames * spec.tokens_per_frame
+
+
+def _centroids(config: QVGConfig, spec: CacheSpec) -> int:
+    """Centroids that a codebook begins with, "auto" resolved for the instrument's spans; 0 for methods without."""
+    tokens = span_tokens(config, spec)
     codec = make_codecs(config).keys
-    sizes = codec.predicted_codebook_bytes((1, 1, shape.head_dim), [tokens])
-    per_centroid = shape.head_dim + 2 if config.codec == "klt" else 2 * shape.head_dim * config.num_stages
+    sizes = codec.predicted_codebook_bytes((1, 1, spec.head_dim), [tokens])
+    per_centroid = spec.head_dim + 2 if config.codec == "klt" else 2 * spec.head_dim * config.num_stages
     return sizes.get("centroids", 0) // per_centroid
 
 
-def windows(frames: int) -> list[tuple[int, int]]:
+def windows(frames: int, given_frames: int = DEMO_WORLD.given_frames) -> list[tuple[int, int]]:
     """Quarters of the generated frames."""
-    edges = np.linspace(GIVEN_FRAMES, frames, WINDOWS + 1).round().astype(int).tolist()
+    edges = np.linspace(given_frames, frames, WINDOWS + 1).round().astype(int).tolist()
     return list(itertools.pairwise(edges))
 
 
-def bits_per_value(walks: Sequence[WalkResult]) -> float:
+def bits_per_value(walks: Sequence[WalkResult], spec: CacheSpec = DEMO_WORLD.spec) -> float:
     """Everything that encoded spans take, codebooks included, over the values in them; the exact tail is not in it."""
     walk = walks[0]
-    config = DemoWorldConfig()
-    values = 2 * config.layers * config.heads * config.head_dim * walk.encoded_tokens
+    values = 2 * spec.layers * spec.heads * spec.head_dim * walk.encoded_tokens
     return 8 * (sum(walk.bytes.values()) - walk.bytes.get("exact", 0)) / values
 
 
-def amortised_bits(config: QVGConfig, walk: WalkResult) -> float:
+def amortised_bits(config: QVGConfig, walk: WalkResult, spec: CacheSpec = DEMO_WORLD.spec) -> float:
     """The same if the walk's codebook, as large as it has grown, served a span of 37,440 tokens."""
-    shape = DemoWorldConfig()
-    span_tokens = shape.cache_spec().check(config).span_frames * shape.tokens_per_frame
-    served = min(config.spans_per_codebook, walk.encoded_tokens // span_tokens)
+    own_tokens = span_tokens(config, spec)
+    served = min(config.spans_per_codebook, walk.encoded_tokens // own_tokens)
     bits = 0.0
     for codec in make_codecs(config):
-        size = sum(codec.predicted_bytes((1, 1, AMORTISED_TOKENS, shape.head_dim)).values())
-        size += sum(codec.predicted_codebook_bytes((1, 1, shape.head_dim), [span_tokens] * served).values())
-        bits += 8 * size / (2 * AMORTISED_TOKENS * shape.head_dim)
+        size = sum(codec.predicted_bytes((1, 1, AMORTISED_TOKENS, spec.head_dim)).values())
+        size += sum(codec.predicted_codebook_bytes((1, 1, spec.head_dim), [own_tokens] * served).values())
+        bits += 8 * size / (2 * AMORTISED_TOKENS * spec.head_dim)
     return bits
 
 

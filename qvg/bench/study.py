@@ -20,9 +20,10 @@ from ..models.demo_world import DemoWorldConfig
 from ..study.published_plan import published_ratio
 from ..study.registry import STUDY, study_method
 from ..study.run import StudyRun
+from .judge import Settings, WalkResult
 from .methods import METHODS, SHIPPED
 from .statistics import bootstrap_mean
-from .walks import PATHS, Case, Settings, Walker, WalkResult, cases
+from .walks import PATHS, Case, Walker, cases
 
 FRAMES, WORLDS = 54, 2
 MOST_WORLDS = 1000

@@ -1,1 +1,1 @@
-"""`qvg demo`: a walk through the demo world, with three kinds of memory."""
+"""`qvg demo`: a walk through the demo world, or a film, with three kinds of memory."""

@@ -34,7 +34,7 @@ from ..media.video_file import KeptVideo
 from ..metrics import psnr_db, ssim
 from ..models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..models.demo_world.painted_map import JUDGED, MAP_PIXELS, paint
-from ..sampling import SamplerSettings, generate
+from ..sampling import Block, SamplerSettings, generate
 from .plots import RunCurve, plot_demo
 from .unfinished import Unfinished
 
@@ -118,24 +118,46 @@ def settings(seed: int) -> SamplerSettings:
 def demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = DEFAULT_SEED, path: str = DEFAULT_PATH) -> int:
     """Run all three walks and write everything to `out`. -> exit code (130 after Ctrl-C, with what there is so far kept)."""
     plan = plan_walk(path, frames, seed)
-    _make_folder(out)
+    make_folder(out)
     if "OMP_NUM_THREADS" not in os.environ:
         # Tensors this small gain little from a second thread, and on a busy machine two that wait for each other take far longer.
         torch.set_num_threads(1)
     model = load_demo_world()
-    runs: list[Run] = []
-    interrupted = False
     unfinished = Unfinished(out, [seed, plan.positions.tolist(), asdict(quantized_for(frames))], RUNS)
-    print(one_line(_where(unfinished)))
-    try:
+
+    def walk_all(runs: list[Run]) -> None:
         _warm_up(model)
         _walk_all(runs, plan, model, unfinished)
+
+    results = Results(
+        "walk.mp4", lambda runs: summarize(runs, plan, path), write_video, lambda runs, file: draw_picture(runs, plan, file)
+    )
+    return run_all(out, unfinished, walk_all, results)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is written of the runs: into demo.json, `video` and demo.png."""
+
+    video: str
+    summarize: Callable[[Sequence[Run]], dict[str, Any]]
+    film: Callable[[Sequence[Run], Path], None]
+    draw: Callable[[Sequence[Run], Path], None]
+
+
+def run_all(out: Path, unfinished: Unfinished, make_all: Callable[[list[Run]], None], results: Results) -> int:
+    """Make all runs and write what there is of them, however they end. -> exit code"""
+    runs: list[Run] = []
+    interrupted = False
+    print(one_line(_where(unfinished)))
+    try:
+        make_all(runs)
     except KeyboardInterrupt:
         interrupted = True
     except Exception:
-        _write_results(out, runs, plan, path, True)  # what is finished is not lost with what failed
+        _write_results(out, runs, results, True)  # what is finished is not lost with what failed
         raise
-    failed = _write_results(out, runs, plan, path, interrupted)
+    failed = _write_results(out, runs, results, interrupted)
     if not interrupted and not failed:
         unfinished.remove()
     elif unfinished.keep():
@@ -152,10 +174,10 @@ def _where(unfinished: Unfinished) -> str:
 def _walk_all(runs: list[Run], plan: Walk, model: DemoWorld, unfinished: Unfinished) -> None:
     """The three runs, each into `runs` as soon as it begins."""
     exact, qvg, window = RUNS
-    _walk(_start(runs, Run(exact, "exact", EXACT)), plan, model, unfinished)
-    quantized = _start(runs, Run(qvg, "QVG, 2 bits", quantized_for(len(plan.positions))))
+    _walk(begin(runs, Run(exact, "exact", EXACT)), plan, model, unfinished)
+    quantized = begin(runs, Run(qvg, "QVG, 2 bits", quantized_for(len(plan.positions))))
     _walk(quantized, plan, model, unfinished)
-    _walk(_start(runs, Run(window, "exact, same bytes", _window(model, quantized.cache_bytes[-1]))), plan, model, unfinished)
+    _walk(begin(runs, Run(window, "exact, same bytes", _window(model, quantized.cache_bytes[-1]))), plan, model, unfinished)
 
 
 def quantized_for(frames: int) -> QVGConfig:
@@ -164,7 +186,8 @@ def quantized_for(frames: int) -> QVGConfig:
     return QUANTIZED.with_changes(span_frames=min(SPAN_FRAMES, max(1, (frames - exact_frames) // 2)))
 
 
-def _start(runs: list[Run], run: Run) -> Run:
+def begin(runs: list[Run], run: Run) -> Run:
+    """Of the runs from now on, whatever becomes of it."""
     runs.append(run)
     return run
 
@@ -184,23 +207,32 @@ def _window(model: DemoWorld, budget_bytes: int) -> QVGConfig:
 
 def _walk(run: Run, plan: Walk, model: DemoWorld, unfinished: Unfinished) -> None:
     """Fill `run`, frame by frame, so that an interrupted walk keeps what it has."""
-    earlier, finished = unfinished.of(run.name), unfinished.begin(run.name)
+    earlier = unfinished.of(run.name)
     given = [*earlier.blocks, *plan.given(model)[len(earlier.blocks) :]]
     with KVCache(model.config.cache_spec(), run.config, model.config.rope()) as cache:
         blocks = generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), given)
-        total = len(plan.positions)
-        with tqdm(total=total, desc=f"{run.label:18}", unit="block", file=sys.stdout, mininterval=0.5, ncols=100) as bar:
-            for block in blocks:
-                run.frames.append(picture(block.latent))
-                run.cache_bytes.append(block.cache.total)
-                if block.index < len(earlier.blocks):
-                    run.seconds.append(float(earlier.facts[block.index]["seconds"]))  # what painting it took then
-                else:
-                    run.seconds.append(block.seconds)
-                    finished.add(block.latent, seconds=block.seconds)
-                bar.set_postfix_str(f"{block.seconds:.2f} s/frame, cache {block.cache.total / 1e6:.1f} MB", refresh=False)
-                run.components, run.workspace_bytes = block.cache, cache.workspace.nbytes
-                bar.update()
+        for block in kept_blocks(run, blocks, len(plan.positions), unfinished):
+            run.frames.append(picture(block.latent))
+            run.workspace_bytes = cache.workspace.nbytes
+
+
+def kept_blocks(run: Run, blocks: Iterator[Block], total: int, unfinished: Unfinished) -> Iterator[Block]:
+    """The blocks as they come, `total` in all, with a bar; what they cost goes to `run`, what is new to the disk."""
+    earlier, finished = unfinished.of(run.name), unfinished.begin(run.name)
+    with tqdm(total=total, desc=f"{run.label:18}", unit="block", file=sys.stdout, mininterval=0.5, ncols=100) as bar:
+        for block in blocks:
+            frames = block.latent.shape[1]
+            seconds = block.seconds
+            if block.index < len(earlier.blocks):
+                seconds = float(earlier.facts[block.index]["seconds"])  # what painting it took then
+            else:
+                finished.add(block.latent, seconds=seconds)
+            run.cache_bytes += [block.cache.total] * frames
+            run.seconds += [seconds / frames] * frames
+            run.components = block.cache
+            bar.set_postfix_str(f"{block.seconds / frames:.2f} s/frame, cache {block.cache.total / 1e6:.1f} MB", refresh=False)
+            yield block
+            bar.update()
 
 
 def picture(latent: Tensor) -> Picture:
@@ -209,21 +241,21 @@ def picture(latent: Tensor) -> Picture:
     return pixels
 
 
-def _write_results(out: Path, runs: Sequence[Run], plan: Walk, path: str, interrupted: bool) -> bool:
+def _write_results(out: Path, runs: Sequence[Run], results: Results, interrupted: bool) -> bool:
     """Table, demo.json, video and picture, each on its own: one that fails does not take the others along. -> any failed."""
     runs = [run for run in runs if run.frames]
     if not runs:
         return False
     complete = len(runs) == 3 and not interrupted
-    summary = summarize(runs, plan, path)
+    summary = results.summarize(runs)
     print(table(summary))
     failed = False
     steps: list[tuple[str, Callable[[Path], None]]] = [
         ("demo.json", lambda file: _write_json(summary, file)),
-        ("walk.mp4", lambda file: write_video(runs, file)),
+        (results.video, lambda file: results.film(runs, file)),
     ]
     if complete:
-        steps.append(("demo.png", lambda file: draw_picture(runs, plan, file)))
+        steps.append(("demo.png", lambda file: results.draw(runs, file)))
     for name, write in steps:
         try:
             write(out / name)
@@ -236,8 +268,14 @@ def _write_results(out: Path, runs: Sequence[Run], plan: Walk, path: str, interr
 
 def summarize(runs: Sequence[Run], plan: Walk, path: str) -> dict[str, Any]:
     """What demo.json holds. PSNR against exact is pooled over all generated frames; between visits it is the mean of pairs."""
-    exact = runs[0]
     pairs = visits(plan.positions, VISIT_GAP_FRAMES)
+    rows = summary_rows(runs, GIVEN_FRAMES, {"revisit_psnr_db": lambda run: revisit_psnr_db(run.frames, pairs)})
+    return {"runs": rows, **conditions(), "seed": plan.seed, "path": path, "given_frames": GIVEN_FRAMES}
+
+
+def summary_rows(runs: Sequence[Run], given_frames: int, more: dict[str, Callable[[Run], float | None]]) -> list[dict[str, Any]]:
+    """What demo.json holds of each run, and `more` of it."""
+    exact = runs[0]
     rows = []
     for run in runs:
         count = min(len(run.frames), len(exact.frames))
@@ -252,19 +290,23 @@ def summarize(runs: Sequence[Run], plan: Walk, path: str) -> dict[str, Any]:
                 "ratio": round(exact.cache_bytes[count - 1] / run.cache_bytes[-1], 3),
                 "psnr_db": None
                 if run is exact
-                else pooled_psnr_db(exact.frames[GIVEN_FRAMES:count], run.frames[GIVEN_FRAMES:count]),
-                "revisit_psnr_db": revisit_psnr_db(run.frames, pairs),
+                else pooled_psnr_db(exact.frames[given_frames:count], run.frames[given_frames:count]),
+                **{name: measure(run) for name, measure in more.items()},
                 "seconds_per_frame": round(sum(run.seconds) / len(run.seconds), 4),
                 "frames": len(run.frames),
-                "ssim": None if run is exact else _mean_ssim(exact.frames[:count], run.frames[:count]),
+                "ssim": None if run is exact else _mean_ssim(exact.frames[:count], run.frames[:count], given_frames),
                 "bytes": run.components.by_component(),
                 "workspace_bytes": run.workspace_bytes,
                 "window_frames": run.config.window_frames,
             }
         )
+    return rows
+
+
+def conditions() -> dict[str, Any]:
+    """Where it was measured."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    device = f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
-    return {"runs": rows, "device": device, "versions": versions, "seed": plan.seed, "path": path, "given_frames": GIVEN_FRAMES}
+    return {"device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}", "versions": versions}
 
 
 def pooled_psnr_db(reference: Sequence[Picture], pictures: Sequence[Picture]) -> float | None:
@@ -284,20 +326,22 @@ def revisit_psnr_db(frames: Sequence[Picture], pairs: Sequence[tuple[int, int]])
     return round(float(psnr_db(firsts, laters).mean()), 3)
 
 
-def _mean_ssim(reference: Sequence[Picture], pictures: Sequence[Picture]) -> float | None:
-    if len(reference) <= GIVEN_FRAMES:
+def _mean_ssim(reference: Sequence[Picture], pictures: Sequence[Picture], given_frames: int) -> float | None:
+    if len(reference) <= given_frames:
         return None
-    parts = [torch.from_numpy(np.stack(part[GIVEN_FRAMES:])) for part in (reference, pictures)]
+    parts = [torch.from_numpy(np.stack(part[given_frames:])) for part in (reference, pictures)]
     return round(float(ssim(parts[0], parts[1]).mean()), 4)
 
 
-_COLUMNS = ("run", "cache MB", "at peak", "ratio", "PSNR vs exact", "between visits", "s/frame")
+_QUALITY = {"psnr_db": "PSNR vs exact", "revisit_psnr_db": "between visits", "truth_psnr_db": "PSNR vs the real film"}
 
 
 def table(summary: dict[str, Any]) -> str:
     """The summary for people: a row per run, and the bytes of its cache by component."""
-    rows = [_COLUMNS, *(_cells(run) for run in summary["runs"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    quality = [name for name in _QUALITY if name in summary["runs"][0]]
+    head = ("run", "cache MB", "at peak", "ratio", *(_QUALITY[name] for name in quality), "s/frame")
+    rows = [head, *(_cells(run, quality) for run in summary["runs"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.append(
         "ratio: bytes of all frames at 16 bits per value / bytes in memory at the end, exact tail included; MB = 10^6 bytes"
@@ -308,42 +352,52 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cells(run: dict[str, Any]) -> tuple[str, ...]:
-    psnr, revisit = (f"{run[key]:.1f} dB" if run[key] is not None else "-" for key in ("psnr_db", "revisit_psnr_db"))
+def _cells(run: dict[str, Any], quality: Sequence[str]) -> tuple[str, ...]:
+    decibels = (f"{run[key]:.1f} dB" if run[key] is not None else "-" for key in quality)
     sizes = (f"{run[key] / 1e6:.2f}" for key in ("cache_bytes", "peak_cache_bytes"))
-    return (run["name"], *sizes, f"{run['ratio']:.2f}x", psnr, revisit, f"{run['seconds_per_frame']:.3f}")
+    return (run["name"], *sizes, f"{run['ratio']:.2f}x", *decibels, f"{run['seconds_per_frame']:.3f}")
 
 
-def write_video(runs: Sequence[Run], path: Path) -> None:
-    """All runs side by side; one that stopped early stays on a dark picture."""
-    rows = _rows_of_pictures(runs, max(len(run.frames) for run in runs))
+def write_video(runs: Sequence[Run], path: Path, scale: int = 4) -> None:
+    """All runs side by side, enlarged `scale` times; one that stopped early stays on a dark picture."""
+    rows = _rows_of_pictures(runs, max(len(run.frames) for run in runs), scale)
     first = next(rows)
     with KeptVideo(path, first.shape[1], first.shape[0], FRAMES_PER_SECOND) as video:
         for picture in itertools.chain([first], rows):
             video.write(picture)
 
 
-def _rows_of_pictures(runs: Sequence[Run], frames: int) -> Iterator[Picture]:
+def _rows_of_pictures(runs: Sequence[Run], frames: int, scale: int) -> Iterator[Picture]:
     nothing = np.full_like(runs[0].frames[0], 24)
     for index in range(frames):
         pictures = [run.frames[index] if index < len(run.frames) else nothing for run in runs]
-        captions = [f"{run.label}  {run.cache_bytes[min(index, len(run.frames) - 1)] / 1e6:.1f} MB" for run in runs]
-        yield side_by_side(pictures, captions, 4)
+        yield side_by_side(pictures, [_caption(run, index) for run in runs], scale)
+
+
+def _caption(run: Run, index: int) -> str:
+    if not run.cache_bytes:  # it was not made from memory
+        return run.label
+    return f"{run.label}  {run.cache_bytes[min(index, len(run.frames) - 1)] / 1e6:.1f} MB"
 
 
 def draw_picture(runs: Sequence[Run], plan: Walk, path: Path) -> None:
     """Bytes and PSNR over time, and three moments of each run."""
-    exact = torch.from_numpy(np.stack(runs[0].frames))
-    curves = []
-    for run in runs:
-        psnr = None if run is runs[0] else psnr_db(exact, torch.from_numpy(np.stack(run.frames))).tolist()
-        curves.append(RunCurve(run.name, run.label, run.cache_bytes, psnr, run.frames))
     pairs = visits(plan.positions, VISIT_GAP_FRAMES)
     frames = len(plan.positions)
     # A visit late in the walk: what a memory has lost shows there.
     first, again = pairs[len(pairs) * 5 // 6] if pairs else (0, frames - 1)
     moments = [(first, "first visit"), (first + (again - first) // 4, "on the way"), (again, "the same place again")]
-    plot_demo(curves, path, moments, revisit_from=pairs[0][1] if pairs else None)
+    plot_demo(run_curves(runs), path, moments, revisit_from=pairs[0][1] if pairs else None)
+
+
+def run_curves(runs: Sequence[Run]) -> list[RunCurve]:
+    """Bytes, and PSNR against the first of them."""
+    exact = torch.from_numpy(np.stack(runs[0].frames))
+    curves = []
+    for run in runs:
+        psnr = None if run is runs[0] else psnr_db(exact, torch.from_numpy(np.stack(run.frames))).tolist()
+        curves.append(RunCurve(run.name, run.label, run.cache_bytes, psnr, run.frames))
+    return curves
 
 
 def _write_json(summary: dict[str, Any], path: Path) -> None:
@@ -354,7 +408,8 @@ def _write_json(summary: dict[str, Any], path: Path) -> None:
         raise MediaError(f"{path} could not be written ({error.strerror}); free space or choose another --out") from error
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
+    """Raises MediaError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -24,10 +24,10 @@ _FRAMES_AXIS = 1
 
 
 class Unfinished:
-    """Finished frames of the three runs of one walk. `plan`: all that they depend on."""
+    """Finished frames of the three runs of one walk. `plan`: all that they depend on, beside the model's `weights`."""
 
-    def __init__(self, out: Path, plan: Sequence[Any], runs: Sequence[str]):
-        facts = json.dumps([*plan, hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(), torch.__version__])
+    def __init__(self, out: Path, plan: Sequence[Any], runs: Sequence[str], weights: Path = WEIGHTS):
+        facts = json.dumps([*plan, hashlib.sha256(weights.read_bytes()).hexdigest(), torch.__version__])
         self.folder = out / FOLDER / hashlib.sha256(facts.encode()).hexdigest()[:12]
         self._runs = runs
         self._found = {run: read_blocks(self.folder / run) for run in runs}

@@ -12,6 +12,7 @@ from .common.found import AUTO, Members
 from .common.shape import NetworkShape
 from .common.variants import CausalVariant
 from .common.weight_files import WeightFile, open_weights
+from .demo_film.family import FAMILY as DEMO_FILM
 from .demo_world.family import FAMILY as DEMO_WORLD
 from .family import Family, FileFormat, ReadOptions, WorldRule
 from .krea.family import FAMILY as KREA
@@ -21,7 +22,7 @@ from .worldplay_hunyuan.family import FAMILY as WORLDPLAY_HUNYUAN
 from .worldplay_wan.family import FAMILY as WORLDPLAY_WAN
 
 # In the order of menus and tables.
-_FAMILIES: list[Family] = [WAN, KREA, WORLDPLAY_WAN, WORLDPLAY_HUNYUAN, LONGCAT, DEMO_WORLD]
+_FAMILIES: list[Family] = [WAN, KREA, WORLDPLAY_WAN, WORLDPLAY_HUNYUAN, LONGCAT, DEMO_WORLD, DEMO_FILM]
 
 
 def families() -> tuple[Family, ...]:
@@ -46,7 +47,7 @@ def networks() -> dict[str, NetworkShape]:
 
 def variants() -> dict[str, CausalVariant]:
     """Of all files that can be read, by name."""
-    return {name: variant for family in _FAMILIES for name, variant in family.variants.items()}
+    return {name: variant for family in _FAMILIES if family.files for name, variant in family.variants.items()}
 
 
 def loaded_with(node: str) -> tuple[Family, ...]:

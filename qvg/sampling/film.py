@@ -80,8 +80,10 @@ def roll_out(
     given: Sequence[Tensor],
     seed: int,
     recache: bool = False,
+    caches: list[KVCache] | None = None,
 ) -> Iterator[Block]:
-    """Go on from the given blocks by one prompt for each block; yields as `generate` does.
+    """Go on from the given blocks by one prompt for each block; yields as `generate` does. `caches` gets each cache that is used,
+    to be looked at while it is.
 
     A new prompt is seen by what comes after it; with `recache` all that is in memory is made anew under it (LongLive, arXiv
     2509.22622), here by seeing all frames again.
@@ -90,7 +92,7 @@ def roll_out(
     told = max([0, *(i for i in changes if i <= len(given))])  # the prompt that the given blocks are remembered under
     done: list[Tensor] = []
     for first, stop in itertools.pairwise([told, *(i for i in changes if i > len(given)), len(directions)]):
-        for block in _stretch(model, prompts, directions[:stop], first, config, done or given, seed):
+        for block in _stretch(model, prompts, directions[:stop], first, config, done or given, seed, caches):
             if block.index == len(done):
                 done.append(block.latent)
                 yield block
@@ -104,6 +106,7 @@ def _stretch(
     config: QVGConfig,
     given: Sequence[Tensor],
     seed: int,
+    caches: list[KVCache] | None,
 ) -> Iterator[Block]:
     """`generate` with the prompts of each block; blocks before `told_late` are remembered under the prompt of that one."""
     model_prompts = [prompts[directions[max(i, told_late)]] for i in range(len(directions))]
@@ -111,6 +114,8 @@ def _stretch(
     spec = model.config.cache_spec(LATENT_PIXELS, LATENT_PIXELS, BLOCK_FRAMES)
     places = [[(float(i * BLOCK_FRAMES + j), 0.0, 0.0) for j in range(BLOCK_FRAMES)] for i in range(len(directions))]
     with KVCache(spec, config, model.config.rope(LATENT_PIXELS, LATENT_PIXELS)) as cache, torch.inference_mode():
+        if caches is not None:
+            caches.append(cache)
         for block in generate(denoiser, cache, places, DistilledSchedule(SIGMAS, seed), given, verify=False):
             denoiser.prompt = model_prompts[min(block.index + 1, len(directions) - 1)]
             yield block

@@ -32,15 +32,16 @@ class BlockPlace:
         return slice(self.first_frame, self.first_frame + self.frames)
 
 
-def place_blocks(frames: int, given_frames: int, frames_per_block: int) -> list[BlockPlace]:
+def place_blocks(frames: int, given_frames: int, frames_per_block: int, is_start: bool = False) -> list[BlockPlace]:
     """Cut a video of `frames` latent frames, the first `given_frames` of them given, into blocks.
 
     What is left over of the given frames comes first, so that every block that is generated begins where a longer or shorter
     start would have it begin, and only the last one may be short. Blocks are numbered through, given ones too, so that a video
-    that is continued gets the noise it would have got in one go; a single given frame is a start image and has no number.
+    that is continued gets the noise it would have got in one go; a single given frame is a start image and has no number, and
+    nor has what `is_start`, which ComfyUI's own sampler does not count.
     """
     lead = given_frames % frames_per_block
-    unnumbered = 1 if given_frames == 1 else lead
+    unnumbered = given_frames if is_start or given_frames == 1 else lead
     starts = [0] * (lead > 0) + list(range(lead, frames, frames_per_block))
     places = []
     for index, (start, stop) in enumerate(itertools.pairwise([*starts, frames])):

@@ -16,8 +16,8 @@ from ....qvg.models.registry import trained_blocks
 from ....qvg.models.wan.family import FAMILY
 from ....qvg.positions.rope import wan_rope
 from ....qvg.sampling import BlockPlace, NoiseLevels, place_blocks
-from ...prompts import PromptStart, prompt_starts
-from ..conditioning import check_conditioning
+from ...prompts import PIXELS_PER_LATENT, PromptStart, prompt_starts
+from ..conditioning import check_conditioning, check_prompt
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_step_caches
 from ..settings import CacheSettings, settings_of, variant_of
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _FRAMES_PER_BLOCK = "num_frame_per_block"  # SamplerARVideo's name
 # Of a SAMPLER's extra options: says that the loop is ours, and how it runs.
 OPTIONS = "options"
+LATENT_PIXELS = 8  # of a picture's side become one of the latent's
 # What `recompute.Context` shows to a block.
 CONTEXT_FRAMES = 3
 
@@ -112,8 +113,9 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     per_block = _frames_per_block(sampler, options, variant_of(model_options))
     _check_guider(guider, sigmas, denoise_mask if options is None else None)
     refuse_step_caches(model_options)
-    base_model = guider.model_patcher.model
+    base_model, variant = guider.model_patcher.model, variant_of(model_options)
     _check_conditioning(guider, base_model.diffusion_model)
+    check_own(guider, noise)
     start = start_latent(model_options)
     _check_latents(noise, start, base_model.latent_format.latent_channels)
     names = ignored_patches(model_options, guider.model_patcher)
@@ -122,24 +124,45 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     given = _given_frames(noise.shape[2], start, denoise_mask)
     if options is not None and given == noise.shape[2]:
         raise ConfigError(f"all {given} latent frames are given, so there is nothing to generate; ask for more frames")
+    seen_at_once = per_block if variant is not None and variant.given_by_block else max(1, given)
     places = (
-        _cores_blocks(noise.shape[2], given, per_block) if options is None else place_blocks(noise.shape[2], given, per_block)
+        _cores_blocks(noise.shape[2], given, per_block, seen_at_once)
+        if options is None
+        else place_blocks(noise.shape[2], given, per_block, is_start=start is not None)
     )
-    _say_short_block(places[-1].frames, per_block, noise.shape[2])
+    pictures = variant.frame_pictures if variant is not None else PIXELS_PER_LATENT
+    _say_short_block(places[-1].frames, per_block, noise.shape[2], pictures)
     # A node may have set another one on this MODEL, which is put in when the weights are loaded.
     compute = guider.model_patcher.get_model_object("manual_cast_dtype") or base_model.get_dtype()
-    chunk_frames = max(per_block, given) if options is None else per_block
+    chunk_frames = max(per_block, min(given, seen_at_once)) if options is None else per_block
     spec, grid = _spec(base_model.diffusion_model, noise, chunk_frames, settings_of(model_options), compute)
     plan = CausalPlan(settings_of(model_options), spec, grid, noise.shape[2], given, tuple(places), options)
     entries = [entry for conds in guider.conds.values() for entry in conds]
     if options is None:
-        _refuse_prompt_changes(prompt_starts(entries, places))
+        _refuse_prompt_changes(prompt_starts(entries, places, pictures))
         return plan
     _check_sink(plan)
     if plan.recomputes:
         _check_recompute(plan)
-    levels = _noise_levels(sigmas, options, variant_of(model_options))
-    return replace(plan, levels=levels, prompts=prompt_starts(entries, places))
+    levels = _noise_levels(sigmas, options, variant)
+    return replace(plan, levels=levels, prompts=prompt_starts(entries, places, pictures))
+
+
+def check_own(guider: Any, noise: Tensor) -> None:
+    """Raise ConfigError for a prompt of another model, and for a size that the model does not make."""
+    variant = variant_of(guider.model_options)
+    embedding = guider.model_patcher.model.diffusion_model.text_embedding[0]
+    prompt_from = CausalVariant.prompt_from if variant is None else variant.prompt_from
+    check_prompt(guider.conds, getattr(embedding, "in_features", None), CORE_NAME, prompt_from)
+    if variant is None or variant.sizes is None:
+        return
+    width, height = variant.sizes
+    rows, cols = height // LATENT_PIXELS, width // LATENT_PIXELS
+    if noise.ndim != 5 or tuple(noise.shape[3:]) != (rows, cols):
+        raise ConfigError(
+            f"the latent is {list(noise.shape)}, but {variant.name} makes [batch, channels, frames, {rows}, {cols}] and nothing "
+            f"else; set width and height to {width} and {height}, or take the latent from its own start node"
+        )
 
 
 def start_latent(model_options: dict[str, Any]) -> Tensor | None:
@@ -192,7 +215,7 @@ def _noise_levels(sigmas: Tensor, options: CausalOptions, variant: CausalVariant
     return NoiseLevels(levels, options.first_block_sigmas or (None if variant is None else variant.first_block_sigmas))
 
 
-def _say_short_block(last: int, per_block: int, frames: int) -> None:
+def _say_short_block(last: int, per_block: int, frames: int, pictures: int) -> None:
     if last < per_block:
         whole = frames - last
         logger.info(
@@ -201,8 +224,8 @@ def _say_short_block(last: int, per_block: int, frames: int) -> None:
             frames,
             per_block,
             last,
-            f"{4 * whole - 3} or " if whole else "",
-            4 * (whole + per_block) - 3,
+            f"{pictures * (whole - 1) + 1} or " if whole else "",
+            pictures * (whole + per_block - 1) + 1,
         )
 
 
@@ -234,9 +257,9 @@ def _stored_dtype(compute: torch.dtype, codec: str) -> torch.dtype:
     return torch.bfloat16 if codec != "none" and compute.itemsize > 2 else compute
 
 
-def _cores_blocks(frames: int, given: int, per_block: int) -> list[BlockPlace]:
-    """Core takes the given frames in one block."""
-    starts = [0] * (given > 0) + list(range(given, frames, per_block))
+def _cores_blocks(frames: int, given: int, per_block: int, seen_at_once: int) -> list[BlockPlace]:
+    """Core takes the given frames in one block, or a MODEL's own hook has it take them in several."""
+    starts = [*range(0, given, seen_at_once), *range(given, frames, per_block)]
     stretches = itertools.pairwise([*starts, frames])
     return [BlockPlace(at, start, stop - start, start < given, at) for at, (start, stop) in enumerate(stretches)]
 
@@ -247,8 +270,8 @@ def _given_frames(frames: int, start: Tensor | None, denoise_mask: Tensor | None
         return kept
     if kept:
         raise ConfigError(
-            f"ARVideoI2V gives a start image, and the latent's noise mask keeps {kept} frame(s) at the beginning; take the MODEL "
-            "past ARVideoI2V, or the latent from 'EmptyARVideoLatent'"
+            f"the MODEL carries a start, as ARVideoI2V and Film Start give it one, and the latent's noise mask keeps {kept} "
+            "frame(s) at the beginning; take the MODEL past that node, or the latent from 'EmptyARVideoLatent'"
         )
     return min(frames, start.shape[2])
 

@@ -29,7 +29,8 @@ def causal_shape(model: Any) -> NetworkShape:
     chunk = 3 if variant is None else variant.frames_per_block
     title = CORE_NAME if variant is None else variant.name
     channels = model.model.latent_format.latent_channels
-    decoder = _DECODERS.get(channels)
+    own = variant is not None and variant.sizes is not None  # no model whose VAE is Wan's
+    decoder = None if own else _DECODERS.get(channels)
     return replace(
         wan_shape(title, len(network.blocks), network.num_heads, mlp, sum(map(count, network.parameters())), chunk),
         head_dim=network.head_dim,
@@ -37,4 +38,6 @@ def causal_shape(model: Any) -> NetworkShape:
         decoder=decoder,
         token_pixels=network.patch_size[-1] * (decoder.latent_pixels if decoder else 8),
         text_channels=getattr(network.text_embedding[0], "in_features", 4096),
+        frame_pictures=4 if variant is None else variant.frame_pictures,
+        sizes=None if variant is None else variant.sizes,
     )

@@ -26,7 +26,7 @@ from ..model_plan import refuse_what_cannot_fit
 from ..progress import say, say_how_it_ended
 from ..settings import HOOKED_KEY, SETTINGS_KEY, settings_of
 from . import prompt_memory
-from .plan import OPTIONS, CausalPlan, make_plan
+from .plan import OPTIONS, CausalPlan, check_own, make_plan
 from .run import CausalPass, CausalRun, LayerSlot
 from .shape import causal_shape
 
@@ -132,6 +132,7 @@ class CausalSampling:
         """The whole run: refuse what cannot work before weights are loaded, and free the cache however it ends."""
         guider = executor.class_obj
         if not self.has_settings and OPTIONS not in getattr(sampler, "extra_options", {}):
+            check_own(guider, noise)
             return self._as_core_does(executor, noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         plan = make_plan(guider, noise, sampler, sigmas, denoise_mask)
         shape = causal_shape(guider.model_patcher)

@@ -13,7 +13,10 @@ class CausalVariant:
     """`sigmas` fall from 1 to 0; `first_block_sigmas` replaces them for the first block that is generated. `window_frames` and
     `sink_frames` are what the model was trained to see, None for everything. Frames are latent frames. `needs_lora`: released
     as a base and a LoRA. `guidance` is the classifier-free guidance that it wants, 1 for none. `told_zero_sigma`: up to this
-    noise level the network is told 0. `width`: channels of the network as released; a wider one of its name is another model."""
+    noise level the network is told 0. `width`: channels of the network as released; a wider one of its name is another model.
+    `frame_pictures`: pictures in a latent frame, the first one aside. `sizes`: width and height in pixels of its videos, where it
+    makes no others. `prompt_from`: whose prompts it reads. `given_by_block`: under ComfyUI's own sampler, too, it sees a start of
+    several frames block by block."""
 
     name: str
     frames_per_block: int
@@ -29,6 +32,10 @@ class CausalVariant:
     guidance: float = 1.0
     told_zero_sigma: float = 0.0
     width: int = 1536
+    frame_pictures: int = 4
+    sizes: tuple[int, int] | None = None
+    prompt_from: str = "CLIP Text Encode with the text encoder of Wan 2.1"
+    given_by_block: bool = False
 
 
 def by_name(*variants: CausalVariant) -> dict[str, CausalVariant]:

@@ -54,6 +54,12 @@ def text_rows() -> Tensor:
     return torch.stack([torch.cat([cameras[camera], lights[light]]) for camera, light in pairs])
 
 
+def prompt_rows(direction: Direction) -> Tensor:
+    """A prompt as ComfyUI's network takes it, which adds no padding: [1, 8 rows, 64 channels], the last four zero."""
+    rows = text_rows()[DIRECTIONS.index(direction)]
+    return torch.cat([rows, rows.new_zeros(TEXT_TOKENS - TEXT_ROWS, TEXT_CHANNELS)])[None]
+
+
 @dataclass(frozen=True)
 class View:
     """What the camera does in one frame. `daylight`: 0 at night to 1 by day; `step`: columns that it moved to come here."""

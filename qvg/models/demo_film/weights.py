@@ -27,6 +27,8 @@ VERSION = "1"  # of the film's rules: scenes, directions, text rows. A file of a
 MODEL = "qvg-demo-film"
 CODEC_PREFIX = "picture_codec."
 CONFIG = WanConfig(layers=4, heads=2, mlp=768, text_channels=TEXT_CHANNELS, text_tokens=TEXT_TOKENS)
+# By this ComfyUI's loader knows what no tensor says: that it is causal, and how wide its prompts' rows are.
+CORE_METADATA = {"config": json.dumps({"transformer": {"causal_ar": True, "text_dim": TEXT_CHANNELS}})}
 _TITLE = "demo film"
 
 
@@ -69,12 +71,11 @@ def write_demo_film(
 ) -> None:
     """Both parts in 16 bits, and in the metadata what made them."""
     state = {**network, **{CODEC_PREFIX + name: weight for name, weight in codec.items()}}
-    core = {"transformer": {"causal_ar": True, "text_dim": TEXT_CHANNELS}}  # ComfyUI reads this before it guesses
     metadata = {
         "format": "pt",
         "model": MODEL,
         "version": VERSION,
-        "config": json.dumps(core),
+        **CORE_METADATA,
         "training": json.dumps(dict(training)),
     }
     with written_whole(path) as unfinished:

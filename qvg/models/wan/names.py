@@ -47,6 +47,7 @@ _WIDER = ("time_projection.1.bias", "head.head.bias")
 
 # A name, as a pattern, that only files of another kind have, and what to do with such a file.
 _OTHERS = (
+    (r"^picture_codec\.", "is the demo film, which comes with this pack; load it with 'Load Demo Film'"),
     (
         r"^condition_embedder\.action_embedder\.|^action_embedding\.|to_out_prope|\.o_prope\.",
         "is HY-WorldPlay, which walks through worlds; load it with 'Load WorldPlay'",

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_qvg.qvg import PRESETS, CacheError, ConfigError, QVGConfig
-from comfyui_qvg.qvg.bench import codecs, openings, walks
+from comfyui_qvg.qvg.bench import codecs, judge, openings
+from comfyui_qvg.qvg.bench.judge import WalkResult
 from comfyui_qvg.qvg.bench.methods import METHODS, QUICK, REFERENCE, choose
 from comfyui_qvg.qvg.bench.probes import probe
 from comfyui_qvg.qvg.bench.rows import amortised_bits, bits_per_value, windows
 from comfyui_qvg.qvg.bench.statistics import bootstrap_mean
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values, measure_statistics
-from comfyui_qvg.qvg.bench.walks import Case, Walker, WalkResult
+from comfyui_qvg.qvg.bench.walks import Case, Walker
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.models.demo_world import DemoWorld, load_demo_world
 
@@ -133,7 +134,7 @@ def test_other_code_or_settings_are_other_results(tmp_path: Path, monkeypatch: p
     walker, case = Walker(tmp_path), Case(1, "d-4", 8)
     before = walker._key(case, PRESETS["qvg"])
     assert walker._key(case, PRESETS["qvg-pro"]) != before != walker._key(Case(2, "d-4", 8), PRESETS["qvg"])
-    monkeypatch.setattr(walks, "source_digest", lambda: "another")
+    monkeypatch.setattr(judge, "source_digest", lambda: "another")
     assert walker._key(case, PRESETS["qvg"]) != before
 
 

@@ -6,10 +6,10 @@ import csv
 from pathlib import Path
 
 import pytest
+from comfyui_qvg.qvg.bench.judge import WalkResult
 from comfyui_qvg.qvg.bench.methods import REFERENCE
 from comfyui_qvg.qvg.bench.opening_rows import OpeningRow, loss_text, opening_row, row_text, summary, write_openings
 from comfyui_qvg.qvg.bench.openings import PATHS, Scene
-from comfyui_qvg.qvg.bench.walks import WalkResult
 from comfyui_qvg.qvg.cli import main
 
 

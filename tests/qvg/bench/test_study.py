@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheSpec, ConfigError, KVCache, QVGConfig
+from comfyui_qvg.qvg.bench.judge import Settings
 from comfyui_qvg.qvg.bench.study import FORMS, bench_study, chosen
-from comfyui_qvg.qvg.bench.walks import Settings
 from comfyui_qvg.qvg.study import STUDY, ReusingDenoiser, study_method
 from comfyui_qvg.qvg.study.run import StudyRun
 from torch import Tensor

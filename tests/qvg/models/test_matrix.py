@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ... import golden_worldplay, golden_worldplay_hunyuan
 from ...integration import tiny_wan
+from ...untrained_film import untrained
 from .common.test_shards import split
 from .wan.test_weight_sets import diffusers, named
 
@@ -33,6 +35,11 @@ def wan() -> Tensors:
 def ours(tensors: Tensors) -> Tensors:
     """WorldPlay 5B by ComfyUI's names."""
     return wan_names(tensors)
+
+
+def film() -> Tensors:
+    with tempfile.TemporaryDirectory() as folder:
+        return load_file(untrained(Path(folder) / "film.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,7 @@ BASES: dict[str, tuple[Callable[[], Tensors], str]] = {
     "T5": (lambda: {"shared.weight": torch.zeros(2), "encoder.block.0.x": torch.zeros(2)}, "is a text encoder; put it into"),
     "CLIP Vision": (lambda: {"vision_model.embeddings.patch_embedding.weight": torch.zeros(2, 2)}, "is a CLIP vision model"),
     "a LoRA": (tiny_wan.lora, "holds a LoRA and no model"),
+    "the demo film": (film, "is the demo film, which comes with this pack; load it with 'Load Demo Film'"),
     "the demo world": (lambda: load_file(Path(__file__).parents[3] / "assets" / "demo_world.safetensors"), "is of another arch"),
 }
 

@@ -32,6 +32,13 @@ def test_blocks(frames: int, given: int, per_block: int, sizes: list[int], noise
     assert [None if place.given else place.noise_index for place in places] == noise
 
 
+def test_a_start_has_no_numbers_as_core_gives_it_none() -> None:
+    """ComfyUI's own sampler counts the blocks that it makes."""
+    for given in (1, 3, 36, 37):
+        places = place_blocks(given + 6, given, 3, is_start=True)
+        assert [place.noise_index for place in places if not place.given] == [0, 1]
+
+
 def schedule(frames: int, given: int, levels: NoiseLevels, seed: int = 77) -> RenoiseSchedule:
     start = torch.randn(2, 4, frames, 6, 5, generator=torch.Generator().manual_seed(0))
     return RenoiseSchedule(levels, place_blocks(frames, given, 3), start, seed)
