@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
@@ -138,6 +140,37 @@ def windows() -> str:
     return "\n".join(lines)
 
 
+MERGED_WALKS = {
+    "return": "a loop of 120 frames, the first lap given, frames 121 to 149",
+    "laps": "600 frames, twelve laps of 50",
+    "change, a quarter": "the camera stands still, 16 of 64 tokens change",
+    "change, all": "the camera stands still, all change",
+    "country": "new country only, real pictures",
+}
+
+
+def merge() -> str:
+    """What merging came to on the demo world, a line for each walk and way; several worlds: the mean, and the lowest PSNR."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in (RESULTS / "merge.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        walk = f"{row['walk']}, {row['changes']}" if "changes" in row else row["walk"]
+        if row["way"] != "exact":
+            found.setdefault((walk, row["way"]), []).append(row)
+    lines = [
+        "| walk | kept as | PSNR against exact, mean / lowest, dB | rows a token | bytes of exact's | worlds |",
+        "|---|" + "---|" * 5,
+    ]
+    for (walk, way), rows in sorted(found.items(), key=lambda item: list(MERGED_WALKS).index(item[0][0])):
+        codec, level, key = way.split(":")
+        kept = "16 bits" if codec == "none" else f"`{codec}`"
+        decibels = [row["psnr_db"] for row in rows if "psnr_db" in row]
+        psnr = f"{sum(decibels) / len(decibels):.1f} / {min(decibels):.1f}" if decibels else ""
+        share, bytes_ = (sum(row.get(name, 1) for row in rows) / len(rows) for name in ("rows_per_token", "bytes_of_exact"))
+        lines.append(f"| {MERGED_WALKS[walk]} | {kept}, {level}, {key} | {psnr} | {share:.3f} | {bytes_:.3f} | {len(rows)} |")
+    return "\n".join(lines)
+
+
 def cache_bytes() -> str:
     """Self-Forcing's cache at the end and at its worst moment, counted."""
     rows = measured("cache_bytes")
@@ -199,6 +232,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "codecs": codecs,
     "openings": openings,
     "windows": windows,
+    "merge": merge,
     "study": study_table,
     "cache_bytes": cache_bytes,
     "cards": cards,
