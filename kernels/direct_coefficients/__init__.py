@@ -27,8 +27,8 @@ def attend_spans(
     """softmax(q k^T / sqrt(D) + bias) v over spans first:stop of a codebook (`SpanTable.runs`), decoded on the way.
 
     q [B, H, Sq, D] already rotated. -> float32 out and lse. `angles` rotate the keys, `bias` as in `attention`; both begin with
-    visible token `start`. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504 saturate) and
-    sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time in float32.
+    visible token `start`. `into` (float32) is folded into, in place. Triton multiplies in float16 (keys beyond 65504 saturate),
+    and sums in float32: 1e-3 of torch's result, relative, which decodes a tile of one head at a time in float32.
     """
     module = implementation("direct_coefficients", q, backend, shape_refusal(q.shape[-1]))
     outs, lses = module.attend_spans(q, table, run, start, angles, bias)

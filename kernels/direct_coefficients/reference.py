@@ -27,8 +27,8 @@ def attend_spans(
         keys, values, (first, skip) = table.keys[number], table.values[number], table.places[number]
         some, low, high = slice(skip, keys.num_tokens), first + skip - start, first + keys.num_tokens - start
         rotation = None if angles is None else angles.tokens(low, high).spread()
-        sides = (partial(decoded, side.tokens(some).filled()) for side in (keys, values))
-        parts.append(attend_tiles(q, keys.num_tokens - skip, *sides, rotation, None if bias is None else bias[low:high]))
+        k, v = (partial(decoded, side.tokens(some).filled()) for side in (keys, values))
+        parts.append(attend_tiles(q, keys.num_tokens - skip, k, v, rotation, None if bias is None else bias[low:high]))
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs), torch.cat(lses)
 

@@ -131,7 +131,8 @@ def projected_bounds(bounds: Tensor, projection: Projection) -> Tensor:
     """Bounds [B, H, D] of what goes through any of a projection's matrices."""
     most = projection.matrices.to(bounds).abs().amax(0)
     if not projection.apart:
-        return (bounds.unflatten(-1, (-1, GROUP)) @ most.mT).flatten(-2)
+        grouped: Tensor = bounds.unflatten(-1, (-1, GROUP)) @ most.mT
+        return grouped.flatten(-2)
     one = Projection(most[None], 1, apart=True)
     return one.apply_(bounds.clone()[:, :, None])[:, :, 0]
 

@@ -96,7 +96,7 @@ def _transcode(
     values = Values8(workspace.take(f"values8 {slot}", shape, kind, device), scales)
     turns, others = history.turns(start, stop), plan.others
     if isinstance(turns, Rotation):
-        spans, exact, others, turns = (0, 0), (0, 0), range(len(plan.pairs)), None
+        spans, exact, others, turns = (0, 0), (0, 0), list(range(len(plan.pairs))), None
     else:
         spans, exact = plan.between(plan.of_spans, start, stop), plan.between(plan.of_exact, start, stop)
     if plan.spans is not None and spans[0] < spans[1]:
@@ -128,8 +128,8 @@ def _value_scales(q: Tensor, history: History) -> Tensor:
     bounds = [own.clamp(min=1e-6)]
     turns = history.turns(0, history.num_tokens)
     if plan.value_bounds is not None:
-        projects = isinstance(turns, Projection)
-        bounds.append(projected_bounds(plan.value_bounds, turns_of_values(turns)) if projects else plan.value_bounds)
+        projection = turns_of_values(turns) if isinstance(turns, Projection) else None
+        bounds.append(plan.value_bounds if projection is None else projected_bounds(plan.value_bounds, projection))
     for low, high in _pieces(history, plan.others, 0, history.num_tokens):
         kept = history.kept(1, low, high)
         bounds.append(value_bounds(_decoded(history, 1, low, high) if kept is None else kept))

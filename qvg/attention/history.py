@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.direct import Codes, Stored
+from ...kernels.projective import Projection
 from ...kernels.rotary import Angles
 from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
 from ..codec.span import ExactSpan, QuantizedSpan, Span
-from ..positions.projective import Projection
 from ..positions.rope import Rotation
 from .plan import DecodePlan
 
