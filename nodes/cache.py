@@ -91,7 +91,7 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     """What the widgets say. Raises ConfigError where they break a rule."""
     if cache["cache"] == "exact":
         base = PRESETS["exact"]
-        if advanced["window_frames"] is None and not advanced["merge"]:
+        if advanced["window_frames"] is None and not advanced.get("merge"):
             # Nothing is encoded, merged or forgotten, so the other widgets mean nothing; but frames cut into other pieces would
             # round differently, and exact is to be what a bypassed node gives, bit for bit.
             return base
