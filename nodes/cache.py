@@ -6,11 +6,16 @@ from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
 from ..qvg.config import MERGE_KEYS, OFFLOADS, TRANSFORMS, require_bits
+from ..qvg.errors import ConfigError
+from ..qvg.study.registry import STUDY, study_method
+from ..qvg.study.shipped import SHIPPED
 from .api import CATEGORY, io
 from .widgets import Node, number, unknown_mode
 
 # What people see first is what most of them want.
-CHOICES = ("preset", "custom", "exact", "klt", "kivi", "quarot", "rtn")
+CHOICES = ("preset", "custom", "exact", "klt", "kivi", "quarot", "rtn", "study")
+# What reuses the denoiser's velocity changes nothing of the cache.
+STUDY_MENU = (*(method.name for method in STUDY if not method.reuse and method.name != "BF16"), *SHIPPED)
 _DEFAULT = QVGConfig()
 
 
@@ -36,9 +41,11 @@ class QVGKVCache(Node):
                         io.DynamicCombo.Option("exact", []),
                         io.DynamicCombo.Option("klt", _klt_inputs()),
                         *(io.DynamicCombo.Option(codec, _plain_inputs()) for codec in ("kivi", "quarot", "rtn")),
+                        io.DynamicCombo.Option("study", [_study_input()]),
                     ],
                     tooltip="preset: settings that work. custom: Quant VideoGen by hand. exact: 16 bits per value, as "
-                    "without this node. klt: our own method by hand. kivi, quarot, rtn: to compare with.",
+                    "without this node. klt: our own method by hand. kivi, quarot, rtn: to compare with. "
+                    "study: 30 methods of a study and what others ship.",
                 ),
                 *_advanced_inputs(),
             ],
@@ -84,7 +91,7 @@ class QVGKVCache(Node):
             merge=merge,
             merge_key=merge_key,
         )
-        return io.NodeOutput(with_cache(model, config, merge_padding))
+        return io.NodeOutput(with_cache(model, config, merge_padding, study_of(cache)))
 
 
 def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
@@ -114,10 +121,45 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
             clusters=cache["clusters"] or "auto",
             group_size=int(cache["group_size"]),
         )
+    elif cache["cache"] == "study":
+        return _study_config(cache["method"], advanced)
     else:
         # With zero points, the way these methods are at their best.
         base = QVGConfig(cache["cache"], int(cache["bits"]), group_size=int(cache["group_size"]), symmetric=False)
     return base.with_changes(**advanced)
+
+
+def study_of(cache: dict[str, Any]) -> str:
+    """The study's method whose frames are not all kept alike, for which a config is not enough; otherwise empty."""
+    name = cache.get("method", "") if cache["cache"] == "study" else ""
+    return name if name and name not in SHIPPED and not study_method(name).plain else ""
+
+
+def _study_config(name: str, advanced: dict[str, Any]) -> QVGConfig:
+    """Of a method by its name. One with tiers, a retention or a foreground decides itself what is exact and what is forgotten."""
+    if name in SHIPPED:
+        return SHIPPED[name].with_changes(**advanced)
+    method = study_method(name)
+    if method.plain:
+        return method.coding.config().with_changes(**advanced)
+    for widget, unchanged in (("window_frames", None), ("merge", 0)):
+        value = advanced.get(widget, unchanged)
+        if value != unchanged:
+            raise ConfigError(
+                f"{widget} is {value}, but {name} decides itself what is forgotten and merged; use 0, or another method"
+            )
+    return method.coding.config().with_changes(seed=advanced["seed"])
+
+
+def _study_input() -> Any:
+    return io.Combo.Input(
+        "method",
+        options=list(STUDY_MENU),
+        default="FLOWCACHE_SOFT_PRUNE_INT4",
+        tooltip="To compare with. Names of arXiv 2603.27469, corrected: INT4 takes 3.2 times less than exact, INT2 5.3 times and "
+        "pictures suffer; FLOWCACHE_SOFT_PRUNE_INT4 5.5 times, old frames as one token. Then what others ship: NVFP4 3.6 times, "
+        "FP8 2 times. Methods that reuse steps are in the library only.",
+    )
 
 
 def _preset_input() -> Any:

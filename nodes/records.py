@@ -36,7 +36,7 @@ class RunRecord:
     that are to be remembered. `span_frames`: of a whole span, as the codec, the model's blocks and the window left it.
     `placement`: where the bytes at the end are; `prompt`: what cross-attention keeps beside the cache, of a model with a prompt;
     `remembers`: what a world remembers, where that is chosen; `codebooks`: what was begun of them, and what more would take;
-    `merged`: tokens and the rows that they became."""
+    `merged`: tokens and the rows that they became; `study`: the method of a study, where its frames are not all kept alike."""
 
     model: str
     device: str
@@ -54,6 +54,7 @@ class RunRecord:
     remembers: str = ""
     codebooks: str = ""
     merged: str = ""
+    study: str = ""
 
     @property
     def frames(self) -> int:
@@ -74,6 +75,8 @@ class RunRecord:
 
     def label(self) -> str:
         """A few words for captions."""
+        if self.study:
+            return self.study
         merged = ", merged" if self.config.merges else ""
         if self.config.codec == "none":
             window = self.config.window_frames
@@ -91,7 +94,7 @@ class RunRecord:
         everything = f"all {self.frames} frames" if not self.remembers else "what it remembers"
         lines = [
             f"{self.model}, {self.frames} latent frames ({self.given_frames} given), {self.device}",
-            f"cache: {_settings(self.config, self.span_frames)}",
+            f"cache: {self.study or _settings(self.config, self.span_frames)}",
             f"memory at the end {self.cache_bytes[-1] / 1e6:.2f} MB, at its peak {max(self.cache_bytes) / 1e6:.2f} MB; "
             f"{'all frames' if not self.remembers else everything} at 16 bits per value: {self.exact_bytes[-1] / 1e6:.2f} MB",
             f"ratio {self.ratio:.2f}x over {everything}, exact frames included",

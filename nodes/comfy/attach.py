@@ -70,8 +70,8 @@ def describe(model: Any) -> tuple[NetworkShape, Weights, QVGConfig | None]:
     return shape, weights_of(model), settings_of(model.model_options).config if has_settings else None
 
 
-def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> Any:
-    """A clone of MODEL that keeps its cache as `config` says. Raises ConfigError where that does not fit the model."""
+def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False, study: str = "") -> Any:
+    """A clone of MODEL that keeps its cache as `config` says, or `study`. ConfigError where that does not fit the model."""
     adapter = adapter_of(model.model)
     adapter.check_config(model.model, config)
     clone = model.clone()
@@ -79,6 +79,6 @@ def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False) -> An
     if why:
         logger.info("QVG: merge_padding has no effect: %s", why)
         merge_padding = False
-    put_settings(clone, CacheSettings(config, merge_padding))
+    put_settings(clone, CacheSettings(config, merge_padding, study))
     adapter.attach(clone)
     return clone

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...qvg import PRESETS, QVGConfig
+from ...qvg import PRESETS, CacheSpec, GridRope, KVCache, QVGConfig
 from ...qvg.models.common.variants import CausalVariant
+from ...qvg.study import make_cache, study_method
 
 SETTINGS_KEY = "qvg_settings"
 # The `Run` in progress; the sampler puts it there, the model attends through it.
@@ -23,10 +24,18 @@ HOOKED_KEY = "qvg_hooked"
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """How to keep the cache. `merge_padding`: cross-attention reads a prompt's padding once."""
+    """How to keep the cache. `merge_padding`: cross-attention reads a prompt's padding once. `study`: the name of a study's
+    method whose frames are not all kept alike; `config` then is that of its oldest ones."""
 
     config: QVGConfig = PRESETS["exact"]
     merge_padding: bool = False
+    study: str = ""
+
+    def cache(self, spec: CacheSpec, rope: GridRope | None) -> KVCache:
+        """An empty cache that is kept so."""
+        if not self.study:
+            return KVCache(spec, self.config, rope)
+        return make_cache(study_method(self.study), spec, rope, seed=self.config.seed)
 
 
 def put_settings(model: Any, settings: CacheSettings) -> None:

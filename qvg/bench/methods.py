@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config import PRESETS, QVGConfig
 from ..errors import ConfigError, quoted
+from ..study.shipped import SHIPPED as OTHERS
 
 _COMMON: dict[str, Any] = {"span_frames": 16, "sink_frames": 1, "recent_frames": 3}
 
@@ -33,24 +34,11 @@ def _plain(codec: str, bits: int) -> QVGConfig:
     return QVGConfig(codec=codec, bits=bits, symmetric=False, group_size=64, **_COMMON)
 
 
-def _compared(codec: str, bits: int, **changes: object) -> QVGConfig:
-    return QVGConfig(codec=codec, bits=bits, **_COMMON).with_changes(**changes)
-
-
 REFERENCE = "qvg, 32 centroids"
 
-# What others ship, as they set it but for sink and span: those are the demo's, so that rows differ in the codec alone.
-# QVG with all four levels, whose scales are legal E4M3 here in any case, is "qvg, asymmetric".
-SHIPPED: tuple[Method, ...] = (
-    *(
-        Method(f"LightX2V KIVI, {bits} bits", _compared("lightx2v-kivi", bits, group_size=64, keys="after_rope"))
-        for bits in (2, 4, 8)
-    ),
-    *(Method(f"sglang QVG, {bits} bits", _qvg(bits=bits, clusters=128, iterations=2, recent_frames=1)) for bits in (2, 4)),
-    Method("NVFP4", _compared("nvfp4", 4, group_size=16)),
-    Method("FP8", _compared("fp8", 8)),
-    Method("keys 16, values 8 bits", _compared("bf16-int8", 8)),
-    Method("Budget-PCA", _compared("pca", 2, group_size=128)),
+# As they set it but for sink and span, which are the demo's, so that rows differ in the codec alone.
+SHIPPED: tuple[Method, ...] = tuple(
+    Method(name, config.with_changes(**{**_COMMON, "recent_frames": config.recent_frames})) for name, config in OTHERS.items()
 )
 
 METHODS: tuple[Method, ...] = (

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from ..untrained_film import untrained
 from .client import ROOT, Client, Prompt, node, with_mode, workflow
 from .conftest import started
 
@@ -128,7 +129,7 @@ def test_a_prompt_of_before_the_advanced_inputs_gets_their_defaults(client: Clie
     ("name", "value", "allowed"),
     [
         ("cache.preset", "qvg-ultra", "'qvg', 'qvg-pro'"),
-        ("cache", "magic", "choose one of preset, custom, exact, klt, kivi, quarot, rtn"),
+        ("cache", "magic", "choose one of preset, custom, exact, klt, kivi, quarot, rtn, study"),
         ("backend", "cuda", "'auto', 'torch', 'triton'"),
         ("read", "sideways", "'auto'"),
     ],
@@ -235,3 +236,43 @@ def test_damaged_demo_weights(own_pack: tuple[Client, Path], damage: Callable[[P
     assert "restore it from the repository's assets/, or install this pack again" in error
     again = copy.deepcopy(prompt)
     assert client.run(again).status == "success"
+
+
+def _of_version_nine(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = {**file.metadata(), "version": "9"}
+    save_file(load_file(path), path, metadata)
+
+
+def _without_the_codec(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    save_file({n: t for n, t in load_file(path).items() if n != "picture_codec.encoder.bias"}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (Path.unlink, "is not there, but holds the demo film's weights"),
+        (_truncated, "cannot be read"),
+        (_of_version_nine, "is a demo film of version '9', but this pack's films and prompts are of version '1'"),
+        (_without_the_codec, "lacks the weight 'picture_codec.encoder.bias'"),
+    ],
+    ids=["missing", "truncated", "another version", "wrong keys"],
+)
+def test_damaged_film_weights(own_pack: tuple[Client, Path], damage: Callable[[Path], None], complaint: str) -> None:
+    client, world = own_pack
+    weights = untrained(world.with_name("demo_film.safetensors"))
+    start = {"model": ["film", 0], "vae": ["film", 1], "prompt": "stay, day", "scene_seed": 1, "frames": 12, "given_frames": 9}
+    prompt: Prompt = {
+        "film": {"class_type": "QVGLoadDemoFilm", "inputs": {}},
+        "start": {"class_type": "QVGFilmStart", "inputs": start},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["start", 2]}},
+    }
+    damage(weights)
+    client.forget()
+    error = client.run(prompt).error
+    assert f"demo_film.safetensors {complaint}" in error and "\n" not in error.strip()
+    assert "restore it from the repository's assets/, or install this pack again" in error
+    untrained(weights)
+    assert client.run(copy.deepcopy(prompt)).status == "success"

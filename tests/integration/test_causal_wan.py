@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheSpec, QVGConfig
+from comfyui_qvg.qvg.study import study_method
+from comfyui_qvg.qvg.study.bytes import predict
 from safetensors.torch import load_file, save_file
 
 from . import tiny_wan
@@ -22,7 +24,17 @@ EXACT = {"cache": "exact"}
 QVG = {"cache": "preset", "cache.preset": "qvg", "span_frames": 6}
 BALANCED = {"cache": "preset", "cache.preset": "balanced", "span_frames": 6}
 # Classes of which nothing is to be left when a run is over.
-LEFT = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan", "StoredOnce", "WorldPlan")
+LEFT = (
+    "CausalRun",
+    "KVCache",
+    "LayerSlot",
+    "ExactSpan",
+    "QuantizedSpan",
+    "TransformSpan",
+    "StoredOnce",
+    "WorldPlan",
+    "StudyCache",
+)
 # Least PSNR against core in float32: measured 93.2, 47.4 and 52.8 dB less what noise of other seeds and shapes takes (ComfyUI
 # 0.33.0, CPU, torch 2.13.0, 2026-11-30). Spans of 144 tokens are too short here for a basis of their own: with one `balanced` was
 # at 64.5 dB, and the basis took over three times the bytes of the codes.
@@ -131,6 +143,18 @@ def test_bypass_and_exact_are_core_bit_for_bit_and_presets_are_near(client: Clie
     client.forget()
     assert torch.equal(core, client.latent(native())), "our patches stayed on the model"
     assert torch.equal(balanced, client.latent(native(BALANCED))), "a second run differs"
+
+
+@pytest.mark.parametrize("name", ["FLOWCACHE_SOFT_PRUNE_INT4", "RTN_INT4_RECENT2"])
+def test_a_method_of_the_study_takes_what_it_should(client: Client, name: str) -> None:
+    """Block by block, by core's sampler; and nothing of it is left on the model."""
+    spec = CacheSpec(tiny_wan.LAYERS, tiny_wan.HEADS, tiny_wan.HEAD_DIM, TOKENS, BLOCK)
+    said = record(client, native({"cache": "study", "cache.method": name}))
+    ends = [min(FRAMES, (frame // BLOCK + 1) * BLOCK) for frame in range(FRAMES)]
+    assert said["cache_bytes"] == [predict(study_method(name), spec, end).total for end in ends]
+    assert f"cache: {name}\n" in said["text"] and not any(said["left"].values())
+    core, near = client.latent(native()), client.latent(native({"cache": "study", "cache.method": name}))
+    assert near.isfinite().all() and not torch.equal(core, near) and psnr_db(core, near) > 20
 
 
 def test_a_window_forgets(client: Client) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_qvg.qvg.models.demo_world import load_demo_world
+from comfyui_qvg.qvg.study import study_method
+from comfyui_qvg.qvg.study.bytes import predict
 from safetensors.torch import load_file
 
 from ..nodes.standin import without_files
@@ -74,6 +77,8 @@ MODES: list[tuple[str, dict[str, Any], str]] = [
     ("kivi", {"bits": "4", "group_size": "32"}, "kivi, 4 bits, groups of 32"),
     ("quarot", {"bits": "3", "group_size": "64"}, "quarot, 3 bits, groups of 64"),
     ("rtn", {"bits": "4", "group_size": "16"}, "rtn, 4 bits, groups of 16"),
+    ("study", {"method": "KIVI_K2_V4"}, "study-kivi, keys in 2 and values in 4 bits, groups of 16"),
+    ("study", {"method": "NVFP4"}, "nvfp4, 4 bits, groups of 16"),
 ]
 
 
@@ -90,6 +95,17 @@ def test_every_mode_runs_and_the_report_says_with_what(client: Client, mode: str
         ", a codebook per 8 span(s)", ""
     )
     assert "codes" in text and "Nothing was encoded" not in text
+
+
+@pytest.mark.parametrize("name", ["FLOWCACHE_SOFT_PRUNE_INT4", "SPATIAL_MIXED_FG_RTN_INT4_BG_RTN_INT2"])
+def test_a_method_of_the_study_runs_and_takes_what_it_should(client: Client, name: str) -> None:
+    prompt = with_mode(workflow(frames=12), "study", method=name)
+    del prompt[node(prompt, "SaveVideo")]
+    result = client.run(prompt)
+    assert result.status == "success", result.messages
+    (text,) = result.outputs[node(prompt, "QVGCacheReport")]["text"]
+    size = predict(study_method(name), load_demo_world().config.cache_spec(), 12).total
+    assert f"\ncache: {name}\n" in text and f"memory at the end {size / 1e6:.2f} MB" in text
 
 
 def test_given_frames_stay_as_they_are(client: Client) -> None:

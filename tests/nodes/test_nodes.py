@@ -16,8 +16,18 @@ from comfyui_qvg.qvg.cache.offload import Placement
 from comfyui_qvg.qvg.errors import CameraPathError
 from comfyui_qvg.qvg.models.wan.variants import VARIANTS
 from comfyui_qvg.qvg.sampling import place_blocks
+from comfyui_qvg.qvg.study import STUDY, StudyCache, study_method
+from comfyui_qvg.qvg.study.shipped import SHIPPED
 
-ADVANCED = {"sink_frames": 1, "recent_frames": 3, "window_frames": None, "span_frames": 24, "seed": 0, "backend": "auto"}
+ADVANCED = {
+    "sink_frames": 1,
+    "recent_frames": 3,
+    "window_frames": None,
+    "span_frames": 24,
+    "seed": 0,
+    "backend": "auto",
+    "merge": 0.0,
+}
 
 
 @pytest.fixture
@@ -75,6 +85,7 @@ MODES: dict[str, QVGConfig] = {
     "kivi": QVGConfig("kivi", **PLAIN),
     "quarot": QVGConfig("quarot", **PLAIN),
     "rtn": QVGConfig("rtn", **PLAIN),
+    "study": study_method("FLOWCACHE_SOFT_PRUNE_INT4").coding.config(),
 }
 
 
@@ -157,9 +168,41 @@ def test_settings_of_a_mode_that_do_not_fit_the_model(
         part("comfy.attach").with_cache(with_memory(), part("cache").make_config({**widgets(nodes, mode), **given}, **ADVANCED))
 
 
+@pytest.mark.parametrize("name", [*(method.name for method in STUDY), *SHIPPED])
+def test_the_study_s_menu_makes_the_method_s_own_cache(part: Any, name: str) -> None:
+    """Those that reuse the denoiser are not in the menu, and what keeps everything exact has a mode of its own."""
+    offered = name in SHIPPED or not (study_method(name).reuse or name == "BF16")
+    assert (name in part("cache").STUDY_MENU) == offered
+    if not offered:
+        return
+    choice = {"cache": "study", "method": name}
+    config, method = part("cache").make_config(choice, **ADVANCED), part("cache").study_of(choice)
+    spec = CacheSpec(2, 1, 64, 256)
+    model = Model(SimpleNamespace(qvg_name="demo world", qvg_cache_spec=lambda batch: spec))
+    clone = part("comfy.attach").with_cache(model, config, study=method)
+    settings = part("comfy.settings").settings_of(clone.model_options)
+    cache = settings.cache(spec, None)
+    if name in SHIPPED:
+        assert not method and cache.config == SHIPPED[name].with_changes(**ADVANCED)
+    else:
+        assert isinstance(cache, StudyCache) == bool(method) == (not study_method(name).plain)
+        assert cache.config.codec == study_method(name).coding.codec
+    record = part("records").RunRecord(**run(5, config), study=method)
+    assert (record.label() == name) == bool(method) == (f"cache: {name}\n" in record.text())
+
+
+def test_a_method_that_forgets_by_itself_takes_no_window(part: Any) -> None:
+    choice = {"cache": "study", "method": "FLOWCACHE_PRUNE_INT4"}
+    for widget, value in (("window_frames", 9), ("merge", 0.99)):
+        with pytest.raises(ConfigError, match=f"{widget} is {value}, but FLOWCACHE_PRUNE_INT4 decides itself what is forgotten"):
+            part("cache").make_config(choice, **{**ADVANCED, widget: value})
+    plain = part("cache").make_config({"cache": "study", "method": "RTN_INT2"}, **{**ADVANCED, "window_frames": 9})
+    assert plain.window_frames == 9 and plain.codec == "study-rtn"
+
+
 def test_a_mode_of_a_newer_version_is_refused_with_those_that_are_here(part: Any) -> None:
     """By ComfyUI's own lookup, which drops a mode that it does not find, and the input with it."""
-    node, known = part("cache").QVGKVCache, "one of preset, custom, exact, klt, kivi, quarot, rtn; choose one of these"
+    node, known = part("cache").QVGKVCache, "one of preset, custom, exact, klt, kivi, quarot, rtn, study; choose one of these"
     assert node.validate_inputs(cache={"cache": "klt"}) is True
     modes = node.INPUT_TYPES()["required"]["cache"][1]["options"]
     assert node.validate_inputs(cache={"cache": [1, 2, 3]}) is True  # ComfyUI has a sentence for that

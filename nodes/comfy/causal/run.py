@@ -13,7 +13,7 @@ from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ....qvg import CacheBytes, ConfigError, ExactSpan, KVCache, UnsupportedModelError
+from ....qvg import CacheBytes, ConfigError, ExactSpan, UnsupportedModelError
 from ....qvg.cache.codebooks import codebooks_text
 from ....qvg.cache.merge_text import merge_text
 from ....qvg.cache.policy import Layout
@@ -86,7 +86,7 @@ class CausalRun:
 
     def __init__(self, plan: CausalPlan, kept: KeptRun | None = None):
         self.plan, self.spec, self._kept = plan, plan.spec, kept
-        self.cache = KVCache(plan.spec, plan.settings.config, None if plan.as_core else plan.rope())
+        self.cache = plan.settings.cache(plan.spec, None if plan.as_core else plan.rope())
         self.blocks: list[_Block] = []
         self._pass = CausalPass(0, 0, False)
         self._next_layer, self._joined_bytes = 0, 0
@@ -207,6 +207,7 @@ class CausalRun:
             workspace_bytes=max(self.cache.workspace.nbytes, self._joined_bytes),
             given_frames=self.plan.given_frames,
             placement=self.cache.placement(),
+            study=self.plan.settings.study,
             remembers="memory was computed anew before every block, of 3 latent frames" if self.plan.recomputes else "",
         )
 

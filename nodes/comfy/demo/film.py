@@ -131,9 +131,10 @@ def start(model: Any, vae: Any, plan: FilmPlan, given_frames: int, batch: int) -
             f"this MODEL is {variant.name if variant else 'a causal Wan that is not known'}, but Film Start begins films of "
             f"{FILM.name}; connect 'Load Demo Film', or begin with 'Causal Video Start'"
         )
-    if not isinstance(vae.first_stage_model, FilmPictures):
+    pictures_of = getattr(vae, "first_stage_model", vae)  # other packs bring VAEs of their own make
+    if not isinstance(pictures_of, FilmPictures):
         raise UnsupportedModelError(
-            f"this VAE ({type(vae.first_stage_model).__name__}) is not the demo film's, so the model would not know its latents; "
+            f"this VAE ({type(pictures_of).__name__}) is not the demo film's, so the model would not know its latents; "
             "connect the VAE of 'Load Demo Film'"
         )
     shape = (batch, CHANNELS, plan.frames, LATENT_PIXELS, LATENT_PIXELS)

@@ -114,7 +114,7 @@ def sample_blocks(
     grid = (rope.grid_rows, rope.grid_cols)
     refuse_what_cannot_fit(guider.model_patcher, demo_shape(base_model), settings.config, spec, x.shape[2], grid)
     make_room(cache_bytes_needed(spec, settings.config, x.shape[2]), guider.model_patcher)
-    cache = KVCache(spec, settings.config, rope)
+    cache = settings.cache(spec, rope)
     finished: list[Block] = []
     kept: KeptRun | None = None
     try:
@@ -204,4 +204,5 @@ def _record(
         given_frames=given * spec.chunk_frames,
         read=tuple(cache.explain()),
         placement=cache.placement(),
+        study=settings.study,
     )

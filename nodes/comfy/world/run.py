@@ -128,6 +128,11 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     _check_latent(noise, world, len(cameras))
     rule, settings = options.rule(world.first_frames), settings_of(guider.model_options)
     world.check_config(base_model, settings.config)
+    if settings.study:
+        raise ConfigError(
+            f"{settings.study} keeps old frames as one token or in codes of their own, which {world.name} cannot see along its "
+            "cameras; choose another mode of QVG KV Cache, or a method of the study that keeps all frames alike"
+        )
     given = _given(denoise_mask, noise.shape[2])
     world.check_guider(cfg, guider.conds, given)
     grid = (noise.shape[3] // world.patch, noise.shape[4] // world.patch)
