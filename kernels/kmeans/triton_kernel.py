@@ -21,6 +21,7 @@ from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 # Tokens that one program of the update adds up; partial sums are then added in a fixed order, so that two runs agree.
 _SPLIT_TOKENS = 4096
 _SUBTRACT_TOKENS = 64
+_PREPARED_CLUSTERS = 32
 
 
 @triton.jit
@@ -28,6 +29,62 @@ def _split(x):
     """float32 tile -> two bfloat16 ones that add up to it to 2^-16."""
     high = x.to(tl.bfloat16)
     return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _load_centroids(
+    CENTROIDS, row, heads, cluster, known, centroids_batch, centroids_head, centroids_cluster, centroids_channel,
+    CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """float32 [BLOCK_C, CHANNELS] of one (b, h), in any strides."""
+    at = CENTROIDS + (row // heads) * centroids_batch + (row % heads) * centroids_head
+    at += cluster.to(tl.int64)[:, None] * centroids_cluster + tl.arange(0, CHANNELS)[None, :] * centroids_channel
+    return tl.load(at, mask=known[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _prepare(
+    CENTROIDS, HIGH, LOW, HALF_NORMS, heads, clusters,
+    centroids_batch, centroids_head, centroids_cluster, centroids_channel,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """CENTROIDS [B, H, C, D] as `_assign` takes them."""
+    row = tl.program_id(1).to(tl.int64)
+    cluster = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known = cluster < clusters
+    x = _load_centroids(
+        CENTROIDS, row, heads, cluster, known, centroids_batch, centroids_head, centroids_cluster, centroids_channel, CHANNELS
+    )
+    high, low = _split(x)
+    place = (row * clusters + cluster)[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    tl.store(HIGH + place, high, mask=known[:, None])
+    tl.store(LOW + place, low, mask=known[:, None])
+    tl.store(HALF_NORMS + row * clusters + cluster, tl.sum(x * x, 1) / 2, mask=known)
+
+
+@triton.jit
+def _average(
+    SUMS, COUNTS, CENTROIDS, OUT, heads, clusters, splits,
+    centroids_batch, centroids_head, centroids_cluster, centroids_channel,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Means [B, H, C, D] of what `_sum_clusters` wrote, part after part; a cluster without members keeps its centroid."""
+    row = tl.program_id(1).to(tl.int64)
+    cluster = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known = cluster < clusters
+    channel = tl.arange(0, CHANNELS)
+    sums, counts = tl.zeros((BLOCK_C, CHANNELS), tl.float32), tl.zeros((BLOCK_C,), tl.int32)
+    for part in range(0, splits):
+        place = (row * splits + part) * clusters + cluster
+        sums += tl.load(SUMS + place[:, None] * CHANNELS + channel[None, :], mask=known[:, None], other=0.0)
+        counts += tl.load(COUNTS + place, mask=known, other=0)
+    old = _load_centroids(
+        CENTROIDS, row, heads, cluster, known, centroids_batch, centroids_head, centroids_cluster, centroids_channel, CHANNELS
+    )
+    members = tl.maximum(counts, 1).to(tl.float32)
+    means = tl.where((counts > 0)[:, None], tl.div_rn(sums, tl.broadcast_to(members[:, None], sums.shape)), old)
+    place = (row * clusters + cluster)[:, None] * CHANNELS + channel[None, :]
+    tl.store(OUT + place, means, mask=known[:, None])
 
 
 @triton.jit
@@ -122,16 +179,19 @@ def _subtract(
 def assign_clusters(x: Tensor, centroids: Tensor) -> Tensor:
     """See `kernels.assign_clusters`."""
     batch, heads, tokens, channels = x.shape
-    flat = centroids.float().reshape(batch * heads, -1, channels)
-    half_norms = flat.square().sum(-1) / 2
-    high = flat.bfloat16()
-    low = (flat - high).bfloat16()
+    rows, clusters = batch * heads, centroids.shape[2]
+    high, low = torch.empty((2, rows, clusters, channels), dtype=torch.bfloat16, device=x.device)
+    half_norms = torch.empty((rows, clusters), dtype=torch.float32, device=x.device)
     ids = torch.empty(batch, heads, tokens, dtype=torch.uint8, device=x.device)
     config = _assign_tiles(x.dtype == torch.bfloat16, channels, gpu_kind(x.device).rdna)
     grid = (triton.cdiv(tokens, config["BLOCK_S"]), batch * heads)
     if ids.numel():
         with torch.cuda.device_of(x):
-            _assign[grid](x, high, low, half_norms, ids, heads, tokens, flat.shape[1], *x.stride(), **config)
+            _prepare[(triton.cdiv(clusters, _PREPARED_CLUSTERS), rows)](
+                centroids, high, low, half_norms, heads, clusters, *centroids.stride(),
+                CHANNELS=channels, BLOCK_C=_PREPARED_CLUSTERS,
+            )  # fmt: skip
+            _assign[grid](x, high, low, half_norms, ids, heads, tokens, clusters, *x.stride(), **config)
     return ids
 
 
@@ -151,15 +211,18 @@ def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
     config = _sum_tiles(x.dtype == torch.bfloat16, channels, gpu_kind(x.device).rdna)
     sums = torch.empty(rows, splits, clusters, channels, device=x.device)
     counts = torch.empty(rows, splits, clusters, dtype=torch.int32, device=x.device)
+    out = torch.empty(centroids.shape, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(clusters, config["BLOCK_C"]), rows, splits)
     if rows:
         with torch.cuda.device_of(x):
             _sum_clusters[grid](
                 x, ids.contiguous(), sums, counts, heads, tokens, clusters, splits, *x.stride(), SPLIT=_SPLIT_TOKENS, **config
             )
-    means = sums.sum(1).view(centroids.shape)
-    members = counts.sum(1).view(*centroids.shape[:3], 1)
-    return torch.where(members > 0, means / members.clamp(min=1), centroids.float())
+            _average[(triton.cdiv(clusters, _PREPARED_CLUSTERS), rows)](
+                sums, counts, centroids, out, heads, clusters, splits, *centroids.stride(),
+                CHANNELS=channels, BLOCK_C=_PREPARED_CLUSTERS,
+            )  # fmt: skip
+    return out
 
 
 def _sum_tiles(exact: bool, channels: int, rdna: bool) -> dict[str, int | bool]:
@@ -215,4 +278,11 @@ def compile_cases() -> list[CompileCase]:
     types = {"X": "*bf16", "IDS": "*u8", "CENTROIDS": "*fp32", "OUT": "*fp32", **dict.fromkeys(integers, "i32")}
     constants = {"x_channel": 1, "ids_token": 1, "centroids_channel": 1, "CHANNELS": 128, "BLOCK_S": _SUBTRACT_TOKENS}
     cases.append(CompileCase("subtract", _subtract, types, constants, wide, tile=Tile(_SUBTRACT_TOKENS * 128)))
+    wide, own = strides(centroids="batch head cluster"), dict.fromkeys(("heads", "clusters"), "i32")
+    constants = {"centroids_channel": 1, "CHANNELS": 128, "BLOCK_C": _PREPARED_CLUSTERS}
+    types = {"CENTROIDS": "*fp32", "HIGH": "*bf16", "LOW": "*bf16", "HALF_NORMS": "*fp32", **own, **dict.fromkeys(wide, "i32")}
+    tile = Tile(_PREPARED_CLUSTERS * 128)
+    cases.append(CompileCase("prepare", _prepare, types, constants, wide, tile=tile))
+    types = {"SUMS": "*fp32", "COUNTS": "*i32", "CENTROIDS": "*fp32", "OUT": "*fp32", "splits": "i32", **own}
+    cases.append(CompileCase("average", _average, {**types, **dict.fromkeys(wide, "i32")}, constants, wide, tile=tile))
     return cases

@@ -63,9 +63,8 @@ def load_angles(COS, SIN, tokens, live, grid, HALF: tl.constexpr):
     # Behind the axes before: `rows` or `cols` times as many places as there are pairs of that axis.
     column = pair + tl.where(of_col, (grid.rows - 1) * grid.row, 0)
     per_row, per_col = tl.where(of_row, grid.row, 0), tl.where(of_col, grid.col, 0)
-    at = frame.to(tl.int64)[:, None] * grid.frame + (
-        column[None, :] + row[:, None] * per_row[None, :] + col[:, None] * per_col[None, :]
-    )
+    # Within 32 bits: angles of a million frames of 1,560 tokens.
+    at = frame[:, None] * grid.frame + column[None, :] + row[:, None] * per_row[None, :] + col[:, None] * per_col[None, :]
     return tl.load(COS + at, mask=live[:, None], other=0.0), tl.load(SIN + at, mask=live[:, None], other=0.0)
 
 
