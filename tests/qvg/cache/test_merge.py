@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from comfyui_qvg.kernels.attention.library import AttentionOp, choose_attention
 from comfyui_qvg.qvg import CacheError, CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.cache_watch import CacheWatch
 from comfyui_qvg.qvg.cache.merge_peak import merged_peaks
@@ -95,6 +96,33 @@ def test_what_is_there_already_is_counted_and_attention_does_not_notice(read: st
     # Columns 0 to 8, and one frame of half columns: as many places as were seen.
     assert merged.merged_rows == 3 * (9 + 4)
     assert merged.nbytes().exact == 2 * SPEC.layers * SPEC.heads * 64 * 4 * (39 + 12 * 4)
+
+
+def test_a_library_without_a_bias_reads_what_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the report says what reads the rest."""
+    counted: list[int] = []
+
+    def choose(q: Tensor, needs_lse: bool, backend: str = "auto", biased: bool = False) -> AttentionOp:
+        op = choose_attention(q, needs_lse, backend, biased)
+
+        def plain(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+            counted.append(k.shape[2])
+            return op.call(q, k, v)
+
+        return op if biased else AttentionOp("a library", plain)
+
+    monkeypatch.setattr("comfyui_qvg.qvg.attention.exact.choose_attention", choose)
+    monkeypatch.setattr("comfyui_qvg.qvg.attention.exact._CPU_TILE_BYTES", 90_000)
+    full, merged = (KVCache(SPEC, config, ROPE) for config in (EXACT.with_changes(merge=0.0), EXACT))
+    for cache in (full, merged):
+        walk(cache, PATH)
+    counted.clear()
+    seen = asked(merged)
+    everything = 39 + 12 * (1 + 3 + 1)
+    assert 0 < sum(counted) < SPEC.layers * SPEC.heads * (everything - 39), "of tiles, those in which every key counts once"
+    assert_close("attention", asked(full), seen, 2e-5)
+    (line,) = {text.split(", attention by ")[1].split(",")[0] for text in merged.explain()}
+    assert line == "a library" and "where keys count more than once, by aten._scaled_dot_product" in merged.explain()[0]
 
 
 def test_without_counts_attention_would_notice() -> None:
