@@ -115,6 +115,21 @@ def test_the_demo_world_s_spans_may_be_elsewhere_too(client: Client) -> None:
     assert re.search(r"offload cpu: \d\.\d\d MB in CPU memory", result.outputs[node(far, "QVGCacheReport")]["text"][0])
 
 
+def test_tokens_are_merged_where_they_are_alike(client: Client) -> None:
+    """At the least threshold that there is random weights find some alike; the exact mode merges too, and a report says it."""
+    for cache in (BALANCED, EXACT):
+        prompt = native({**cache, "merge": 0.5, "merge_key": "last"}, frames=16)
+        said = record(client, prompt)["text"]
+        found = re.search(r"merged: (\d+) tokens became (\d+) rows", said)
+        assert found is not None and 0 < int(found[2]) <= int(found[1]), said
+        assert "merged from 0.5 on (key: last)" in said
+        assert torch.equal(client.latent(prompt), client.latent(prompt))
+    said = client.run(native({**BALANCED, "merge": 0.3}, frames=10)).error
+    assert "merge is 0.3, but must be 0 (off) or a cosine from 0.5 to 1; start with 0.99" in said
+    said = client.run(native({**BALANCED, "merge": 0.99, "window_frames": 12}, frames=10)).error
+    assert "a row stands for tokens of several frames" in said
+
+
 def padded(cache: dict[str, Any] | None, words: int = WORDS, merge: bool = True, **more: Any) -> Prompt:
     """With a prompt as the text encoder gives it, 512 tokens of which most are padding."""
     prompt = native(cache if cache is None else {**cache, "merge_padding": merge}, **more)

@@ -288,6 +288,11 @@ def test_spans_in_main_memory_are_the_same_world(client: Client) -> None:
     assert torch.equal(client.latent(near), client.latent(away))
 
 
+def test_a_world_merges_nothing(client: Client) -> None:
+    said = client.run(walk(BALANCED | {"recent_frames": 3, "merge": 0.99}, mode="incremental")).error
+    assert "merge is 0.99, but a world's frames are placed anew and seen through cameras; use merge 0" in said
+
+
 def bad_graphs() -> dict[str, tuple[Prompt, str]]:
     """Graphs that cannot work, and what is said about them."""
     good = walk(BALANCED)
