@@ -1,7 +1,7 @@
-"""Check every kernel on this machine's GPU, then measure, in under ten minutes.
+"""`qvg check-gpu`, and then all else that a clone has to say of this machine's GPU, in under fifteen minutes.
 
-    python benchmarks/gpu_check.py            the kernels' tests, compiled instead of interpreted; then every benchmark there is,
-                                              whose rows go to benchmarks/results
+    python benchmarks/gpu_check.py            the check; the kernels' tests, compiled instead of interpreted; then every benchmark
+                                              there is, whose rows go to benchmarks/results
     python benchmarks/gpu_check.py --tiny     the same rehearsed with small shapes, on any machine
 
 Each step has its share of the time; one that fails or runs over does not keep the others from running. The exit code is 0 only if
@@ -17,20 +17,26 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOTAL_SECONDS = 590
+TOTAL_SECONDS = 890
+_CHECK = f"""import sys
+sys.path.insert(0, {str(ROOT / "tools")!r})
+import bootstrap_package
+from comfyui_qvg.qvg.cli import main
+sys.exit(main(sys.argv[1:]))"""
 
 
 def steps(tiny: bool) -> list[tuple[str, list[str], int]]:
     """(name, command, seconds at most)."""
     tests = [sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))", "-q", "-x"]
+    check = [sys.executable, "-c", _CHECK, "check-gpu", "--out", str(ROOT / "gpu_check"), *(["--rehearse"] if tiny else [])]
     found: list[tuple[str, list[str], int]] = [
+        ("qvg check-gpu", check, 330),
         ("kernels against torch", [*tests, "tests/kernels"], 240),
         ("the cache on the GPU", [*tests, "tests/test_gpu.py"], 90),
     ]
     # A third of the 1.3B's minute, so that it ends in time; `benchmarks/wan.py --save` alone runs it whole.
     for name, sizes in (
         ("attention", []),
-        ("attention", ["--codec", "klt"]),
         ("codec", []),
         ("offload", []),
         ("wan", ["--frames", "60"]),

@@ -5,7 +5,7 @@
     python benchmarks/offload.py --tiny          small shapes, on any machine; a rehearsal, not a result
 
 Layers attend one after the other, as in a pass of the network, and do nothing in between: a network's linear layers are more time
-for the copies to hide in. `copy_ms` is what a layer's copies take alone. One chunk is encoded, and every span holds its bytes.
+for the copies to hide in. `copy_ms` is what a layer's copies take alone. Caches are filled by `KVCache` and presets.
 Both ways must give the same bits, or nothing is written.
 """
 
@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import bootstrap_package  # noqa: E402, F401 (makes the repository importable as comfyui_qvg)
 from comfyui_qvg.benchmarks.rows import conditions, median_ms, peak_bytes, report  # noqa: E402
-from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig  # noqa: E402
-from comfyui_qvg.qvg.attention.plan import Pair  # noqa: E402
+from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig  # noqa: E402
+from comfyui_qvg.qvg.bench.gpu.layer_run import LayerRun  # noqa: E402
+from comfyui_qvg.qvg.bench.gpu.layer_run import Shape as LayerShape  # noqa: E402
 from comfyui_qvg.qvg.cache.offload import Offloader  # noqa: E402
-from comfyui_qvg.qvg.codec.span import Codebook, Span, put_span  # noqa: E402
 from comfyui_qvg.qvg.positions.rope import wan_rope  # noqa: E402
 
 CHANNELS, CHUNK_FRAMES = 128, 3
@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 SHAPES = tuple(Shape(f"Self-Forcing 1.3B, {frames} frames", 12, 30, 52, frames, 4) for frames in (21, 60, 180))
 TINY = (Shape("tiny", 2, 3, 4, 15, 3),)
-PRESETS = ("qvg", "balanced")
+NAMES = ("qvg", "balanced")
 
 
 def random_kv(shape: Shape, device: torch.device, seed: int) -> Tensor:
@@ -57,42 +57,23 @@ def random_kv(shape: Shape, device: torch.device, seed: int) -> Tensor:
 
 
 def filled(shape: Shape, config: QVGConfig, home: str, device: torch.device) -> KVCache:
-    """A cache as after so many frames: the spans are copies of one, and codebooks are shared as they would be."""
+    """A cache as after so many frames: every block is committed, and due ones are encoded."""
     spec = CacheSpec(shape.layers, shape.heads, CHANNELS, shape.rows * shape.cols, CHUNK_FRAMES)
     cache = KVCache(spec, config, wan_rope(shape.rows, shape.cols, CHANNELS), home)
+    layer = LayerShape(shape.name, shape.heads, shape.rows, shape.cols, CHUNK_FRAMES, CHANNELS)
+    videos = [LayerRun(layer, config, device, seed=number) for number in range(shape.layers)]  # still pictures, and noise
     with torch.no_grad():
-        _one_span(cache, shape, device)
-        first = cache.layers[0].state.spans[0]
-        count = shape.frames // CHUNK_FRAMES - 2  # a chunk of sink, and one of tail
-        for layer in cache.layers:
-            layer.state.spans = []
-            for at in range(0, count, config.spans_per_codebook):
-                codebooks: list[dict[int, Codebook]] = [{}, {}]
-                group = range(min(config.spans_per_codebook, count - at))
-                layer.state.spans += [Pair(*(_copy(cache, *each) for each in zip(first, codebooks, strict=True))) for _ in group]
-    cache.positions.committed = [(float(frame), 0.0, 0.0) for frame in range(CHUNK_FRAMES * (count + 2))]
+        for start in range(0, shape.frames, CHUNK_FRAMES):
+            cache.place([(float(start + frame), 0.0, 0.0) for frame in range(CHUNK_FRAMES)])
+            for number, video in enumerate(videos):
+                cache.layers[number].append(*video.block()[1:])
+            cache.commit()
     return cache
-
-
-def _one_span(cache: KVCache, shape: Shape, device: torch.device) -> None:
-    """Three chunks: one of sink, one that is encoded, one of tail."""
-    for chunk in range(3):
-        cache.place([(float(CHUNK_FRAMES * chunk + frame), 0.0, 0.0) for frame in range(CHUNK_FRAMES)])
-        for layer in cache.layers:
-            layer.append(*random_kv(shape, device, chunk)[1:])
-        cache.commit()
-
-
-def _copy(cache: KVCache, span: Span, codebooks: dict[int, Codebook]) -> Span:
-    def put(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, pin_memory=tensor.is_pinned()).copy_(tensor)
-
-    return put_span(span, put, codebooks)
 
 
 def measure(shape: Shape, preset: str, device: torch.device, rehearsal: bool, save: bool) -> None:
     """One row with spans on the device, one with spans in CPU memory. SystemExit where their results differ."""
-    config = QVGConfig.preset(preset).with_changes(sink_frames=3, recent_frames=3, span_frames=3)
+    config = PRESETS[preset].with_changes(**({"span_frames": 3} if rehearsal else {}))
     # Without a GPU a second name of the CPU stands for the other memory, so that there is something to copy.
     home = "cpu" if device.type == "cuda" else "cpu:0"
     q, k, v = random_kv(shape, device, 9)
@@ -148,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no GPU here; --tiny is a dry run without one")
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     for shape in TINY if options.tiny else SHAPES:
-        for preset in PRESETS:
+        for preset in NAMES:
             measure(shape, preset, device, options.tiny, options.save)
 
 

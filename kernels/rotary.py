@@ -96,7 +96,7 @@ def rotate_in_place(x: Tensor, rotation: CosSin) -> Tensor:
     """CosSin every channel pair of float32 x [B, H, S, D] by its token's angle; cos and sin [S, D/2]. Returns x."""
     cos, sin = rotation
     low, high = x.chunk(2, -1)
-    rotated = low * cos - high * sin
-    high.mul_(cos).addcmul_(low, sin)
-    low.copy_(rotated)
+    turned = low * sin  # one temporary: fresh pages cost more than the arithmetic
+    low.mul_(cos).addcmul_(high, sin, value=-1)
+    high.mul_(cos).add_(turned)
     return x

@@ -18,7 +18,7 @@ from ..qvg.camera.poses import UNITS_PER_FRAME, camera_poses
 from ..qvg.camera.selection import select_context
 from ..qvg.demo.command import DEFAULT_PATH
 from ..qvg.errors import CameraPathError, ConfigError
-from ..qvg.models.common.world_schedule import CHUNK_FRAMES, chunks_of, plan_chunk
+from ..qvg.models.common.world_schedule import CHUNK_FRAMES, check_frames, chunks_of, plan_chunk
 from ..qvg.models.registry import memories
 from .api import CATEGORY, Camera, io, ui
 from .pictures import Picture, path_picture, remembered_picture
@@ -97,7 +97,9 @@ def _looking(cameras: Cameras) -> NDArray[np.float64]:
 
 
 def remembered(cameras: Cameras, memory: str) -> list[tuple[int, ...]]:
-    """The frames that each chunk will see, as the sampler's vendor mode chooses them. Raises ConfigError for a broken chunk."""
+    """The frames that each chunk will see, as the sampler's vendor mode chooses them. Raises ConfigError for a broken chunk, and
+    for more frames than a session has: what is looked through grows with their square."""
+    check_frames(len(cameras))
     world = memories()[memory]
     field, views = FieldOfView(dtype=world.dtype), torch.from_numpy(cameras.views())
 

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_run(commands)
     _add_convert(commands)
+    _add_check_gpu(commands)
     _add_bench(commands)
     return parser
 
@@ -314,6 +315,28 @@ def _convert(options: argparse.Namespace) -> int:
         return convert(
             options.source, options.out, options.variant, options.weights, options.dtype, options.lora, as_json=options.json
         )
+
+
+def _add_check_gpu(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "check-gpu",
+        help="is every kernel right on this graphics card, and how fast is it",
+        description="Compare every kernel with torch on this machine's GPU, then time attention at three sizes, encoding and "
+        "decoding: five minutes. Writes gpu_check.json, one row, and gpu_check.html, the same to read; nothing if one is wrong.",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("gpu_check"), metavar="DIR", help="folder for row and page; default gpu_check"
+    )
+    command.add_argument(
+        "--rehearse", action="store_true", help="small sizes, on any machine: a dry run, whose times mean nothing"
+    )
+    command.set_defaults(run=_check_gpu)
+
+
+def _check_gpu(options: argparse.Namespace) -> int:
+    from .bench.gpu.command import check_gpu
+
+    return check_gpu(options.out, options.rehearse)
 
 
 def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:

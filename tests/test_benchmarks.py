@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_qvg.qvg import PRESETS
+from comfyui_qvg.qvg import PRESETS, KVCache
 from comfyui_qvg.qvg.models.common.world_schedule import MODES
 
 from .helpers import ROOT
@@ -33,25 +33,24 @@ def test_codec_rows_name_their_conditions() -> None:
     for row in rows:
         assert row["ms"] > 0
         assert {"date", "device", "torch", "triton", "shape", "tokens", "repetitions"} <= set(row)
-    assert {row["codec"].split()[0] for row in rows if row["what"] == "encode"} == {"qvg", "klt"}
+    assert {row["codec"] for row in rows if row["what"] == "encode"} == {"qvg", "qvg-pro", "balanced", "near-exact"}
     assert all(row["error"] <= 6e-3 for row in rows if row["what"] == "decode")
 
 
-@pytest.mark.parametrize("codec", ["qvg", "klt"])
-def test_attention_rows_name_the_way_that_ran_and_a_rehearsal_is_not_kept(codec: str) -> None:
+def test_attention_rows_name_the_way_that_ran_and_a_rehearsal_is_not_kept() -> None:
     kept = ROOT / "benchmarks" / "results" / "attention.jsonl"
     before = kept.read_bytes() if kept.exists() else None
-    done = _run("attention.py", "--tiny", "--codec", codec)
+    done = _run("attention.py", "--tiny", "--only", "few")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    by_shape: dict[str, set[str]] = {}
+    ways: dict[str, list[str]] = {}
     for row in rows:
-        by_shape.setdefault(row["shape"]["name"], set()).add(row["way"])
-        assert row["ms"] > 0 and row["attention"] and row["rehearsal"] and row["codec"] == codec
-        assert {"date", "device", "versions", "bits_per_value", "cache_bytes"} <= set(row)
+        ways.setdefault(row["preset"], []).append(row["way"])
+        assert row["ms"] > 0 and row["attention"] and row["rehearsal"] and row["frames"] == 27
+        assert {"date", "device", "versions", "cache_bytes", "predicted_ms"} <= set(row)
         assert row["way"] == "bf16" or row["relative_error"] <= (4e-2 if row["way"] == "fast" else 1e-2)
-    ways = {"bf16", "exact", "fast", "direct"} | ({"official"} if codec == "qvg" else set())
-    assert set(map(frozenset, by_shape.values())) == {frozenset(ways)}
+    plain = ["bf16", "exact", "fast", "direct"]
+    assert ways == {"qvg": [*plain, "official"], "balanced": plain}
     assert (kept.read_bytes() if kept.exists() else None) == before
 
 
@@ -136,19 +135,19 @@ def test_a_way_that_is_wrong_gets_no_row(monkeypatch: pytest.MonkeyPatch, capsys
     """One way with keys that are not turned, one with NaN: no rows of theirs, the others' rows, exit code 1."""
     program = importlib.import_module("comfyui_qvg.benchmarks.attention")
     monkeypatch.setattr(program, "rotate", lambda keys, turn: keys)
-    attend = program.attend
+    attend = KVCache.attend
 
-    def spoiled(q: torch.Tensor, history: Any, workspace: Any, reading: Any) -> torch.Tensor:
-        out = attend(q, history, workspace, reading)
-        return out * torch.nan if reading.mode == "direct" else out
+    def spoiled(cache: KVCache, *arguments: Any, **options: Any) -> torch.Tensor:
+        out = attend(cache, *arguments, **options)
+        return out * torch.nan if cache.config.read == "direct" else out
 
-    monkeypatch.setattr(program, "attend", spoiled)
-    assert program.main(["--tiny", "--only", "few"]) == 1
+    monkeypatch.setattr(KVCache, "attend", spoiled)
+    assert program.main(["--tiny", "--only", "few", "--presets", "qvg"]) == 1
     printed = capsys.readouterr()
     rows = [json.loads(line) for line in printed.out.splitlines()]
     assert [row["way"] for row in rows] == ["bf16", "exact", "fast"]
-    assert "wrong: tiny, few queries, official, restated in torch: relative error" in printed.err
-    assert "wrong: tiny, few queries, direct, direct (asked for), attention by torch" in printed.err and "nan" in printed.err
+    assert "wrong: tiny, few queries, qvg, 27 frames, official, restated in torch: off by" in printed.err
+    assert "27 frames, direct, direct (asked for), attention by torch" in printed.err and "off by nan" in printed.err
 
 
 @pytest.mark.parametrize("program", ["codec.py", "attention.py", "offload.py", "wan.py", "world.py"])

@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from comfyui_qvg.kernels.compile_case import Tile
 
 from .helpers import ROOT
 from .triton_interpreter import why_not
@@ -32,7 +33,9 @@ def gate() -> ModuleType:
 
 
 def _pair(gate: ModuleType, target: str = "sm_90", tensor_cores: bool = True, default: bool = True) -> Any:
-    return gate.Pair("op", SimpleNamespace(name="case", tensor_cores=tensor_cores, default=default), target)
+    return gate.Pair(
+        "op", SimpleNamespace(name="case", tensor_cores=tensor_cores, default=default, warps=4, tile=Tile(64)), target
+    )
 
 
 BUDGET = {"registers": 100, "shared": 4096, "spills": 0, "instructions": 500}
@@ -74,8 +77,8 @@ def test_freezing_reads_back_and_keeps_other_pairs(gate: ModuleType, tmp_path: P
     gate.freeze([(_pair(gate), gate.Measured(1, 2, 3, 4, "HGMMA"))])
     gate.freeze([(_pair(gate, "sm_86"), gate.Measured(5, 6, 7, 8, "HMMA"))])
     expected = {
-        "sm_90": {"registers": 1, "shared": 2, "spills": 3, "instructions": 4},
-        "sm_86": {"registers": 5, "shared": 6, "spills": 7, "instructions": 8},
+        "sm_90": {"registers": 1, "shared": 2, "spills": 3, "instructions": 4, "per_value": 8.0},
+        "sm_86": {"registers": 5, "shared": 6, "spills": 7, "instructions": 8, "per_value": 16.0},
     }
     assert gate.read_budgets(["op"]) == {"op/case": expected}
 

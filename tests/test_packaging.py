@@ -79,6 +79,8 @@ spec.loader.exec_module(module)
 nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
 from pack_of_comfyui.qvg.models.demo_world import load_demo_world
 load_demo_world()
+from pack_of_comfyui.qvg.models.demo_film.weights import load_demo_film
+load_demo_film()
 print(json.dumps({
     "nodes": sorted(standin.object_info(node)["name"] for node in nodes),
     "of_the_checkout": sorted(

@@ -107,11 +107,12 @@ def test_commands_are_all_described() -> None:
         "qvg plan",
         "qvg run",
         "qvg convert",
+        "qvg check-gpu",
         "qvg bench codecs",
         "qvg bench study",
         "qvg bench ablations",
     } <= set(re.findall(r"^## (.*)$", TEXTS["commands.md"], re.MULTILINE))
-    assert {command.split()[1] for command in COMMANDS} == {"demo", "plan", "run", "convert", "bench"}
+    assert {command.split()[1] for command in COMMANDS} == {"demo", "plan", "run", "convert", "check-gpu", "bench"}
 
 
 def test_a_plan_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

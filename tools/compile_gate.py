@@ -74,6 +74,13 @@ class Pair(NamedTuple):
         names = ("registers", "shared", "spills", *(["instructions"] if counted else []))
         return {name: getattr(found, name) for name in names}
 
+    def budget(self, found: Measured) -> dict[str, float]:
+        """`frozen` as it is written down, with what a value takes for whoever reads it."""
+        frozen: dict[str, float] = dict(self.frozen(found))
+        if "instructions" in frozen:
+            frozen["per_value"] = round(per_value(self.case, self.target, found.instructions), 1)
+        return frozen
+
 
 # ------------------------------------------------------------------------------------------------------------------ one compile
 
@@ -242,7 +249,7 @@ def freeze(results: list[tuple[Pair, Measured]]) -> None:
         frozen = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         for pair, found in results:
             if pair.op == op:
-                frozen.setdefault(pair.case.name, {})[pair.target] = pair.frozen(found)
+                frozen.setdefault(pair.case.name, {})[pair.target] = pair.budget(found)
         BUDGETS.mkdir(exist_ok=True)
         rows = [
             f"  {json.dumps(name)}: {{\n"

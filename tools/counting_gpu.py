@@ -35,9 +35,10 @@ _WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_selec
 
 @dataclass
 class Counts:
-    """What a program did. `kernels`: launches by name."""
+    """What a program did. `kernels`: launches by name, `traffic`: bytes that they read and write."""
 
     kernels: Counter[str] = field(default_factory=Counter)
+    traffic: Counter[str] = field(default_factory=Counter)
     read_bytes: int = 0
     written_bytes: int = 0
     syncs: int = 0
@@ -190,12 +191,14 @@ class CountingGpu(TorchDispatchMode):
         call()
         return self.counts
 
-    def kernel(self, name: str, reads: list[Tensor], writes: list[Tensor]) -> None:
-        """One launch."""
+    def kernel(self, name: str, reads: list[Tensor], writes: list[Tensor], more_read: int = 0) -> None:
+        """One launch; `more_read` bytes are not those of whole tensors."""
         if not self._quiet:
+            read, written = traffic(reads) + more_read, traffic(writes)
             self.counts.kernels[name] += 1
-            self.counts.read_bytes += _traffic(reads)
-            self.counts.written_bytes += _traffic(writes)
+            self.counts.traffic[name] += read + written
+            self.counts.read_bytes += read
+            self.counts.written_bytes += written
 
     def tensor(self, x: Tensor) -> OnGpu:
         """A CPU tensor's twin on the device, without counting."""
@@ -342,7 +345,7 @@ def pointed_to(tensors: list[Tensor]) -> list[Tensor]:
     return [_ADDRESSES[address] for address in sorted(addresses & _ADDRESSES.keys())]
 
 
-def _traffic(tensors: list[Tensor]) -> int:
+def traffic(tensors: list[Tensor]) -> int:
     """Bytes that these tensors hold: an expanded axis once, and a tensor that is named twice once."""
     seen: dict[tuple[int, ...], int] = {}
     for x in tensors:

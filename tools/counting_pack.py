@@ -22,7 +22,7 @@ import bootstrap_package  # noqa: F401
 import torch
 from comfyui_qvg.kernels import dispatch
 from comfyui_qvg.kernels.attention import library
-from counting_gpu import CountingGpu, OnGpu, pointed_to, tensors_in
+from counting_gpu import CountingGpu, OnGpu, pointed_to, tensors_in, traffic
 from stored_arguments import stored_arguments
 from torch import Tensor
 
@@ -79,9 +79,20 @@ def _launch(gpu: CountingGpu, kernel: Any, args: tuple[Any, ...], options: dict[
     for name, tensors in parts.items():
         if strangers := [x for x in tensors if not isinstance(x, OnGpu)]:
             raise RuntimeError(f"{kernel.__name__} got {name} on {strangers[0].device}; kernels read the GPU's memory alone")
-    reads = [x for name, tensors in parts.items() if name not in stored for x in (*tensors, *pointed_to(tensors))]
+    reads = [x for name, tensors in parts.items() if name not in stored for x in tensors]
     writes = [x for name, tensors in parts.items() if name in stored for x in tensors]
-    gpu.kernel(kernel.__name__.lstrip("_"), reads, writes)
+    gpu.kernel(kernel.__name__.lstrip("_"), reads, writes, _found_in_tables(reads, options.get("grid")))
+
+
+def _found_in_tables(tables: list[Tensor], grid: Any) -> int:
+    """Bytes that addresses lead to. The pack's kernels have a program for every (batch row, head) along the grid's second axis:
+    where these are some of all, so much of each tensor is read."""
+    rows = grid[1] if isinstance(grid, tuple) and len(grid) > 1 else None
+    found = 0
+    for x in pointed_to(tables):
+        every = x.shape[0] * x.shape[1] if x.dim() > 2 else 1
+        found += traffic([x]) if rows is None or rows >= every else traffic([x]) * rows // every
+    return found
 
 
 def _backends(gpu: CountingGpu) -> Iterator[Any]:

@@ -135,9 +135,10 @@ def _number(program: Prompt, *names: str) -> int:
 
 def _pictures() -> Any:
     """The nodes' own charts. The module stands alone; the package around it needs ComfyUI."""
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "nodes" / "pictures.py")
+    name = "comfyui_qvg.drawn.pictures"  # as deep as the package, for what it imports of the library
+    spec = importlib.util.spec_from_file_location(name, ROOT / "nodes" / "pictures.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules["pictures"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

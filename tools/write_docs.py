@@ -19,7 +19,8 @@ from typing import Any
 
 import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
-from comfyui_qvg.benchmarks.cost_model import CARDS, predicted_ms
+import compared_tables
+import cost_tables
 from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.bench.settings import settings_table
 from comfyui_qvg.qvg.models.registry import networks
@@ -203,16 +204,20 @@ def cards() -> str:
     return "\n".join(lines)
 
 
-def costs() -> str:
-    """What the cost model says of one layer's attention, by card and number of queries."""
-    ways = {"bf16": "bf16", "exact": "exact", "fast": "fast", "direct": "direct", "official": "as published"}
-    lines = [f"| card | queries | {' | '.join(ways.values())} |", "|---|---|" + "---|" * len(ways)]
-    for card in CARDS:
-        for queries in (4680, 128):
-            found = [predicted_ms(card, way, 12, queries, 180 * 1560, 2.3) for way in ways]
-            lines.append(
-                f"| {card} | {queries:,} | {' | '.join(f'{ms:.2g}' if ms < 10 else f'{ms:.1f}' for ms in found if ms)} |"
-            )
+def instructions() -> str:
+    """What a value takes in every kernel that CI compiles, and as a multiple of 16-bit attention on the same card."""
+    cards = ("sm_86", "sm_89", "sm_90", "sm_120", "gfx942")
+    rows: dict[str, dict[str, float]] = {}
+    for file in sorted((ROOT / "tools" / "compile_budgets").glob("*.json")):
+        for name, targets in json.loads(file.read_text(encoding="utf-8")).items():
+            # A case of its own for a kind of card is the same kernel.
+            row = rows.setdefault(f"{file.stem}/{re.sub('_(fence|amd|cdna|rdna)$', '', name)}", {})
+            row |= {target: budget["per_value"] for target, budget in targets.items() if "per_value" in budget}
+    base = rows["attention/bf16_d128_m128"]
+    lines = [f"| kernel | {' | '.join(cards)} |", "|---|" + "---|" * len(cards)]
+    for name, row in rows.items():
+        cells = [f"{row[card]:.1f} ({row[card] / base[card]:.1f} x)" if card in row and card in base else "-" for card in cards]
+        lines += [f"| `{name}` | {' | '.join(cells)} |"] if row else []
     return "\n".join(lines)
 
 
@@ -234,9 +239,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "windows": windows,
     "merge": merge,
     "study": study_table,
+    "shipped": compared_tables.shipped,
+    "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
-    "costs": costs,
+    "instructions": instructions,
+    "costs": cost_tables.costs,
+    "anchors": cost_tables.anchor_table,
     "house": architecture.picture,
     "rooms": architecture.table,
 }

@@ -42,7 +42,7 @@ from ..spans.triton_kernel import (
     address,
     load_angles,
 )
-from ..tiles.triton_kernel import decode_e4m3
+from ..tiles.triton_kernel import decode_e4m3, whole_halves
 
 if TYPE_CHECKING:
     from ..spans import SpanTable
@@ -59,9 +59,9 @@ def whole_numbers(x):
 
 @triton.jit
 def load_codewords(CODEWORDS, names, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
-    """Channels FIRST to FIRST + WIDTH of some tokens' codewords, without their scales: float32 [tokens, WIDTH]."""
+    """Channels FIRST to FIRST + WIDTH of some tokens' codewords, without their scales: int8 [tokens, WIDTH]."""
     at = CODEWORDS + names[:, None] * DIM + (FIRST + tl.arange(0, WIDTH))[None, :]
-    return whole_numbers(tl.load(at, mask=live[:, None], other=0))
+    return tl.load(at, mask=live[:, None], other=0)
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def load_coefficients(
     levels = load_levels(CODES, SIZES, LEVELS, rows, live, first, PLANES, BLOCK_D, BLOCK_N)
     if not HADAMARD:
         direction = first + tl.arange(0, BLOCK_D)
-        shares = tl.load(SCALES + direction, mask=direction < directions, other=0.0).to(tl.float32) / longest
+        shares = tl.load(SCALES + direction, mask=direction < directions, other=0.0).to(tl.float32) * (1.0 / longest)
         levels *= shares[None, :]
     return levels
 
@@ -93,7 +93,7 @@ def load_directions(
     `directions` that are kept."""
     direction = first + tl.arange(0, BLOCK_D)
     at = BASIS + direction[:, None] * DIM + (COLUMN + tl.arange(0, WIDTH))[None, :]
-    return fenced(whole_numbers(tl.load(at, mask=(direction < directions)[:, None], other=0)).to(tl.float16), FENCE)
+    return fenced(whole_halves(tl.load(at, mask=(direction < directions)[:, None], other=0)), FENCE)
 
 
 @triton.jit
@@ -141,8 +141,8 @@ def add_key_codewords(low, high, GAINS, IDS, CODEWORDS, CODEWORD_SCALES, longest
     gains = decode_e4m3(tl.load(GAINS, mask=live, other=0)) * longest
     names = tl.load(IDS, mask=live, other=0).to(tl.int32)
     scales = tl.load(CODEWORD_SCALES + names, mask=live, other=0.0).to(tl.float32)[:, None]
-    low = low * gains[:, None] + load_codewords(CODEWORDS, names, live, 0, half, DIM) * scales
-    high = high * gains[:, None] + load_codewords(CODEWORDS, names, live, half, half, DIM) * scales
+    low = low * gains[:, None] + whole_numbers(load_codewords(CODEWORDS, names, live, 0, half, DIM)) * scales
+    high = high * gains[:, None] + whole_numbers(load_codewords(CODEWORDS, names, live, half, half, DIM)) * scales
     return low, high
 
 
@@ -154,27 +154,30 @@ def add_value_codewords(
     half: tl.constexpr = DIM // 2
     names = tl.load(IDS, mask=live, other=0).to(tl.int32)
     scales = tl.load(CODEWORD_SCALES + names, mask=live, other=0.0)[:, None]
-    tile = half_float(load_codewords(CODEWORDS, names, live, 0, half, DIM).to(tl.float16) * scales, FENCE)
+    tile = half_float(whole_halves(load_codewords(CODEWORDS, names, live, 0, half, DIM)) * scales, FENCE)
     low = tl.dot(weights, tile, low * rescale[:, None])
-    tile = half_float(load_codewords(CODEWORDS, names, live, half, half, DIM).to(tl.float16) * scales, FENCE)
+    tile = half_float(whole_halves(load_codewords(CODEWORDS, names, live, half, half, DIM)) * scales, FENCE)
     high = tl.dot(weights, tile, high * rescale[:, None])
     return low, high
 
 
 @triton.jit
 def add_coefficients(
-    low, high, weights, rescale, gains, CODES, SIZES, LEVELS, SCALES, longest, directions, rows, live,
-    PLANES: tl.constexpr, HADAMARD: tl.constexpr, FENCE: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
+    low, high, weights, rescale, gains, CODES, SIZES, LEVELS, rows, live,
+    PLANES: tl.constexpr, FENCE: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Weighted sums of coefficients, the first half and the second, after one more tile of values: float32 [BLOCK_M, DIM / 2]."""
+    """Weighted sums of levels, of the first half of the directions and of the second, after one more tile of values: float32
+    [BLOCK_M, DIM / 2], 64 times as large.
+
+    Gains go to the weights, the directions' lengths to the sums (`turn_back_sums`): a level is multiplied by nothing.
+    """
     half: tl.constexpr = DIM // 2
-    # At most 3.75 * 448: no need to saturate.
-    levels = load_coefficients(CODES, SIZES, LEVELS, SCALES, longest, directions, rows, live, 0, PLANES, HADAMARD, half, BLOCK_N)
-    low = tl.dot(weights, fenced((levels * gains[:, None]).to(tl.float16), FENCE), low * rescale[:, None])
-    levels = load_coefficients(
-        CODES, SIZES, LEVELS, SCALES, longest, directions, rows, live, half, PLANES, HADAMARD, half, BLOCK_N
-    )
-    high = tl.dot(weights, fenced((levels * gains[:, None]).to(tl.float16), FENCE), high * rescale[:, None])
+    # At most 64 * 480: no need to saturate. The smallest gain, 2^-9, leaves weights their precision.
+    weights = (weights * (gains * 64.0)[None, :]).to(tl.float16)
+    levels = load_levels(CODES, SIZES, LEVELS, rows, live, 0, PLANES, half, BLOCK_N).to(tl.float16)
+    low = tl.dot(weights, fenced(levels, FENCE), low * rescale[:, None])
+    levels = load_levels(CODES, SIZES, LEVELS, rows, live, half, PLANES, half, BLOCK_N).to(tl.float16)
+    high = tl.dot(weights, fenced(levels, FENCE), high * rescale[:, None])
     return low, high
 
 
@@ -185,6 +188,11 @@ def turn_back_sums(
 ):  # fmt: skip
     """Both halves of the channels that weighted sums of coefficients stand for: two float32 tiles [BLOCK_M, DIM / 2]."""
     half: tl.constexpr = DIM // 2
+    if not HADAMARD:
+        low_part, high_part = tl.arange(0, half), half + tl.arange(0, half)
+        low_shares = tl.load(SCALES + low_part, mask=low_part < directions, other=0.0).to(tl.float32) / longest
+        high_shares = tl.load(SCALES + high_part, mask=high_part < directions, other=0.0).to(tl.float32) / longest
+        sums_low, sums_high = sums_low * low_shares[None, :], sums_high * high_shares[None, :]
     # A sum may be as large as its keys are many, or vanish: as a share of its row's largest it keeps float16's precision.
     peak = tl.maximum(tl.max(tl.abs(sums_low), 1), tl.max(tl.abs(sums_high), 1))
     divisor = tl.where(peak > 0, peak, 1.0)[:, None]
@@ -195,7 +203,7 @@ def turn_back_sums(
     high = tl.dot(sums_high, load_directions(BASIS, directions, half, half, half, half, DIM, FENCE), high)
     if HADAMARD:
         low, high = flip_signs(low, high, SCALES, half)
-    back = (peak * longest)[:, None]
+    back = (peak * longest / 64)[:, None]
     return low * back, high * back
 
 
@@ -238,7 +246,7 @@ def attend_spans_kernel(
     best, mass = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     codewords_low, codewords_high = tl.zeros((BLOCK_M, half), tl.float32), tl.zeros((BLOCK_M, half), tl.float32)
     sums_low, sums_high = tl.zeros((BLOCK_M, half), tl.float32), tl.zeros((BLOCK_M, half), tl.float32)
-    for block in range(split * split_blocks, tl.minimum((split + 1) * split_blocks, all_blocks)):
+    for block in tl.range(split * split_blocks, tl.minimum((split + 1) * split_blocks, all_blocks), disable_licm=True):
         K_ROW = ROWS + block // blocks * SPAN_COLUMNS
         V_ROW = K_ROW + count * SPAN_COLUMNS
         span_tokens = tl.load(K_ROW + COLUMN_TOKENS)
@@ -259,16 +267,16 @@ def attend_spans_kernel(
             low, high = low * cos - high * sin, high * cos + low * sin
         scores = add_bias(score_halves(q_low, q_high, low, high, live, FENCE), BIAS, place, live)
         weights, rescale, best, mass = softmax_step(scores, best, mass)
-        weights = weights.to(tl.float16)
         gains = decode_e4m3(tl.load(address(V_ROW, COLUMN_GAINS, tl.uint8) + row * span_tokens + wide, mask=live, other=0))
         codewords_low, codewords_high = add_value_codewords(
-            codewords_low, codewords_high, weights, rescale, address(V_ROW, COLUMN_IDS, tl.uint8) + row * span_tokens + wide,
+            codewords_low, codewords_high, weights.to(tl.float16), rescale,
+            address(V_ROW, COLUMN_IDS, tl.uint8) + row * span_tokens + wide,
             V_CODEWORDS, V_CODEWORD_SCALES, live, FENCE, DIM,
         )  # fmt: skip
         rows = (row * span_tokens + wide) * tl.load(V_ROW + COLUMN_BYTES)
         sums_low, sums_high = add_coefficients(
-            sums_low, sums_high, weights, rescale, gains, address(V_ROW, COLUMN_CODES, tl.uint8), V_SIZES, LEVELS, V_SCALES,
-            v_longest, v_directions, rows, live, V_PLANES, V_HADAMARD, FENCE, BLOCK_N, DIM,
+            sums_low, sums_high, weights, rescale, gains, address(V_ROW, COLUMN_CODES, tl.uint8), V_SIZES, LEVELS,
+            rows, live, V_PLANES, FENCE, BLOCK_N, DIM,
         )  # fmt: skip
     low, high = turn_back_sums(sums_low, sums_high, V_BASIS, V_SCALES, v_longest, v_directions, V_HADAMARD, FENCE, DIM)
     total = tl.join(codewords_low + low, codewords_high + high)

@@ -56,18 +56,19 @@ def copy_stretches(
 ) -> None:
     """See `kernels.spans.copy_stretches`."""
     pieces = list(_pieces(table.places, [x.shape[2] for x in table.keys], stretches, tiles))
-    for side, tile, own in ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns))):
+    sides = ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns)))
+    for which, (side, tile, own) in enumerate(sides):
         if tile is None:
             continue
         heads = slice(tiles.first_head, tiles.first_head + tile.shape[1])
         for some in _runs(pieces):
             start, count = some[0].at, sum(piece.num_tokens for piece in some)
             out = tile[:, :, start : start + count]
-            _gather([side[piece.number][:, heads, piece.tokens] for piece in some], out)
+            _gather([_some(side[piece.number], heads, piece.tokens) for piece in some], out)
             if own is not None:
                 _turn(out, own.tokens(start, start + count))
         if current is not None:
-            x, at = (current[0] if side is table.keys else current[1])[:, heads], current[2] - tiles.start
+            x, at = (current[1] if which else current[0])[:, heads], current[2] - tiles.start
             low, high = max(0, -at), min(x.shape[2], tile.shape[2] - at)
             if low < high:
                 tile[:, :, at + low : at + high].copy_(x[:, :, low:high])
@@ -148,6 +149,12 @@ def _cut(span: TransformCodes, first_head: int, heads: int, tokens: slice) -> Tr
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 2)
+
+
+def _some(x: Tensor, heads: slice, tokens: slice) -> Tensor:
+    """x[:, heads, tokens]: often x itself, and of short stretches there are hundreds."""
+    whole = (heads.start, heads.stop, tokens.start, tokens.stop) == (0, x.shape[1], 0, x.shape[2])
+    return x if whole else x[:, heads, tokens]
 
 
 def _gather(parts: Sequence[Tensor], out: Tensor) -> None:

@@ -20,7 +20,7 @@ from ..compile_case import CompileCase, Tile, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
 from ..projective import Projection
 from ..rotary import Grid
-from ..tiles.triton_kernel import decode_e4m3, project_halves
+from ..tiles.triton_kernel import decode_e4m3, project_halves, whole_halves
 from . import SPAN_FIELDS, STRETCH_FIELDS, SpanTable, StretchTable, Tiles, Turns
 
 _WARPS = 4
@@ -113,11 +113,11 @@ def span_halves(
         direction = at + tl.arange(0, BLOCK_D)
         used = direction < with_bits
         if directions > 0:
-            levels *= (tl.load(SCALES + direction, mask=used, other=0.0).to(tl.float32) / longest)[None, :]
+            levels *= (tl.load(SCALES + direction, mask=used, other=0.0).to(tl.float32) * (1.0 / longest))[None, :]
         part = BASIS + direction[:, None] * CHANNELS + column[None, :]
         levels = levels.to(tl.float16)
-        low = tl.dot(levels, _whole_numbers(tl.load(part, mask=used[:, None], other=0)).to(tl.float16), low)
-        high = tl.dot(levels, _whole_numbers(tl.load(part + HALF, mask=used[:, None], other=0)).to(tl.float16), high)
+        low = tl.dot(levels, whole_halves(tl.load(part, mask=used[:, None], other=0)), low)
+        high = tl.dot(levels, whole_halves(tl.load(part + HALF, mask=used[:, None], other=0)), high)
     if directions == 0:
         low *= tl.load(SCALES + column).to(tl.float32)[None, :]
         high *= tl.load(SCALES + HALF + column).to(tl.float32)[None, :]
@@ -382,10 +382,7 @@ def compile_cases() -> list[CompileCase]:
             warps = tiles.pop("num_warps")
             constants = {"PLANES": planes, "TURNS": turns, "CHANNELS": channels, **tiles}
             name = f"decode_p{planes}_d{channels}{endings[turns]}{'_rdna' * rdna}"
-            default, without = (
-                (channels, planes, rdna) == (128, 4, False) and turns in (1, 3),
-                OTHER_TARGETS if rdna else RDNA_TARGETS,
-            )
+            default, without = (channels, planes) == (128, 4) and turns in (1, 3), OTHER_TARGETS if rdna else RDNA_TARGETS
             held = Tile(tiles["BLOCK_S"] * channels, turns=channels // tiles["BLOCK_D"])
             cases.append(CompileCase(name, _decode_spans, types, constants, wide, warps, 1, True, default, without, held))
         types = {**common, "KIND": "*bf16", "CURRENT_KEYS": "*bf16", "CURRENT_VALUES": "*bf16", "current_keys": tile}

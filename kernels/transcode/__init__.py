@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import e4m3, lloyd_max
 from ..direct import CosSin, Stored, stored_refusal, stored_tokens
 from ..dispatch import implementation, shape_refusal
-from ..projective import GROUP, Projection
+from ..projective import Projection
 from ..rows8 import Rows8, synthesis
 from ..spans import SpanTable, StretchTable, Turns
 from ..transform_codes import TransformCodes
@@ -130,11 +130,7 @@ def _largest_levels(planes: tuple[int, ...], directions: int) -> list[float]:
 def projected_bounds(bounds: Tensor, projection: Projection) -> Tensor:
     """Bounds [B, H, D] of what goes through any of a projection's matrices."""
     most = projection.matrices.to(bounds).abs().amax(0)
-    if not projection.apart:
-        grouped: Tensor = bounds.unflatten(-1, (-1, GROUP)) @ most.mT
-        return grouped.flatten(-2)
-    one = Projection(most[None], 1, apart=True)
-    return one.apply_(bounds.clone()[:, :, None])[:, :, 0]
+    return Projection(most[None], 1, apart=projection.apart).apply_(bounds.clone()[:, :, None])[:, :, 0]
 
 
 def value_bounds(values: Stored) -> Tensor:

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parents[2]
 # What every copy has, and what those have that know of this rule.
 _OF_ANY, _OF_THESE = ("nodes/cache.py", 'node_id="QVGKVCache"'), "nodes/comfy/copies.py"
+# Without these a copy that was made by half is not loaded, and must not be waited for.
+_NEEDED = ("__init__.py", "nodes/__init__.py", "qvg/__init__.py", "kernels/__init__.py")
 
 
 def counts() -> bool:
@@ -46,14 +48,25 @@ def found_in(roots: Iterable[str]) -> list[Path]:
             names = os.listdir(os.path.realpath(root))
         except OSError:
             continue
-        found += [Path(root, name) for name in names if not name.endswith(".disabled") and _is_copy(Path(root, name))]
+        found += [Path(root, name) for name in names if _is_loaded(name) and _is_copy(Path(root, name))]
     return found
+
+
+def _is_loaded(name: str) -> bool:
+    """Whether ComfyUI loads what is called so: as it was started, perhaps only a few."""
+    try:
+        from comfy.cli_args import args
+    except ImportError:
+        return not name.endswith(".disabled")
+    some = getattr(args, "disable_all_custom_nodes", False)
+    return not name.endswith(".disabled") and (not some or name in getattr(args, "whitelist_custom_nodes", ()))
 
 
 def _is_copy(folder: Path) -> bool:
     file, text = _OF_ANY
     try:
-        return (folder / "__init__.py").is_file() and text in (folder / file).read_text(encoding="utf-8", errors="replace")
+        whole = all((folder / needed).is_file() for needed in _NEEDED)
+        return whole and text in (folder / file).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...qvg.files import written_new
 from ...qvg.safetensors_writer import in_memory, write_safetensors
-from ...qvg.session.finished_blocks import FinishedBlocks, read_blocks, remove_blocks
+from ...qvg.session.finished_blocks import FinishedBlocks, read_blocks, remove_blocks, unread_parts
 from ...qvg.session.owners import abandoned, claim, own_folder
 from .output_names import save_names
 
@@ -98,14 +98,25 @@ def rescue_killed_runs() -> None:
         mine = claim(folder, _STEM)
         if mine is None:
             continue
-        kept = read_blocks(mine)
-        facts = kept.facts[0] if kept.facts else {}
-        generated = sum(block.shape[2] for block in kept.blocks) > facts.get(_GIVEN, 0)
-        prefix = UNDECODED if facts.get(_PREFIX) == UNDECODED else INTERRUPTED
-        if not generated or keep_latent(torch.cat(kept.blocks, 2), prefix, "an earlier run left"):
-            remove_blocks(mine)
-        else:
-            _LEFT.append(mine)
+        try:
+            _rescue(mine)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            # Of another program, or of another version: no reason for the pack, or for a run, not to begin.
+            logger.warning("QVG: what an earlier run left in %s is no video of ours (%s); move it away", mine, error)
+
+
+def _rescue(mine: Path) -> None:
+    kept = read_blocks(mine)
+    facts = kept.facts[0] if kept.facts else {}
+    generated = sum(block.shape[2] for block in kept.blocks) > facts.get(_GIVEN, 0)
+    prefix = UNDECODED if facts.get(_PREFIX) == UNDECODED else INTERRUPTED
+    if generated and not keep_latent(torch.cat(kept.blocks, 2), prefix, "an earlier run left"):
+        _LEFT.append(mine)
+        return
+    unread = unread_parts(mine, kept)
+    if unread:
+        logger.warning("QVG: %s in %s is damaged, and cannot be joined with what came before; it stays there", unread[0], mine)
+    remove_blocks(mine, end=kept.parts)
 
 
 def _folder() -> Path:

@@ -15,8 +15,8 @@ _LOG = logging.getLogger(__name__)
 
 # So many queries read the codes faster than a decoded workspace: their products are cheap, and codes are an eighth of the bytes.
 # "qvg": about 250 on an H100, 1000 on GeForce cards; the smaller one (docs/kernels.md, "Why a workspace"). "klt": as many as
-# one program takes. A value costs it 48 instructions (sm_90, counted in the compiled loop), a decoded workspace 37 and four bytes
-# of traffic: a second block of queries, for which all is decoded anew, would lose on an H100 (59 more instructions take 2.1 ps,
+# one program takes. A value costs it 43 instructions (sm_90, counted in the compiled loop), a decoded workspace 30 and four bytes
+# of traffic: a second block of queries, for which all is decoded anew, would lose on an H100 (56 more instructions take 2.0 ps,
 # four bytes 1.4) and win on a GeForce card. Not measured.
 DIRECT_QUERIES = {"qvg": 250, "klt": 64}
 

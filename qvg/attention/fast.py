@@ -58,7 +58,8 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
 
     total = nothing_seen(q)
     for (start, stop), (keys, values) in zip(tiles, prefetched(make, len(tiles), q.device), strict=True):
-        part = attention8(q, keys, values, common, backend, history.bias(start, stop))
+        # What is common moves all tiles' logits alike, and so no weight.
+        part = attention8(q, keys, values, None, backend, history.bias(start, stop))
         merge_attention(part.out[None], part.lse[None], total, backend)
     return total.out.to(q.dtype)
 

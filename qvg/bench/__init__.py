@@ -1,1 +1,1 @@
-"""Measurements that people can repeat: `qvg bench codecs`, `study` and `ablations`."""
+"""Measurements that people can repeat: `qvg bench codecs`, `study` and `ablations`, `qvg check-gpu`."""

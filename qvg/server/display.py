@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import shown
 
 LABEL_LETTERS, LINE_LETTERS = 32, 1000
+MOST_STEPS = 10**12  # of a bar; a whole number of thousands of digits is no float any more
 
 
 class Display:
@@ -41,7 +42,7 @@ class Display:
 
     def steps(self, done: float, total: float) -> None:
         """So many steps of the node that runs are done."""
-        if self._bar is not None and 0 <= done <= total < float("inf"):
+        if self._bar is not None and 0 <= done <= total <= MOST_STEPS:
             self._bar.total, self._bar.n = total, done
             self._bar.refresh()
 

@@ -115,7 +115,8 @@ def _files(output: Any) -> Iterator[dict[str, Any]]:
 
 def _texts(output: Any) -> list[str]:
     texts = output.get("text") if isinstance(output, dict) else None
-    return [text for text in ([texts] if isinstance(texts, str) else texts or ()) if isinstance(text, str)]
+    each = [texts] if isinstance(texts, str) else texts
+    return [text for text in each if isinstance(text, str)] if isinstance(each, (list, tuple)) else []
 
 
 def safe_name(name: str) -> str:

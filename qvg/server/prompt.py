@@ -196,21 +196,21 @@ def _choices(declared: Any) -> list[str]:
 
 def _input_names(inputs: Any, prefix: str, depth: int = 8) -> tuple[list[str], list[str]]:
     """(names, beginnings of names that are made while editing) of a class's inputs, those inside of dynamic combos dotted."""
-    names, prefixes = [], []
+    names, prefixes = dict[str, None](), list[str]()  # in order, each once
     for name, declared in _about_inputs({"input": inputs}).items():
         kind, *options = declared if isinstance(declared, list) and declared else (None,)
-        names.append(prefix + name)
+        names[prefix + name] = None
         if kind == "COMFY_DYNAMICCOMBO_V3":
             offered = options[0].get("options") if options and isinstance(options[0], dict) else None
             for choice in offered if isinstance(offered, list) and depth else ():
                 inner, more = _input_names(
                     choice.get("inputs") if isinstance(choice, dict) else None, f"{prefix}{name}.", depth - 1
                 )
-                names += [each for each in inner if each not in names]
+                names |= dict.fromkeys(inner)
                 prefixes += more
         elif isinstance(kind, str) and kind.startswith("COMFY_"):
             prefixes.append(f"{prefix}{name}.")
-    return names, prefixes
+    return list(names), prefixes
 
 
 def _listed(names: list[str], most: int = 60) -> str:

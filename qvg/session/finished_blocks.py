@@ -140,16 +140,31 @@ def read_blocks(folder: Path) -> Kept:
     return kept
 
 
-def remove_blocks(folder: Path, first: int = 0) -> None:
-    """Parts from the number `first` on; with the first part also the folder, unless there is something else in it."""
-    with suppress(OSError):
-        for path in Path(folder).iterdir():
-            number = path.name.removeprefix(_PREFIX).removesuffix(ENDING)
-            if path.name == _part(folder, int(number) if number.isdecimal() else -1).name and int(number) >= first:
+def remove_blocks(folder: Path, first: int = 0, end: int | None = None) -> None:
+    """Parts from the number `first` on, below `end`; with the first part also the folder, unless there is something else."""
+    for number, path in _parts(folder):
+        if number >= first and (end is None or number < end):
+            with suppress(OSError):
                 path.unlink()
     if first == 0:
         with suppress(OSError):
             Path(folder).rmdir()
+
+
+def unread_parts(folder: Path, kept: Kept) -> list[str]:
+    """Names of the parts that are there and not in `kept`: a damaged one, and those behind it."""
+    return sorted(path.name for number, path in _parts(folder) if number >= kept.parts)
+
+
+def _parts(folder: Path) -> list[tuple[int, Path]]:
+    """With their numbers; nothing else that is in the folder."""
+    found = []
+    with suppress(OSError):
+        for path in Path(folder).iterdir():
+            number = path.name.removeprefix(_PREFIX).removesuffix(ENDING)
+            if number.isdecimal() and path.name == _part(folder, int(number)).name:
+                found.append((int(number), path))
+    return found
 
 
 def _part(folder: Path, number: int) -> Path:

@@ -90,7 +90,7 @@ def files(client: Client) -> Path:
 
 def test_every_workflow_of_this_family_is_tried() -> None:
     files = {file.stem for file in (ROOT / "workflows").glob("*.json") if not file.stem.startswith("worldplay")}
-    assert files == {*WORKFLOWS, "demo_world", "demo_compare", "demo_forever"}
+    assert files == {*WORKFLOWS, "demo_world", "demo_compare", "demo_forever", "demo_film"}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -93,9 +93,8 @@ def test_triton_on_codes(triton_kernel: Load, case: str, rotates: bool, poisoned
 def test_triton_on_coefficients(triton_kernel: Load, hadamard: bool, poisoned_empty: None) -> None:
     keys, values = (_kept(TOKENS, MIXED, seed=seed, hadamard=hadamard) for seed in (0, 10))
     q, rotation = _randn(1, 2, 5, 128, seed=5, dtype=torch.bfloat16), _angles(TOKENS, 128)
-    table = table_of_one(keys, values, rotation)
-    wanted = coefficients_reference.attend_spans(q, *table, BIAS)
-    got = triton_kernel("direct_coefficients").attend_spans(q, *table, BIAS)
+    wanted = coefficients_reference.attend_spans(q, *table_of_one(keys, values, rotation), BIAS)
+    got = triton_kernel("direct_coefficients").attend_spans(q, *table_of_one(keys, values, rotation), BIAS)
     for name, expected, part, bound in zip(("out", "lse"), wanted, got, _bounds(q, [keys], [values], rotation), strict=True):
         assert_close(name, expected, part, bound)
 

@@ -79,8 +79,8 @@ def _definition(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _same(load: Load, q: Tensor, keys: TransformCodes, values: TransformCodes, rotation: tuple[Tensor, Tensor] | None) -> int:
     """Triton's parts, folded, are torch's result. Returns the number of parts."""
-    expected = merge_attention(*reference.attend_spans(q, *table_of_one(keys, values, rotation)), nothing_seen(q), "torch")
-    parts = load("direct_coefficients").attend_spans(q, *table_of_one(keys, values, rotation))
+    expected = merge_attention(*reference.attend_spans(q, *table_of_one(keys, values, rotation), None), nothing_seen(q), "torch")
+    parts = load("direct_coefficients").attend_spans(q, *table_of_one(keys, values, rotation), None)
     got = merge_attention(*parts, nothing_seen(q), "torch")
     bounds = _bounds(q, [keys], [values], rotation)
     assert_close("out", expected.out, got.out, bounds[0])
@@ -199,7 +199,9 @@ def test_spans_that_share_a_growing_codebook(triton_kernel: Load, poisoned_empty
         own = [_kept(tokens, (128, 128), seed=20 * i + 5 * which, codebook=codebook) for which in (0, 1)]
         grown = [kept._replace(codewords=codewords) for kept in own]
         _same(triton_kernel, _randn(*Q), *own, None)
-        merge_attention(*triton_kernel("direct_coefficients").attend_spans(_randn(*Q), *table_of_one(*grown)), total, "torch")
+        merge_attention(
+            *triton_kernel("direct_coefficients").attend_spans(_randn(*Q), *table_of_one(*grown), None), total, "torch"
+        )
         joined.append(grown)
     sides = [list(side) for side in zip(*joined, strict=True)]
     k, v = (torch.cat([reference.decoded(kept, slice(None), slice(None)) for kept in side], 2) for side in sides)
@@ -231,7 +233,7 @@ def test_what_the_codec_makes(triton_kernel: Load, bits: float, transform: str) 
             span.with_codewords(every[-1].codebook.codewords).kept() for span, every in zip((keys, values), spans, strict=True)
         ]
         joined.append(kept)
-        merge_attention(*triton_kernel("direct_coefficients").attend_spans(q, *table_of_one(*kept, angles)), total, "torch")
+        merge_attention(*triton_kernel("direct_coefficients").attend_spans(q, *table_of_one(*kept, angles), None), total, "torch")
     expected = _definition(q, rotated(decoded[0], rotation), decoded[1])
     bounds = _bounds(q, *(list(side) for side in zip(*joined, strict=True)), rotation)
     assert_close("out", expected[0], total.out, bounds[0])

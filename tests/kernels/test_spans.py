@@ -187,6 +187,18 @@ def test_the_reference_copies_and_turns_what_is_kept() -> None:
     assert torch.equal(current[0][:, :, :30], tiles[0][:, :, 50:]) and torch.equal(current[1][:, :, :30], tiles[1][:, :, 50:])
 
 
+def test_a_current_block_alone(triton_kernel: Load) -> None:
+    """Nothing is kept exactly yet: keys are keys and values are values."""
+    _, current = _stretches()
+    nothing, start, stop = StretchTable((), (), ()), 310, 335
+    expected, got = _empty(start, stop, HEADS), _empty(start, stop, HEADS, device=DEVICE)
+    copy_stretches(nothing, (0, 0), Tiles(*expected, start), None, "torch", current)
+    now = (current[0].to(DEVICE), current[1].to(DEVICE), current[2])
+    triton_kernel("spans").copy_stretches(nothing, (0, 0), Tiles(*got, start), None, now)
+    for which in (0, 1):
+        assert torch.equal(current[which][:, :, 10:35], expected[which]) and torch.equal(expected[which], got[which].cpu())
+
+
 def test_angles_by_axis_are_those_of_every_token() -> None:
     origins = torch.randn(5, 3, generator=_generator(1)) * 9
     angles = ROPE.angles(origins)

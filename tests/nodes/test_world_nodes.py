@@ -136,6 +136,9 @@ def test_the_picture_shows_memory_beside_the_path(camera: Any) -> None:
     assert [row for row, found in enumerate(rows) if found] == [8, 9]
     with pytest.raises(ConfigError, match="a world of 27 latent frames is not whole chunks"):
         camera.QVGCameraPath.execute("right-10", 27, memory="worldplay-5b")
+    # What is looked through grows with the square of the frames: these would have taken weeks.
+    with pytest.raises(ConfigError, match="walks for 100000 latent frames, but a session has at most 240"):
+        camera.QVGCameraPath.execute("right-10", 100_000, memory="worldplay-5b")
 
 
 @pytest.mark.parametrize(

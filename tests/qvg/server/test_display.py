@@ -44,6 +44,7 @@ package.__path__ = [{str(ROOT)!r}]
 from comfyui_qvg.qvg.server.display import Display
 display = Display()
 display.node("Sampler")
+display.steps(1, 10**4000)
 display.steps(3, 9)
 display.text("block 1/3")
 display.close()

@@ -12,6 +12,7 @@ from comfyui_qvg.qvg.study.bytes import STUDY_FRAMES, STUDY_SPEC, predict, ratio
 from comfyui_qvg.qvg.study.importance import profile
 from comfyui_qvg.qvg.study.plan import count, levels
 from comfyui_qvg.qvg.study.published_plan import held_bytes, published_ratio
+from comfyui_qvg.qvg.study.table import decides, study_table
 
 RTN4, RTN2 = Coding("study-rtn", 4), Coding("study-rtn", 2)
 # What decides the ratios of the others: how many outliers there are, the layers' budgets out of a profile of the model, and the
@@ -158,3 +159,15 @@ def test_predictions_say_every_component() -> None:
     sizes = predict(study_method("FLOWCACHE_SOFT_PRUNE_INT4"), STUDY_SPEC, STUDY_FRAMES)
     evicted = sum(count(study_method("FLOWCACHE_SOFT_PRUNE_INT4"), 42, 0.7 + 0.4 * layer / 29, 3).evicted for layer in range(30))
     assert sizes.exact == evicted * 2 * 12 * 128 * 2 and sizes.codes == 4 * sizes.scales
+
+
+def test_the_table_says_what_decides_and_between_what() -> None:
+    """Published ratios that the content decides lie in the range that ours have with it."""
+    lines = {line.split("`")[1]: line for line in study_table().splitlines()[2:]}
+    assert list(lines) == [method.name for method in STUDY]
+    for method in STUDY:
+        decided = decides(method)
+        assert bool(decided) == (method.name in BY_CONTENT) and lines[method.name].endswith(f"| {decided} |")
+        found = re.search(r"([\d.]+) to ([\d.]+)", decided)
+        if found is not None and method.published_ratio is not None:
+            assert float(found[1]) <= method.published_ratio <= float(found[2])

