@@ -285,7 +285,7 @@ def measure_prompt(
 
 def _in_turn(calls: dict[str, Callable[[], Tensor]], device: torch.device) -> dict[str, float]:
     """Milliseconds, the least of 15 rounds in which each is called once, so that a busy machine weighs on all alike."""
-    rounds = [{name: median_ms(call, device, repeats=1, warmup=0) for name, call in calls.items()} for _ in range(15)]
+    rounds = [{name: median_ms(call, device, repeats=1) for name, call in calls.items()} for _ in range(15)]
     return {name: round(min(each[name] for each in rounds), 2) for name in calls}
 
 

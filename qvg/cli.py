@@ -378,6 +378,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     study.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all")
     study.add_argument("--forms", metavar="LIST", help="corrected, published; default both")
     study.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
+    study.add_argument("--model", default="world", metavar="NAME", help="world or film: what the methods are judged on")
     study.add_argument("--paths", type=int, default=1, metavar="N", help="paths through each, 1 or 2; default 1")
     study.set_defaults(run=_bench_study)
     ablations = topics.add_parser(
@@ -390,6 +391,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there"
     )
     ablations.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
+    ablations.add_argument("--model", default="world", metavar="NAME", help="whose keys and values: world or film")
     ablations.set_defaults(run=_bench_ablations)
 
 
@@ -416,7 +418,7 @@ def _bench_ablations(options: argparse.Namespace) -> int:
     from .server.interrupt import interrupted_by
 
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
-        return bench_ablations(options.out, options.worlds)
+        return bench_ablations(options.out, options.worlds, model=options.model)
 
 
 def _bench_study(options: argparse.Namespace) -> int:
@@ -427,7 +429,9 @@ def _bench_study(options: argparse.Namespace) -> int:
     if options.methods is not None and not names:
         raise ConfigError(f"methods is {quoted(options.methods)}, which names none; leave it out for all of them")
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
-        return bench_study(options.out, names, _listed(options.forms, ",") or FORMS, options.worlds, options.paths)
+        return bench_study(
+            options.out, names, _listed(options.forms, ",") or FORMS, options.worlds, options.paths, model=options.model
+        )
 
 
 def _listed(text: str | None, separator: str) -> list[str]:

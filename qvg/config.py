@@ -199,11 +199,6 @@ def _require_merge(config: QVGConfig) -> None:
             config.keys == "after_rope",
             "keys 'after_rope': rotated keys of one place look alike at one time only; use 'before_rope'",
         ),
-        (
-            config.recent_frames == 0,
-            "recent_frames 0: tokens are compared in all layers at once, so the newest frames wait until "
-            "every layer has them; use at least 1",
-        ),
     )
     for wrong, reason in reasons:
         if wrong:

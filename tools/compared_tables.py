@@ -41,17 +41,21 @@ def shipped() -> str:
 
 
 def ablations() -> str:
-    """Keys and values beside each other, the mean of all walks; the paper's factor behind ours."""
-    gains: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Keys and values on both instruments, the mean of all runs, and the paper's factor behind them."""
+    gains: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     paper: dict[tuple[str, str, str], str] = {}
     for row in _rows("ablations"):
-        gains[row["what"], row["against"]][row["tensor"]].append(float(row["gain"]))
+        gains[row["what"], row["against"]][row["tensor"], row["instrument"]].append(float(row["gain"]))
         paper[row["what"], row["against"], row["tensor"]] = row["paper"]
-    lines = ["| what | against | keys | paper | values | paper |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| what | against | keys, world | film | paper | values, world | film | paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for (what, against), found in gains.items():
         cells = [what, against]
         for tensor in ("keys", "values"):
+            ours = (found[tensor, instrument] for instrument in ("demo world", "demo film"))
             said = paper[what, against, tensor]
-            cells += [f"{sum(found[tensor]) / len(found[tensor]):.2f}", f"{float(said):.2f}" if said else "–"]
+            cells += [*(f"{sum(each) / len(each):.2f}" for each in ours), f"{float(said):.2f}" if said else "–"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

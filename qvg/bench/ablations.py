@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +21,18 @@ from ..codec.base import Codec, EncodeHint
 from ..codec.span import Codebook
 from ..config import QVGConfig
 from ..demo.command import EXACT, plan_walk, settings
-from ..errors import ConfigError, MediaError, shown
+from ..errors import ConfigError, MediaError, quoted, shown
 from ..files import written_whole
+from ..models.demo_film.directions import BLOCK_FRAMES
+from ..models.demo_film.weights import WEIGHTS, load_demo_film
 from ..models.demo_world import DemoWorldDenoiser, load_demo_world
 from ..sampling import generate
+from ..sampling.film import FilmPrompts, given_blocks, roll_out
+from .films import GIVEN_FRAMES, KINDS, FilmCase
 from .recording import Recording, recorded, spans_of
 from .walks import FIRST_SEED, PATHS
 
-FRAMES = 70
+FRAMES, FILM_FRAMES = 70, 72
 MOST_WORLDS = 1000
 # A centroid for 128 tokens, as in the paper's chunks (256 for 29,640 to 37,440). Its table of centroids was made on 68,500: 512,
 # 256, 128 and 64 of them are as dense as 15, 8, 4 and 2 here. With as many as the paper's every eighth token of the demo would
@@ -144,8 +148,26 @@ def record_demo_world(seed: int, frames: int = FRAMES) -> Recording:
         return recorded(cache, "demo world", seed)
 
 
-def bench_ablations(out: Path, worlds: int = 2, frames: int = FRAMES) -> int:
-    """Record (or take what is recorded in `out`), compare, write. -> exit code"""
+def record_demo_film(seed: int, frames: int = FILM_FRAMES) -> Recording:
+    """A film of a scene that was not trained on, with the exact cache."""
+    model, codec = load_demo_film(WEIGHTS)
+    case, caches = FilmCase(seed, KINDS[0], frames, "day"), list[KVCache]()
+    with torch.inference_mode():
+        given = given_blocks(case.plan, codec, GIVEN_FRAMES // BLOCK_FRAMES)
+    for block in roll_out(model, FilmPrompts(model), case.plan.directions, EXACT, given, case.noise, caches=caches):
+        if block.index + 1 == len(case.plan.directions):
+            return recorded(caches[0], "demo film", seed)
+    raise AssertionError("a film has a last block")
+
+
+RECORDERS: dict[str, Callable[[int, int], Recording]] = {"world": record_demo_world, "film": record_demo_film}
+
+
+def bench_ablations(out: Path, worlds: int = 2, frames: int = 0, model: str = "world") -> int:
+    """Record (or take what is recorded in `out`), compare, write. `frames` 0: as many as hold two spans. -> exit code"""
+    if model not in RECORDERS:
+        raise ConfigError(f"model is {quoted(model)}, but must be one of {', '.join(RECORDERS)}; leave it out for the world")
+    frames = frames or {"world": FRAMES, "film": FILM_FRAMES}[model]
     if not 1 <= worlds <= MOST_WORLDS:
         raise ConfigError(f"worlds is {shown(worlds, 20)}, but 1 to {MOST_WORLDS} can be walked; choose one in that range")
     try:
@@ -156,11 +178,11 @@ def bench_ablations(out: Path, worlds: int = 2, frames: int = FRAMES) -> int:
         torch.set_num_threads(1)
     rows: list[AblationRow] = []
     for seed in range(FIRST_SEED, FIRST_SEED + worlds):
-        path = out / f"demo_world-{seed}-{frames}.safetensors"
+        path = out / f"demo_{model}-{seed}-{frames}.safetensors"
         if path.is_file():
             recording = Recording.load(path)
         else:
-            recording = record_demo_world(seed, frames)
+            recording = RECORDERS[model](seed, frames)
             recording.save(path)
         for row in ablations(recording):
             rows.append(row)

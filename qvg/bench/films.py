@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from ..cache import KVCache
-from ..config import QVGConfig
-from ..errors import CacheError
+from ..demo.command import EXACT
+from ..errors import ConfigError
 from ..metrics import psnr_db
 from ..models.demo_film.directions import BLOCK_FRAMES, TURN_COLUMNS, Direction, View
 from ..models.demo_film.pictures import PictureCodec
 from ..models.demo_film.weights import CONFIG, WEIGHTS, load_demo_film
 from ..models.wan.network import CausalWan
-from ..sampling.film import LATENT_PIXELS, FilmPlan, FilmPrompts, given_blocks, roll_out
-from .judge import Instrument, Judge, Made, Pictures, Settings, encoded_tokens
+from ..sampling.film import LATENT_PIXELS, FilmPlan, FilmPrompts, OpenCache, given_blocks, roll_out
+from ..study.run import StudyRun
+from .judge import Instrument, Judge, Made, Pictures, Settings, check_bytes, encoded_tokens
 from .rows import Measured, row
 
 GIVEN_FRAMES = TURN_COLUMNS
@@ -88,24 +89,36 @@ class FilmJudge(Judge[FilmCase]):
 
     def make(self, case: FilmCase, config: Settings) -> Made:
         """One film. Bytes must be those that were predicted, and a codec must have been called as often as it should."""
-        assert isinstance(config, QVGConfig), "the study's methods are walked through the demo world"
         model, codec, prompts = self._model()
         plan, latents, peak, caches = case.plan, list[Tensor](), 0, list[KVCache]()
         with torch.inference_mode():
             given = given_blocks(plan, codec, GIVEN_FRAMES // BLOCK_FRAMES)
-        for block in roll_out(model, prompts, plan.directions, config, given, case.noise, caches=caches):
+        settings = EXACT if isinstance(config, StudyRun) else config
+        for block in roll_out(
+            model, prompts, plan.directions, settings, given, case.noise, caches=caches, open_cache=opener(config, plan.frames)
+        ):
             latents.append(block.latent[0])
             (cache,), counted = caches, block.cache
             peak = max(peak, counted.total)
-            predicted = cache.spec.predict(config, BLOCK_FRAMES * len(latents), codebooks=cache.codebooks())
-            if self._check_bytes and counted != predicted:
-                raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
+            if self._check_bytes:
+                check_bytes(cache, config, BLOCK_FRAMES * len(latents), counted)
             if len(latents) == len(plan.directions):
                 encoded = encoded_tokens(cache)
-                if config.codec != "none":
+                if cache.config.codec != "none":
                     cache.verify_encoded()
         with torch.inference_mode():
             return Made(decoded(codec, torch.cat(latents)), counted.by_component(), peak, encoded)
+
+
+def opener(config: Settings, frames: int) -> OpenCache:
+    """Makes a film's cache as `config` says."""
+    if not isinstance(config, StudyRun):
+        return KVCache
+    if config.method.reuse:
+        raise ConfigError(
+            f"{config.method.name} changes the denoiser, which films have of their own; walk through the demo world"
+        )
+    return lambda spec, settings, rope: config.cache(spec, rope, frames)
 
 
 def decoded(codec: PictureCodec, latents: Tensor) -> Pictures:

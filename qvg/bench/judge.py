@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..cache import KVCache
-from ..cache.spec import CacheSpec
+from ..cache.spec import CacheBytes, CacheSpec
 from ..config import QVGConfig
 from ..demo.command import EXACT, GIVEN_FRAMES
+from ..errors import CacheError
 from ..files import written_whole
 from ..metrics import ssim
 from ..study.run import StudyRun
@@ -169,3 +170,13 @@ def source_digest() -> str:
                 body[0].value = ast.Constant(None)
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
+
+
+def check_bytes(cache: KVCache, config: Settings, frames: int, counted: CacheBytes) -> None:
+    """Raise CacheError unless what is counted after so many frames is what was predicted, where anything was."""
+    if isinstance(config, StudyRun):
+        predicted = config.predicted(cache.spec, frames)
+    else:
+        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks(), rows=cache.merged_rows)
+    if predicted is not None and counted != predicted:
+        raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")

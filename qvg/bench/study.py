@@ -1,4 +1,4 @@
-"""`qvg bench study`: the 33 methods on the demo world, corrected and as published -> study.csv."""
+"""`qvg bench study`: the 33 methods on the demo world or the demo film, corrected and as published -> study.csv."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..demo.command import GIVEN_FRAMES
 from ..errors import ConfigError, MediaError, quoted, shown
 from ..files import written_whole
-from ..models.demo_world import DemoWorldConfig
 from ..study.published_plan import published_ratio
 from ..study.registry import STUDY, study_method
 from ..study.run import StudyRun
-from .judge import Settings, WalkResult
+from .films import FILM, QUICK_FRAMES, FilmJudge, film_cases
+from .judge import Instrument, Judge, Settings, WalkResult
 from .methods import METHODS, SHIPPED
 from .statistics import bootstrap_mean
-from .walks import PATHS, Case, Walker, cases
+from .walks import DEMO_WORLD, PATHS, Walker, cases
 
 FRAMES, WORLDS = 54, 2
 MOST_WORLDS = 1000
 FORMS = ("corrected", "published")
+MODELS = ("world", "film")
 # Beside the study's rows: what others ship, and what they are all measured against.
 BESIDE = ("qvg, asymmetric", "balanced", *(method.name for method in SHIPPED))
 
@@ -38,13 +38,16 @@ def bench_study(
     forms: Sequence[str] = FORMS,
     worlds: int = WORLDS,
     paths: int = 1,
-    frames: int = FRAMES,
+    frames: int | None = None,
+    model: str = "world",
 ) -> int:
     """Walk world by world, so that a run that is broken off has every method's first worlds; what is finished is kept in
     `out/walks`. study.csv is written after every method, with the rows that are there. -> exit code"""
     for name, value, most in (("worlds", worlds, MOST_WORLDS), ("paths", paths, len(PATHS))):
         if not 1 <= value <= most:
             raise ConfigError(f"{name} is {shown(value, 20)}, but 1 to {most} can be walked; choose one in that range")
+    if model not in MODELS:
+        raise ConfigError(f"model is {quoted(model)}, but must be one of {', '.join(MODELS)}; leave it out for the world")
     for form in forms:
         if form not in FORMS:
             raise ConfigError(f"form is {quoted(form)}, but must be one of {', '.join(FORMS)}; leave it out for both")
@@ -55,17 +58,28 @@ def bench_study(
         raise MediaError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    walks, walker = cases(worlds, paths, frames), Walker(out / "walks")
-    found: dict[tuple[str, str], dict[Case, WalkResult]] = {key: {} for key in work}
+    if model == "film":
+        work = {key: settings for key, settings in work.items() if not (isinstance(settings, StudyRun) and settings.method.reuse)}
+    judge, instrument, walks = _instrument(model, out / "walks", worlds, paths, frames)
+    found: dict[tuple[str, str], dict[Any, WalkResult]] = {key: {} for key in work}
     with tqdm(total=len(walks) * len(work), unit="walk", file=sys.stdout, ncols=100, mininterval=1) as bar:
         for case in walks:
             for key, settings in work.items():
                 same = settings.same_as if isinstance(settings, StudyRun) else settings
-                found[key][case] = walker.compare(case, same)
-                write_rows(found, out / "study.csv")
+                found[key][case] = judge.compare(case, same)
+                write_rows(found, out / "study.csv", instrument)
                 bar.update()
     print(f"wrote {out / 'study.csv'}")
     return 0
+
+
+def _instrument(
+    model: str, folder: Path, worlds: int, paths: int, frames: int | None
+) -> tuple[Judge[Any], Instrument, Sequence[Any]]:
+    """What videos are made by, and which."""
+    if model == "film":
+        return FilmJudge(folder), FILM, film_cases(worlds, frames or QUICK_FRAMES)
+    return Walker(folder), DEMO_WORLD, cases(worlds, paths, frames or FRAMES)
 
 
 def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], Settings]:
@@ -80,16 +94,17 @@ def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], 
     return work
 
 
-def study_row(name: str, form: str, results: dict[Case, WalkResult]) -> dict[str, Any]:
-    """One method in one form, over the walks that it has made."""
-    shape, walks = DemoWorldConfig(), list(results.values())
+def study_row(name: str, form: str, results: dict[Any, WalkResult], instrument: Instrument) -> dict[str, Any]:
+    """One method in one form, over the walks or films that it has made. `revisit_db` of a film is against the real one."""
+    given, walks = instrument.given_frames, list(results.values())
     frames = {case.frames for case in results}
-    psnr = bootstrap_mean([walk.psnr_db() for walk in walks])
-    exact = shape.cache_spec().exact_bytes(max(frames))
+    psnr = bootstrap_mean([walk.psnr_db(given) for walk in walks])
+    exact = instrument.spec.exact_bytes(max(frames))
     size = float(np.mean([sum(walk.bytes.values()) for walk in walks]))
-    half = (GIVEN_FRAMES + max(frames)) // 2
+    half = (given + max(frames)) // 2
     study = None if form == "shipped" else study_method(name)
     return {
+        "model": instrument.name,
         "method": name,
         "form": form,
         "ratio": round(exact / size, 3),
@@ -99,9 +114,9 @@ def study_row(name: str, form: str, results: dict[Case, WalkResult]) -> dict[str
         "psnr_db": round(psnr.mean, 3),
         "psnr_db_low": round(psnr.low, 3),
         "psnr_db_high": round(psnr.high, 3),
-        "psnr_db_first_half": round(float(np.mean([walk.psnr_db(GIVEN_FRAMES, half) for walk in walks])), 3),
+        "psnr_db_first_half": round(float(np.mean([walk.psnr_db(given, half) for walk in walks])), 3),
         "psnr_db_second_half": round(float(np.mean([walk.psnr_db(half, None) for walk in walks])), 3),
-        "ssim": round(float(np.mean([np.mean(walk.similarity[GIVEN_FRAMES:]) for walk in walks])), 4),
+        "ssim": round(float(np.mean([np.mean(walk.similarity[given:]) for walk in walks])), 4),
         "revisit_db": round(float(np.mean([walk.revisit_db for walk in walks if walk.revisit_db is not None] or [np.nan])), 3),
         "first_divergent_frame": float(np.median([walk.first_divergent_frame() for walk in walks])),
         "cache_bytes": round(size),
@@ -114,9 +129,9 @@ def study_row(name: str, form: str, results: dict[Case, WalkResult]) -> dict[str
     }
 
 
-def write_rows(found: dict[tuple[str, str], dict[Case, WalkResult]], path: Path) -> None:
+def write_rows(found: dict[tuple[str, str], dict[Any, WalkResult]], path: Path, instrument: Instrument) -> None:
     """Those that have at least one walk. The file appears whole or not at all."""
-    rows = [study_row(*key, results) for key, results in found.items() if results]
+    rows = [study_row(*key, results, instrument) for key, results in found.items() if results]
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

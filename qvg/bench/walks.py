@@ -10,15 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from ..cache import KVCache
-from ..cache.spec import CacheBytes
 from ..camera import visits
 from ..demo.command import GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
-from ..errors import CacheError
 from ..models.demo_world import WEIGHTS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..sampling import generate
 from ..sampling.autoregressive import Denoiser
 from ..study.run import StudyRun
-from .judge import Instrument, Judge, Made, Pictures, Settings, WalkResult, encoded_tokens
+from .judge import Instrument, Judge, Made, Pictures, Settings, WalkResult, check_bytes, encoded_tokens
 from .openings import Scene
 
 DEMO_WORLD = Instrument("demo world", DemoWorldConfig().cache_spec(), GIVEN_FRAMES)
@@ -81,18 +79,9 @@ class Walker(Judge[Case | Scene]):
                 pictures.append(picture(block.latent))
                 peak, counted = max(peak, block.cache.total), block.cache
                 if self._check_bytes:
-                    _check_bytes(cache, config, len(pictures), counted)
+                    check_bytes(cache, config, len(pictures), counted)
             encoded = encoded_tokens(cache)
         return Made(np.stack(pictures), counted.by_component(), peak, encoded)
-
-
-def _check_bytes(cache: KVCache, config: Settings, frames: int, counted: CacheBytes) -> None:
-    if isinstance(config, StudyRun):
-        predicted = config.predicted(cache.spec, frames)
-    else:
-        predicted = cache.spec.predict(config, frames, codebooks=cache.codebooks(), rows=cache.merged_rows)
-    if predicted is not None and counted != predicted:
-        raise CacheError(f"{counted} is in memory, but {predicted} was predicted; this is a bug, please report it")
 
 
 def pooled(results: Sequence[WalkResult], first: int, last: int) -> float:

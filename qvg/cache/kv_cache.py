@@ -249,11 +249,12 @@ class KVCache:
             self._broken = True
             self.merger.absorb(self.layers, before, step.merge_chunks, self.positions.committed)
             earlier = Earlier(all_rows=sum(sum(layer.state.spare_rows) for layer in self.layers))
-            for layer in self.layers:
+            for number, layer in enumerate(self.layers):
+                self.reader.forget(number)
                 earlier = layer.encode_rows(earlier)
             self._broken = False
         self.spans_due = self.merger.spans
-        self.positions.rows = self.merger.settle(step.layout, self.positions.committed)
+        self.positions.places = self.merger.settle(step.layout, self.positions.committed)
 
     def check_usable(self, layer: int | None = None) -> None:
         """Raise CacheError if a commit was cut off half-way, and for a layer that is not there; while layers commit one by one,
@@ -292,7 +293,7 @@ class KVCache:
         self.positions.resume(origins)
         if self.merger is not None and rows is not None:
             self.merger.rows.restore(*rows, origins)
-            self.positions.rows = self.merger.settle(layout, origins)
+            self.positions.places = self.merger.settle(layout, origins)
 
     @property
     def workspace(self) -> Workspace:

@@ -18,13 +18,13 @@ from ..attention.plan import Pair
 from ..codec.span import ExactSpan, Span
 from ..config import QVGConfig
 from ..errors import CacheError
-from ..positions.frames import Origin, PlacedRows
+from ..positions.frames import Origin
 from ..positions.rope import GridRope
 from .layer_cache import LayerCache
 from .likeness import kept_keys, worst_cosine
 from .log_counts import LogCounts
 from .policy import Layout
-from .rows import Rows
+from .rows import Rows, token_positions
 
 # What float32 sums of a few hundred products may be off by: equal keys have this cosine at least.
 _ROUNDING = 1e-6
@@ -47,10 +47,12 @@ class Merger:
         """Spans that the rows so far make."""
         return len(self.rows) // self.span_tokens
 
-    def settle(self, layout: Layout, origins: Sequence[Origin]) -> PlacedRows:
-        """Where the rows stand among the frames in memory from now on, and what their counts add to logits."""
-        self._counts = LogCounts(sum(layout.sink) * self._rope.tokens_per_frame, self.rows.counts)
-        return PlacedRows(sum(layout.sink), layout.merged, self.rows.positions(origins))
+    def settle(self, layout: Layout, origins: Sequence[Origin]) -> Tensor:
+        """The positions of everything in memory from now on, float32 [S, 3]: sink, rows, tail. `origins` of all frames."""
+        size, sink = self._rope.tokens_per_frame, sum(layout.sink) * self._rope.tokens_per_frame
+        self._counts = LogCounts(sink, self.rows.counts)
+        tail = torch.arange(sink + layout.merged * size, len(origins) * size)
+        return token_positions(self._rope, origins, torch.cat([torch.arange(sink), self.rows.tokens, tail]))
 
     def log_counts(self, start: int, stop: int, device: torch.device) -> Tensor | None:
         """What is added to the logits of the tokens and rows start:stop in memory; see `LogCounts`."""
@@ -58,8 +60,8 @@ class Merger:
 
     @torch.inference_mode()
     def absorb(self, layers: Sequence[LayerCache], layout: Layout, chunks: int, origins: Sequence[Origin]) -> None:
-        """The oldest `chunks` of every layer's tail become rows. `layout` as it is; `origins` of all frames, the video's
-        first one on."""
+        """The oldest `chunks` of every layer's tail become rows. All layers have committed; `layout` as it was before
+        the block that they did; `origins` of all frames, the video's first one on."""
         per_frame, first_frame = self._rope.tokens_per_frame, sum(layout.sink) + layout.merged
         for _ in range(chunks):
             frames = layers[0].state.tail[0].keys.num_tokens // per_frame

@@ -79,11 +79,7 @@ class Rows:
 
     def positions(self, origins: Sequence[Origin]) -> Tensor:
         """Time, row and column of every row: float32 [S, 3]. `origins` of all frames from the first on."""
-        per_frame, tokens = self.rope.tokens_per_frame, self.tokens.to(torch.int64)
-        within = tokens % per_frame
-        step = torch.stack([torch.zeros_like(within), within // self.rope.grid_cols, within % self.rope.grid_cols], 1)
-        placed = torch.tensor(origins, dtype=torch.float32).reshape(-1, 3)
-        return placed[tokens // per_frame] + step
+        return token_positions(self.rope, origins, self.tokens)
 
     def _frame(self, origin: Origin) -> list[tuple[int, int]]:
         """The place of every token of a frame."""
@@ -97,3 +93,11 @@ def _rounded(places: Tensor) -> list[int]:
     """Of float32 positions; a path's rounding may differ from that of float64 far out, where tokens are hardly told apart."""
     rounded: list[int] = (places.double() * _PLACES_PER_TOKEN).round().to(torch.int64).tolist()
     return rounded
+
+
+def token_positions(rope: GridRope, origins: Sequence[Origin], tokens: Tensor) -> Tensor:
+    """Time, row and column of some tokens, by their numbers among all tokens of frames at these origins: float32 [n, 3]."""
+    tokens = tokens.to(torch.int64)
+    within = tokens % rope.tokens_per_frame
+    step = torch.stack([torch.zeros_like(within), within // rope.grid_cols, within % rope.grid_cols], 1)
+    return torch.tensor(origins, dtype=torch.float32).reshape(-1, 3)[tokens // rope.tokens_per_frame] + step

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels.rotary import Angles, angles_of_tokens
+from ...kernels.rotary import Angles
 from ..errors import CacheError, quoted
-from .rope import GridRope, Rotation, joined
+from .rope import GridRope, Rotation
 
 # Time, row and column of a frame's first token.
 Origin = tuple[float, float, float]
 Origins = Sequence[Sequence[float]] | Tensor
 # Of a position: float32 tells no tokens apart so far out.
 MOST_TOKENS = 10**9
-
-
-class PlacedRows(NamedTuple):
-    """Of a cache that merges: how many of its first frames are kept one by one, how many behind them became rows, and the time,
-    row and column of each of these, float32 [S, 3]."""
-
-    sink_frames: int
-    merged_frames: int
-    places: Tensor
 
 
 class FramePositions:
@@ -46,7 +36,8 @@ class FramePositions:
         self._current: list[Origin] = []
         self._rotation: Rotation | None = None
         self._history: Angles | None = None
-        self.rows: PlacedRows | None = None
+        # Of a cache that merges: time, row and column of every token in memory, float32 [S, 3]; None: frames are whole.
+        self.places: Tensor | None = None
 
     def place(self, origins: Origins) -> None:
         """Positions of the current block, one per frame."""
@@ -90,31 +81,26 @@ class FramePositions:
     def history_angles(self, start: int, stop: int, device: torch.device) -> Angles:
         """Angles of the committed tokens start:stop."""
         assert self.rope is not None
-        if self.rows is None:
-            return self._of_frames(start, stop, device)
-        sink_frames, merged_frames, places = self.rows
-        first, last = sink_frames * self._tokens_per_frame, sink_frames * self._tokens_per_frame + len(places)
-        behind = merged_frames * self._tokens_per_frame - len(places)
-        parts = []
-        if start < first:
-            parts.append(self._of_frames(start, min(stop, first), device))
-        if max(start, first) < min(stop, last):
-            rows = places[max(start, first) - first : min(stop, last) - first].to(device)
-            parts.append(angles_of_tokens(self.rope.rotation_at(rows)))
-        if stop > last:
-            parts.append(self._of_frames(max(start, last) + behind, stop + behind, device))
-        return parts[0] if len(parts) == 1 else angles_of_tokens(joined([Rotation(*part.spread()) for part in parts]))
-
-    def _of_frames(self, start: int, stop: int, device: torch.device) -> Angles:
-        """Angles of tokens start:stop, all frames counted. Those of all frames are made once, and serve all layers until the
-        frames change, unless they take more than `most_bytes`: a long history's might outweigh its codes."""
-        assert self.rope is not None
         if self._history is None or self._history.cos.device != device:
-            whole = len(self.committed) * self.rope.bytes_per_frame <= self._most_bytes
-            self._history = self._angles(self.committed, device) if whole else None
+            whole = self._angle_bytes() <= self._most_bytes
+            self._history = self._made(0, None, device) if whole else None
         if self._history is not None:
             return self._history.tokens(start, stop)
+        return self._made(start, stop, device)
+
+    def _angle_bytes(self) -> int:
+        assert self.rope is not None
+        if self.places is None:
+            return len(self.committed) * self.rope.bytes_per_frame
+        return len(self.places) * self.rope.head_dim * 4
+
+    def _made(self, start: int, stop: int | None, device: torch.device) -> Angles:
+        """Angles of tokens start:stop, or of all behind start."""
+        assert self.rope is not None
+        if self.places is not None:
+            return self.rope.angles_at(self.places[start:stop].to(device))
         per_frame = self._tokens_per_frame
+        stop = len(self.committed) * per_frame if stop is None else stop
         first = start // per_frame
         some = self._angles(self.committed[first : -(-stop // per_frame)], device)
         return some.tokens(start - first * per_frame, stop - first * per_frame)

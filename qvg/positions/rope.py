@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.rotary import Angles
+from ...kernels.rotary import Angles, angles_of_tokens
 from ..errors import ConfigError, quoted
 
 # Far more than any model turns; without an end angles would overflow.
@@ -89,22 +89,14 @@ class GridRope:
         tokens = len(origins) * self.tokens_per_frame
         return Angles(whole.cos(), whole.sin(), self.grid_rows, self.grid_cols, (pairs[0], pairs[1], pairs[2]), 0, tokens)
 
-    def rotation_at(self, positions: Tensor) -> Rotation:
-        """Positions [S, 3]: time, row and column of each token -> Rotation of S tokens, the same as `rotation` gives at them."""
-        angles = [
+    def angles_at(self, positions: Tensor) -> Angles:
+        """Positions [S, 3]: time, row and column of each token -> Angles of S tokens that lie in no grid, each its own frame."""
+        by_axis = [
             positions[:, axis, None].float() * torch.tensor(frequencies, device=positions.device)
             for axis, frequencies in enumerate(self.axis_frequencies)
         ]
-        angle = torch.cat(angles, 1)
-        return Rotation(angle.cos(), angle.sin())
-
-
-def joined(rotations: Sequence[Rotation]) -> Rotation:
-    """Rotations of tokens one behind another."""
-    if len(rotations) == 1:
-        return rotations[0]
-    cos, sin = (torch.cat(parts) for parts in zip(*rotations, strict=True))
-    return Rotation(cos, sin)
+        whole = torch.cat(by_axis, 1)
+        return angles_of_tokens((whole.cos(), whole.sin()))
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:

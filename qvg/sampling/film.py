@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..cache import KVCache
+from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import ConfigError
 from ..models.demo_film.directions import BLOCK_FRAMES, DIRECTIONS, Direction, Track, View, follow, text_rows
 from ..models.demo_film.pictures import CHANNELS, STRIDE, PictureCodec
 from ..models.demo_film.scenes import JUDGED, PICTURE_PIXELS, Scene
 from ..models.wan.network import CausalWan, Prompt, WanDenoiser
+from ..positions.rope import GridRope
 from .autoregressive import Block, generate
 from .distilled import DistilledSchedule
 
 SIGMAS = (1.0, 0.9375, 5 / 6, 0.625, 0.0)  # Self-Forcing's four steps
 LATENT_PIXELS = PICTURE_PIXELS // STRIDE
+# Makes the cache of a film.
+OpenCache = Callable[[CacheSpec, QVGConfig, GridRope], KVCache]
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,10 @@ def roll_out(
     seed: int,
     recache: bool = False,
     caches: list[KVCache] | None = None,
+    open_cache: OpenCache = KVCache,
 ) -> Iterator[Block]:
     """Go on from the given blocks by one prompt for each block; yields as `generate` does. `caches` gets each cache that is used,
-    to be looked at while it is.
+    to be looked at while it is; `open_cache` makes them.
 
     A new prompt is seen by what comes after it; with `recache` all that is in memory is made anew under it (LongLive, arXiv
     2509.22622), here by seeing all frames again.
@@ -92,7 +97,7 @@ def roll_out(
     told = max([0, *(i for i in changes if i <= len(given))])  # the prompt that the given blocks are remembered under
     done: list[Tensor] = []
     for first, stop in itertools.pairwise([told, *(i for i in changes if i > len(given)), len(directions)]):
-        for block in _stretch(model, prompts, directions[:stop], first, config, done or given, seed, caches):
+        for block in _stretch(model, prompts, directions[:stop], first, config, done or given, seed, caches, open_cache):
             if block.index == len(done):
                 done.append(block.latent)
                 yield block
@@ -107,13 +112,14 @@ def _stretch(
     given: Sequence[Tensor],
     seed: int,
     caches: list[KVCache] | None,
+    open_cache: OpenCache,
 ) -> Iterator[Block]:
     """`generate` with the prompts of each block; blocks before `told_late` are remembered under the prompt of that one."""
     model_prompts = [prompts[directions[max(i, told_late)]] for i in range(len(directions))]
     denoiser = WanDenoiser(model, model_prompts[0], LATENT_PIXELS, LATENT_PIXELS)
     spec = model.config.cache_spec(LATENT_PIXELS, LATENT_PIXELS, BLOCK_FRAMES)
     places = [[(float(i * BLOCK_FRAMES + j), 0.0, 0.0) for j in range(BLOCK_FRAMES)] for i in range(len(directions))]
-    with KVCache(spec, config, model.config.rope(LATENT_PIXELS, LATENT_PIXELS)) as cache, torch.inference_mode():
+    with open_cache(spec, config, model.config.rope(LATENT_PIXELS, LATENT_PIXELS)) as cache, torch.inference_mode():
         if caches is not None:
             caches.append(cache)
         for block in generate(denoiser, cache, places, DistilledSchedule(SIGMAS, seed), given, verify=False):

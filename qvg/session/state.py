@@ -177,7 +177,7 @@ def _check_history(policy: CachePolicy, layout: Layout, committed: int, due: int
         raise MisfitError(f"its sink has {sink} frames in {len(layout.sink)} blocks, for sink_frames {policy.sink_frames}")
     if committed < held or not spans <= due <= committed:
         raise MisfitError(counts)
-    if policy.merges and (layout.spans or layout.hidden or committed != held or bool(layout.merged) > bool(layout.tail)):
+    if policy.merges and (layout.spans or layout.hidden or committed != held):
         raise MisfitError(f"{counts}, but what leaves the recent frames becomes rows, and nothing leaves")
     if window is None and not policy.merges and (layout.hidden or (committed, due) != (held, spans)):
         raise MisfitError(f"{counts}, but without a window nothing leaves")

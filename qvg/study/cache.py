@@ -24,7 +24,7 @@ class StudyCache(KVCache):
     def __init__(self, spec: CacheSpec, method: StudyMethod, rope: GridRope | None = None, **changes: object):
         """`changes`: settings of a `QVGConfig` that say how it is read (`seed`, `workspace_mb`, `keys`)."""
         super().__init__(spec, method.coding.config().with_changes(**changes), rope)
-        for name, unchanged in (("sink_frames", 0), ("recent_frames", 0), ("window_frames", None)):
+        for name, unchanged in (("sink_frames", 0), ("recent_frames", 0), ("window_frames", None), ("merge", 0.0)):
             if getattr(self.config, name) != unchanged:
                 raise ConfigError(f"{name} is {getattr(self.config, name)}, but a study's method has none; leave it out")
         self.method = method

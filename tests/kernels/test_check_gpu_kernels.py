@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
 import torch
 from comfyui_qvg.kernels import dispatch
+from comfyui_qvg.kernels.attention import library
 from comfyui_qvg.qvg.bench.gpu.correctness import check_kernels
 from comfyui_qvg.qvg.bench.gpu.layer_run import Shape
 
 from ..triton_interpreter import DEVICE
 
 
+@pytest.fixture
+def nothing_chosen() -> Iterator[None]:
+    """What is chosen while a CPU passes for a GPU is for this test alone."""
+    library._choose.cache_clear()
+    yield
+    library._choose.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_chosen")
 @pytest.mark.parametrize("preset", ["qvg", "balanced"])
 def test_kernels_are_right(triton_kernel: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
     triton_kernel("attention")

@@ -733,6 +733,7 @@ def _alive() -> dict[str, int]:
     """How many objects there are of the classes that a run's cache is made of."""
     names = [type(each).__name__ for each in gc.get_objects()]
     kinds = ("CausalRun", "KVCache", "LayerSlot", "ExactSpan", "QuantizedSpan", "TransformSpan", "StoredOnce", "WorldPlan")
+    kinds += ("StudyCache",)
     return {name: names.count(name) for name in kinds}
 
 

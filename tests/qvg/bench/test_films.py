@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from comfyui_qvg.qvg import QVGConfig
+from comfyui_qvg.qvg import ConfigError, QVGConfig
 from comfyui_qvg.qvg.bench import codecs, films
 from comfyui_qvg.qvg.bench.films import FILM, FilmCase, FilmJudge, film_cases
 from comfyui_qvg.qvg.bench.methods import METHODS, REFERENCE
@@ -14,6 +14,9 @@ from comfyui_qvg.qvg.bench.rows import span_tokens
 from comfyui_qvg.qvg.bench.walks import DEMO_WORLD
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.models.demo_film.directions import follow
+from comfyui_qvg.qvg.study import study_method
+from comfyui_qvg.qvg.study.bytes import predict
+from comfyui_qvg.qvg.study.run import StudyRun
 
 from ...untrained_film import untrained
 
@@ -97,3 +100,13 @@ def test_without_the_file_it_says_what_is_missing(
 def test_parts_of_the_demo_world_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "codecs", "--out", str(tmp_path), "--model", "film", "--parts", "openings"]) == 2
     assert "parts and scenarios are of the demo world, but model is film" in capsys.readouterr().err
+
+
+def test_a_method_of_the_study_is_judged_by_films_too(film: None, tmp_path: Path) -> None:
+    """Frame by frame in blocks of three; `make` fails where bytes are not those that were predicted."""
+    judge, case = FilmJudge(tmp_path), FilmCase(5001, "on", 39, "day")
+    result = judge.measure(case, StudyRun(study_method("FLOWCACHE_SOFT_PRUNE_INT4")))
+    assert sum(result.bytes.values()) == predict(study_method("FLOWCACHE_SOFT_PRUNE_INT4"), FILM.spec, 39).total
+    assert len(result.errors) == 39 and all(error == 0 for error in result.errors[:36])
+    with pytest.raises(ConfigError, match="FLOWCACHE_NATIVE changes the denoiser"):
+        judge.measure(case, StudyRun(study_method("FLOWCACHE_NATIVE")))

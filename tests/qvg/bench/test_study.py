@@ -38,6 +38,7 @@ def test_what_is_walked_and_what_is_walked_once() -> None:
         ({"forms": ["mended"]}, "form is 'mended', but must be one of corrected, published"),
         ({"worlds": 0}, "worlds is 0"),
         ({"paths": 3}, "paths is 3, but 1 to 2"),
+        ({"model": "photo"}, "model is 'photo', but must be one of world, film"),
     ],
 )
 def test_refusals(changes: dict[str, object], message: str, tmp_path: Path) -> None:

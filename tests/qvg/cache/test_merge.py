@@ -147,7 +147,7 @@ def test_rows_are_where_their_tokens_are() -> None:
     ]
     origins = torch.tensor(cache.origins)
     sink, tail = ROPE.rotation(origins[:1]), ROPE.rotation(origins[-3:])
-    middle = ROPE.rotation_at(rows.positions(cache.origins))
+    middle = Rotation(*ROPE.angles_at(rows.positions(cache.origins)).spread())
     turn = [torch.cat(parts) for parts in zip(sink, middle, tail, strict=True)]
     current = world([1.0], 0)
     here = ROPE.rotation(torch.tensor([(17.0, 0.0, 1.0)]))
@@ -270,6 +270,14 @@ def test_layer_by_layer_and_from_home_it_is_the_same(name: str) -> None:
         assert all(map(torch.equal, seen[0], seen[number]))
 
 
+def test_no_recent_frames_at_all() -> None:
+    """Even the newest block becomes rows, when every layer has it."""
+    cache = KVCache(SPEC, EXACT.with_changes(sink_frames=0, recent_frames=0), ROPE)
+    walk(cache, [0.0, 0.0, 4.0, 0.0], by_layer=True)
+    assert cache.merger is not None and cache.merger.rows.counts.tolist() == [3] * 12 + [1] * 12
+    assert cache.layout.merged == 4 and not cache.layout.tail
+
+
 def test_frames_of_one_chunk_meet_each_other() -> None:
     """A chunk of three frames that stand still takes the rows of one."""
     spec = CacheSpec(2, 2, 64, 12, 3, dtype=torch.float32)
@@ -298,7 +306,6 @@ def test_what_merging_does_not_go_with() -> None:
     for changes, reason in (
         ({"window_frames": 30}, "leave a window at different times; leave out window_frames, or merge 0"),
         ({"keys": "after_rope"}, "use 'before_rope', or merge 0"),
-        ({"recent_frames": 0}, "use at least 1, or merge 0"),
         ({"merge_key": "middle"}, "merge_key is 'middle', but must be one of 'mean', 'last', 'first'"),
     ):
         with pytest.raises(ConfigError, match=reason):
