@@ -331,6 +331,7 @@ def _one_device(name: str, given: list[Tensor]) -> None:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors among arguments, in lists, tuples and dictionaries too, in their order."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, dict):

@@ -188,7 +188,7 @@ def test_a_mode_has_its_own_widgets_and_sends_them(page: ComfyPage) -> None:
     before = page.widgets("QVGKVCache")
     advanced = {name: value for name, value in before.items() if not name.startswith("cache")}
     options = GOLDEN["nodes"]["QVGKVCache"]["input"]["required"]["cache"][1]["options"]
-    assert [option["key"] for option in options] == ["preset", "custom", "exact", "klt", "kivi", "quarot", "rtn"]
+    assert [option["key"] for option in options] == ["preset", "custom", "exact", "klt", "kivi", "quarot", "rtn", "study"]
     for option in [*options[1:], options[0]]:
         page.set("QVGKVCache", cache=option["key"])
         own = {f"cache.{name}": settings["default"] for name, (_, settings) in option["inputs"]["required"].items()}
