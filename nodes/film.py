@@ -8,7 +8,7 @@ from ..qvg.errors import ConfigError
 from ..qvg.models.demo_film.directions import BLOCK_FRAMES, DIRECTIONS, TURN_COLUMNS, Direction, View, prompt_rows
 from ..qvg.sampling.film import FilmPlan
 from .api import CATEGORY, io
-from .widgets import Node, whole
+from .widgets import Node, videos_at_once, whole
 
 PROMPTS = {direction.text: direction for direction in DIRECTIONS}
 RIGHT, LEFT = (Direction(f"turn {way}", "day").text for way in ("right", "left"))
@@ -139,15 +139,7 @@ class QVGFilmStart(Node):
                     advanced=True,
                     optional=True,
                 ),
-                io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="Videos made at once from the same first frames, each with noise of its own.",
-                    advanced=True,
-                    optional=True,
-                ),
+                videos_at_once(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Carries the given frames; for the guider."),

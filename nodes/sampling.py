@@ -12,7 +12,7 @@ from ..qvg.models.demo_world.painted_map import JUDGED, paint
 from .api import CATEGORY, Camera, io
 from .camera import CameraPath
 from .comfy.room import require_room
-from .widgets import Node
+from .widgets import Node, videos_at_once
 
 
 class QVGDemoWorldStart(Node):
@@ -37,15 +37,7 @@ class QVGDemoWorldStart(Node):
                     control_after_generate=False,
                     tooltip="Which map the first frames show.",
                 ),
-                io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="Videos made at once from the same first frames, each with noise of its own.",
-                    advanced=True,
-                    optional=True,
-                ),
+                videos_at_once(),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="Where each frame stands; for BasicGuider."),

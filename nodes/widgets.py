@@ -51,6 +51,19 @@ def whole(least: int, most: int, multiple: int) -> dict[str, int]:
     return {"min": low, "max": most, "step": multiple}
 
 
+def videos_at_once() -> Any:
+    """The input `batch_size` of a node that gives first frames."""
+    return io.Int.Input(
+        "batch_size",
+        default=1,
+        min=1,
+        max=64,
+        tooltip="Videos made at once from the same first frames, each with noise of its own.",
+        advanced=True,
+        optional=True,
+    )
+
+
 def number(least: float, most: float, step: float, multiple: float = 0.0) -> dict[str, float]:
     """For a Float input: from `least` to `most`; with `multiple`, a power of two, multiples of that alone. `step`: of the page's
     arrows. All of ours are declared by this."""
