@@ -201,7 +201,7 @@ class Run:
         values in one piece."""
         seen = min(frames, self.config.window_frames or frames, self.remembered_frames(frames) + self._block_frames)
         joined = self.spec.exact_bytes(seen) // self.spec.layers * self.weights.compute.itemsize // 2
-        as_core = self.config.codec == "none" and self.network.by_layer and not self.config.merges
+        as_core = self.config.codec == "none" and self.network.by_layer and not (self.config.merges or self.config.skips)
         return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
     def activation_bytes(self, frames: int) -> int:
