@@ -1,0 +1,131 @@
+"""What reading a share of the memory (AnnSA) gives and costs on the demo world.
+
+    python benchmarks/sparse.py return [--save]   a loop of 120 frames whose first lap is the exact run's, then 29 of its own
+    python benchmarks/sparse.py time [--save]     attention of one pass at frames 60, 300 and 600 of a loop of 50
+
+Each takes `--worlds 1,2,3` (seeds of maps that were not trained on) and `--ways` (codec:share, such as none:0.15; share 0 reads
+all). PSNR against the exact run in dB of the mean squared error of all judged frames; bytes as counted over those of 16 bits per
+value. `time`: pictures as they really are; milliseconds of processor time of attention over all layers, and over those of plain
+attention to contiguous float32 keys (`yardstick`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+import bootstrap_package  # noqa: F401
+import merge
+from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig
+from comfyui_qvg.qvg.demo.command import STEP_PIXELS, plan_walk, settings
+from comfyui_qvg.qvg.models.demo_world import DemoWorld, DemoWorldDenoiser, load_demo_world
+from comfyui_qvg.qvg.models.demo_world.painted_map import paint
+from comfyui_qvg.qvg.sampling import generate
+from rows import conditions, report
+
+FRAMES = (60, 300, 600)
+_ROUNDS = 5
+
+
+def config_of(way: str) -> QVGConfig:
+    """codec:share"""
+    name, share = way.split(":")
+    base = PRESETS["exact" if name == "none" else name]
+    return base if float(share) == 0 else base.with_changes(sparse=float(share), span_frames="auto")
+
+
+def coming_back(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[str, Any]]:
+    """See the module docstring, `return`."""
+    plan = plan_walk(merge.RETURN, merge.RETURN_FRAMES, world)
+    exact = merge.walked(model, plan, PRESETS["exact"], plan.given(model))
+    given = [*plan.given(model), *merge.as_given(exact.pictures)[len(plan.given(model)) : merge.RETURN_GIVEN]]
+    rows = []
+    for way in ways:
+        found, judged = merge.walked(model, plan, config_of(way), given), slice(merge.RETURN_GIVEN, None)
+        rows.append(
+            {"way": way, "psnr_db": merge.psnr_db(exact.pictures[judged], found.pictures[judged])}
+            | {"visits_db": merge.revisits_db(plan, found.pictures, merge.RETURN_GIVEN, merge.RETURN_FRAMES)}
+            | {"exact_visits_db": merge.revisits_db(plan, exact.pictures, merge.RETURN_GIVEN, merge.RETURN_FRAMES)}
+            | found.facts(model, merge.RETURN_FRAMES)
+        )
+    return rows
+
+
+def times(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[str, Any]]:
+    """See the module docstring, `time`."""
+    plan = plan_walk(merge.LAPS, max(FRAMES) + 1, world)
+    map_of = torch.from_numpy(paint(world)).permute(2, 0, 1) * 2 - 1
+    real = [map_of[None, None, :, row : row + 64, col : col + 64] for row, col in (plan.positions * STEP_PIXELS).tolist()]
+    rows = []
+    for way in ways:
+        row: dict[str, Any] = {"way": way}
+        with KVCache(model.config.cache_spec(), config_of(way), model.config.rope()) as cache:
+            for block in generate(DemoWorldDenoiser(model), cache, plan.origins, settings(plan.seed), real, verify=False):
+                if block.index in FRAMES:
+                    cache.place(plan.origins[block.index])
+                    row |= _timed(cache, block.index)
+        row["read"] = cache.explain()[-1]
+        rows.append(row)
+    return rows
+
+
+def _timed(cache: KVCache, frame: int) -> dict[str, Any]:
+    """Of one pass of attention, the least of some rounds, in turn with the yardstick."""
+    spec, generator = cache.spec, torch.Generator().manual_seed(0)
+    tokens = spec.tokens_per_frame * cache.frames_committed
+    shape = (spec.batch, spec.heads, spec.tokens_per_frame, spec.head_dim)
+    q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
+    keys, values = (torch.randn(*shape[:2], tokens + shape[2], shape[3], generator=generator) for _ in range(2))
+    own, plain = [], []
+    for _ in range(_ROUNDS):
+        own.append(_cpu_ms(lambda: [cache.attend(layer, q, k, v) for layer in range(spec.layers)]))
+        plain.append(_cpu_ms(lambda: [_plain(q, keys, values) for _ in range(spec.layers)]))
+    return {
+        f"ms_{frame}": round(min(own), 2),
+        f"yardstick_ms_{frame}": round(min(plain), 2),
+        f"ratio_{frame}": round(min(own) / min(plain), 3),
+    }
+
+
+def _plain(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, keys, values)
+
+
+def _cpu_ms(run: Any) -> float:
+    began = time.process_time()
+    with torch.inference_mode():
+        run()
+    return 1e3 * (time.process_time() - began)
+
+
+WALKS = {"return": coming_back, "time": times}
+
+
+def main() -> int:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=WALKS)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--worlds", default=",".join(map(str, merge.WORLDS)))
+    parser.add_argument("--ways", default="balanced:0,none:0.15,balanced:0.15")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, where = load_demo_world(), conditions(torch.device("cpu"))
+    for world in map(int, options.worlds.split(",")):
+        began = time.perf_counter()
+        for row in WALKS[options.what](model, world, options.ways.split(",")):
+            took = {"took_s": round(time.perf_counter() - began)}
+            report("sparse", {"walk": options.what, "world": world} | row | took | where, options.save)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
