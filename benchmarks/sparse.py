@@ -45,7 +45,7 @@ def config_of(way: str) -> QVGConfig:
 def coming_back(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[str, Any]]:
     """See the module docstring, `return`."""
     plan = plan_walk(merge.RETURN, merge.RETURN_FRAMES, world)
-    exact = merge.walked(model, plan, PRESETS["exact"], plan.given(model))
+    exact = merge.walked(model, plan, merge.ROTATED, plan.given(model))
     given = [*plan.given(model), *merge.as_given(exact.pictures)[len(plan.given(model)) : merge.RETURN_GIVEN]]
     rows = []
     for way in ways:
