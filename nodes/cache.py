@@ -75,6 +75,7 @@ class QVGKVCache(Node):
         merge_padding: bool = False,
         merge: float = _DEFAULT.merge,
         merge_key: str = _DEFAULT.merge_key,
+        sparse: float = _DEFAULT.sparse,
     ) -> io.NodeOutput:
         from .comfy.attach import with_cache
 
@@ -90,6 +91,7 @@ class QVGKVCache(Node):
             offload=offload,
             merge=merge,
             merge_key=merge_key,
+            sparse=sparse,
         )
         return io.NodeOutput(with_cache(model, config, merge_padding, study_of(cache)))
 
@@ -98,8 +100,8 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     """What the widgets say. Raises ConfigError where they break a rule."""
     if cache["cache"] == "exact":
         base = PRESETS["exact"]
-        if advanced["window_frames"] is None and not advanced.get("merge"):
-            # Nothing is encoded, merged or forgotten, so the other widgets mean nothing; but frames cut into other pieces would
+        if advanced["window_frames"] is None and not advanced.get("merge") and not advanced.get("sparse"):
+            # Nothing is encoded, merged, skipped or forgotten, so the other widgets mean nothing; but frames in other pieces would
             # round differently, and exact is to be what a bypassed node gives, bit for bit.
             return base
     elif cache["cache"] == "preset":
@@ -142,11 +144,11 @@ def _study_config(name: str, advanced: dict[str, Any]) -> QVGConfig:
     method = study_method(name)
     if method.plain:
         return method.coding.config().with_changes(**advanced)
-    for widget, unchanged in (("window_frames", None), ("merge", 0)):
+    for widget, unchanged in (("window_frames", None), ("merge", 0), ("sparse", 0)):
         value = advanced.get(widget, unchanged)
         if value != unchanged:
             raise ConfigError(
-                f"{widget} is {value}, but {name} decides itself what is forgotten and merged; use 0, or another method"
+                f"{widget} is {value}, but {name} decides itself what is forgotten, merged and read; use 0, or another method"
             )
     return method.coding.config().with_changes(seed=advanced["seed"])
 
@@ -310,6 +312,15 @@ def _advanced_inputs() -> list[Any]:
             default=_DEFAULT.merge_key,
             tooltip="What merged tokens are remembered as: their mean, the last one (as FAST-AR), or the first, which keeps a "
             "place as it was. No effect with merge 0.",
+            **advanced,
+        ),
+        io.Float.Input(
+            "sparse",
+            default=_DEFAULT.sparse,
+            tooltip="Experimental. The share of old frames' tokens that attention reads, those that matter most (0.08 to 1; "
+            "start with 0.15); the others are seen as averages. Faster with long memories. 0: off. Not with merge, window or "
+            "offload.",
+            **number(0.0, 1.0, 0.01),
             **advanced,
         ),
     ]

@@ -77,7 +77,7 @@ class RunRecord:
         """A few words for captions."""
         if self.study:
             return self.study
-        merged = ", merged" if self.config.merges else ""
+        merged = ", merged" if self.config.merges else f", {self.config.sparse:g} read" if self.config.skips else ""
         if self.config.codec == "none":
             window = self.config.window_frames
             return f"exact{merged}" if window is None else f"exact, {window} frames"
@@ -137,8 +137,10 @@ def _settings(config: QVGConfig, span_frames: int) -> str:
     frames = f"first {config.sink_frames} and last {config.recent_frames} frames exact, {window} seen"
     if config.merges:
         frames += f", merged from {config.merge:g} on (key: {config.merge_key})"
+    if config.skips:
+        frames += f", {config.sparse:g} of the others read"
     if config.codec == "none":
-        return f"exact, {frames}" if config.merges else f"exact, {window} seen"
+        return f"exact, {frames}" if config.merges or config.skips else f"exact, {window} seen"
     return f"{config.codec}, {_codes(config)}, spans of {span_frames} frames, {frames}, seed {config.seed}"
 
 

@@ -233,8 +233,8 @@ def _require_sparse(config: QVGConfig) -> None:
         ),
         (
             config.merges,
-            f"merge {config.merge:g}: what could be skipped is what merging has counted, and half of the rows that are left would "
-            "have to be read; use merge 0",
+            f"merge {config.merge:g}: what could be skipped is what merging has counted, and half of the rows that are left "
+            "would have to be read; use merge 0",
         ),
         (
             config.offload == "cpu",

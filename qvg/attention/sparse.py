@@ -113,10 +113,8 @@ class SparseHistory:
         """The tokens of some tiles (int64 [k], in their order) of one batch row and head: [1, 1, n]."""
         plan, (batch, head) = self.plan, row
         at = plan.starts[tiles][:, None] + torch.arange(TILE_TOKENS, device=tiles.device)
-        if plan.is_even:
-            at = at.flatten()
-        else:
-            at = at[torch.arange(TILE_TOKENS, device=tiles.device) < plan.sizes[tiles][:, None]]
+        there = torch.arange(TILE_TOKENS, device=tiles.device) < plan.sizes[tiles][:, None]
+        at = at.flatten() if plan.is_even else at[there]
         within = torch.cat([one.order[batch, head] for one in plan.tiles])[at].long()
         # Where the tokens of each span begin among those that were chosen: one answer for all of them comes from the device.
         cuts = torch.searchsorted(at, torch.tensor(plan.first, device=at.device)).tolist()

@@ -9,6 +9,7 @@ Keys are compared as they are rotated: a cluster of keys before RoPE lies all ov
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,11 @@ class SpanTiles:
     def nbytes(self) -> int:
         """Bytes of all of it."""
         return sum(part.nbytes for part in self.tensors().values())
+
+    def on(self, device: torch.device) -> SpanTiles:
+        """The same on a device."""
+        keys, values = (Rows8(*(part.to(device) for part in rows)) for rows in (self.keys, self.values))
+        return SpanTiles(self.order.to(device), keys, values)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
@@ -101,17 +107,17 @@ def _halved(x: Tensor) -> Tensor:
     rows, tokens, _ = x.shape
     order = torch.arange(tokens, device=x.device).expand(rows, -1)
     cuts = [0, tile_count(tokens)]
-    while any(stop - start > 1 for start, stop in zip(cuts, cuts[1:], strict=False)):
+    while any(stop - start > 1 for start, stop in itertools.pairwise(cuts)):
         order = _sorted_within(x, order, [min(tokens, cut * TILE_TOKENS) for cut in cuts])
-        cuts = sorted({*cuts, *((start + stop) // 2 for start, stop in zip(cuts, cuts[1:], strict=False))})
+        cuts = sorted({*cuts, *((start + stop) // 2 for start, stop in itertools.pairwise(cuts))})
     return order
 
 
 def _sorted_within(x: Tensor, order: Tensor, edges: list[int]) -> Tensor:
     """Each stretch between two edges sorted along its own first principal direction (by power iteration)."""
-    rows, tokens, channels = x.shape
+    rows, _, channels = x.shape
     device = x.device
-    sizes = torch.tensor([stop - start for start, stop in zip(edges, edges[1:], strict=False)], device=device)
+    sizes = torch.tensor([stop - start for start, stop in itertools.pairwise(edges)], device=device)
     of = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
 
     def summed(parts: Tensor) -> Tensor:

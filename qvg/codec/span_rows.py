@@ -45,8 +45,8 @@ def some_rows(span: Span, rows: Tensor) -> tuple[Span, Tensor | None]:
 
 
 def head_rows(span: Span, row: tuple[int, int], at: Tensor, known: Known) -> Span | None:
-    """The tokens `at` (int64 [n]) of one batch row and head: a span [1, 1, n]. None where tokens share what they are decoded with.
-    `known`: by the id of a codebook, or of a part of one, that head's view of it; what is new joins."""
+    """The tokens `at` (int64 [n]) of one batch row and head: a span [1, 1, n]. None where tokens share what they are decoded
+    with. `known`: by the id of a codebook, or of a part of one, that head's view of it; what is new joins."""
     batch, head = row
     if isinstance(span, ExactSpan):
         return ExactSpan(_one(span.values, row).index_select(0, at)[None, None])

@@ -21,7 +21,7 @@ from .span_files import Entry
 from .state import MisfitError
 
 FORMAT = "qvg-cache"
-READABLE_VERSIONS = (1, 2, 3, 4)
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
 # From this version on there are checksums.
 CHECKED_VERSION = 3
 CHECKSUMS, STATE = "crc32", "state"
