@@ -101,7 +101,7 @@ def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     if cache["cache"] == "exact":
         base = PRESETS["exact"]
         if advanced["window_frames"] is None and not advanced.get("merge") and not advanced.get("sparse"):
-            # Nothing is encoded, merged, skipped or forgotten, so the other widgets mean nothing; but frames in other pieces would
+            # Nothing is encoded, merged, skipped or forgotten, so other widgets mean nothing; but other pieces of frames would
             # round differently, and exact is to be what a bypassed node gives, bit for bit.
             return base
     elif cache["cache"] == "preset":

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...kernels.attention import Attended, merge_attention
+from ...kernels.attention import Attended, attention_to_listed, merge_attention, nothing_seen
+from ...kernels.launch import on_gpu
 from ...kernels.rotary import Angles, angles_of_tokens
 from ..codec.span import ExactSpan, Known, Span
 from ..codec.span_rows import head_rows
@@ -35,9 +36,10 @@ LEAST_TOKENS = 4096
 class SparsePlan:
     """What one layer remembers, for reading a share of it: made once for a block.
 
-    near    sink and recent frames; `edge`: the tokens of the sink, behind which the spans stand
+    near    sink and recent frames; `whole`: the spans; `edge`: the tokens of the sink, behind which the spans stand
     first   where each span begins among the tokens of all spans; the last number is how many there are
-    starts  where each tile begins in the joined orders of all spans, and `sizes`, how many tokens it has: [N]
+    starts  where each tile begins in the joined orders of all spans, `sizes`, how many tokens it has, and `bases`, where its span
+            begins: each [N]
     """
 
     def __init__(self, sink: Sequence[Pair], spans: Sequence[Pair], unpacked: Sequence[Pair], tiles: Sequence[SpanTiles]):
@@ -51,7 +53,12 @@ class SparsePlan:
             [first + TILE_TOKENS * torch.arange(one.num_tiles) for first, one in zip(self.first, tiles, strict=False)]
         ).to(device)
         self.sizes = torch.cat([tile_sizes(count, device) for count in counts])
+        self.whole = DecodePlan(spans)
         self.is_even = all(count % TILE_TOKENS == 0 for count in counts)
+        # Of every tile, where its span begins.
+        self.bases = torch.cat([torch.full((one.num_tiles,), first) for first, one in zip(self.first, tiles, strict=False)]).to(
+            device
+        )
         self._held, self._known = (*sink, *spans, *unpacked), {}  # type: tuple[Pair, ...], dict[tuple[int, int], Known]
 
     @property
@@ -127,6 +134,28 @@ class SparseHistory:
         encodings = None if self.position_encodings is None else self._turns(within, bases)
         return History(DecodePlan(pairs), (empty[0], empty[1]), self.decode, encodings, backend=self.backend)
 
+    @property
+    def all_spans(self) -> History:
+        """Everything that tiles are made of."""
+        empty = [x[:, :, :0] for x in self.current]
+        edge, encodings = self.plan.edge, self.position_encodings
+
+        def shifted(which: int, start: int, stop: int) -> Angles | None:
+            return self._angles(which, start + edge, stop + edge)
+
+        turned = None if encodings is None else shifted
+        per_frame = self.tokens_per_frame
+        return History(self.plan.whole, (empty[0], empty[1]), self.decode, turned, False, per_frame, self.backend)
+
+    def listed(self, row: tuple[int, int], tiles: Tensor) -> Tensor:
+        """Which of all spans' tokens are in some tiles of one head: int64 [n, k] -> int32 [n, 16 k], -1 where a tile has no
+        more."""
+        plan, (batch, head) = self.plan, row
+        inside = torch.arange(TILE_TOKENS, device=tiles.device)
+        at = (plan.starts[tiles][..., None] + inside).clamp(max=plan.first[-1] - 1)
+        tokens = torch.cat([one.order[batch, head] for one in plan.tiles])[at].long() + plan.bases[tiles][..., None]
+        return torch.where(inside < plan.sizes[tiles][..., None], tokens, -1).flatten(-2).int()
+
     def _rows(self, span: Span, row: tuple[int, int], at: Tensor) -> Span:
         found = head_rows(span, row, at, self.plan.known(row))
         if found is not None:
@@ -159,6 +188,8 @@ def attend_sparse(q: Tensor, history: SparseHistory, workspace: Workspace, readi
         f"{history.tiles_read} of {plan.num_tiles} tiles of {TILE_TOKENS} tokens read for every {min(BLOCK_QUERIES, q.shape[2])} "
         "queries, the others by their means",
     )
+    if on_gpu(q.device) and q.shape[2] > BLOCK_QUERIES and _decoded_bytes(history, work) <= workspace.limit_bytes // 2:
+        return _attend_many(work, history, near, workspace, backend).to(q.dtype)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for batch, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
         row = (slice(batch, batch + 1), slice(head, head + 1))
@@ -166,7 +197,7 @@ def attend_sparse(q: Tensor, history: SparseHistory, workspace: Workspace, readi
         for first in range(0, q.shape[2], BLOCK_QUERIES):
             some = (*row, slice(first, first + BLOCK_QUERIES))
             total = Attended(near.out[some].contiguous(), near.lse[some].contiguous())
-            tiles, rest = _rank(work[some], means, total.lse, plan.sizes, history.tiles_read)
+            (tiles,), rest = _rank(work[some], means, total.lse, plan.sizes, history.tiles_read)
             reserved = sum(x.nbytes for x in means)
             for part in (rest, attend_seen(work[some], history.chosen((batch, head), tiles), workspace, backend, reserved)[0]):
                 merge_attention(part.out[None], part.lse[None], total, backend)
@@ -174,20 +205,65 @@ def attend_sparse(q: Tensor, history: SparseHistory, workspace: Workspace, readi
     return out
 
 
+def _decoded_bytes(history: SparseHistory, q: Tensor) -> int:
+    """Of the keys and values of one head's spans."""
+    return 2 * q.shape[0] * history.plan.first[-1] * q.shape[3] * q.element_size()
+
+
+def _attend_many(q: Tensor, history: SparseHistory, near: Attended, workspace: Workspace, backend: str) -> Tensor:
+    """The same for so many blocks of queries that together they read everything: spans are decoded once, some heads at a time,
+    and a kernel reads of them what each block has chosen."""
+    plan, channels, spans = history.plan, q.shape[3], history.all_spans
+    group = max(1, min(q.shape[1], workspace.limit_bytes // 2 // _decoded_bytes(history, q)))
+    # Logits, their exponentials and what is sorted, of as many blocks of one head as the rest has room for.
+    rows = max(1, workspace.limit_bytes // 4 // (3 * 4 * plan.num_tiles * BLOCK_QUERIES)) * BLOCK_QUERIES
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for first in range(0, q.shape[1], group):
+        heads = slice(first, min(first + group, q.shape[1]))
+        shape = (q.shape[0], heads.stop - heads.start, plan.first[-1], channels)
+        keys, values = (workspace.take(name, shape, q.dtype, q.device) for name in ("keys 0", "values 0"))
+        spans.fill_both(0, plan.first[-1], heads, keys, values)
+        total, lists = nothing_seen(q[:, heads]), []
+        for batch, head in itertools.product(range(shape[0]), range(heads.start, heads.stop)):
+            row = (slice(batch, batch + 1), slice(head, head + 1))
+            means = [_means([one.keys for one in plan.tiles], row), _means([one.values for one in plan.tiles], row)]
+            parts = []
+            for start in range(0, q.shape[2], rows):
+                some = slice(start, start + rows)
+                tiles, rest = _rank(q[(*row, some)], means, near.lse[(*row, some)], plan.sizes, history.tiles_read)
+                parts.append(history.listed((batch, head), tiles))
+                total.out[batch, head - first, some], total.lse[batch, head - first, some] = rest.out[0, 0], rest.lse[0, 0]
+            lists.append(torch.cat(parts))
+        listed = torch.stack(lists).unflatten(0, shape[:2])
+        read = attention_to_listed(q[:, heads], keys, values, listed, BLOCK_QUERIES, backend)
+        for part in (read, Attended(near.out[:, heads], near.lse[:, heads])):
+            merge_attention(part.out[None], part.lse[None], total, backend)
+        out[:, heads] = total.out
+    return out
+
+
+def _rank(q: Tensor, means: Sequence[Tensor], near: Tensor, sizes: Tensor, most: int) -> tuple[Tensor, Attended]:
+    """For every block of queries q [1, 1, n, D] the tiles to read, in their order: int64 [blocks, most]; and attention to the
+    means of the others."""
+    keys, values = means
+    logits = torch.matmul(q[0, 0].float() * q.shape[-1] ** -0.5, keys.T).add_(sizes.log())
+    mass = torch.logaddexp(near[0, 0], logits.logsumexp(-1))
+    missing = -q.shape[2] % BLOCK_QUERIES
+    shares = torch.nn.functional.pad(logits - mass[:, None], (0, 0, 0, missing), value=-torch.inf)
+    tiles = shares.unflatten(0, (-1, BLOCK_QUERIES)).amax(1).topk(most).indices.sort().values
+    logits.scatter_(1, tiles.repeat_interleave(BLOCK_QUERIES, 0)[: q.shape[2]], -torch.inf)
+    return tiles, _seen(logits, values)
+
+
+def _seen(logits: Tensor, values: Tensor) -> Attended:
+    """Attention of logits [n, N] to values [N, D]: [1, 1, n, D]."""
+    lse = logits.logsumexp(-1)
+    weights = logits.sub_(torch.where(lse == -torch.inf, 0, lse)[:, None]).exp_()
+    return Attended(torch.matmul(weights, values)[None, None], lse[None, None])
+
+
 def _means(parts: Sequence[object], row: tuple[slice, slice]) -> Tensor:
     """Of all spans' tiles of one head: float32 [N, D]."""
     values = torch.cat([part.values[row] for part in parts], 2)[0, 0]  # type: ignore[attr-defined]
     scales = torch.cat([part.scales[row] for part in parts], 2)[0, 0]  # type: ignore[attr-defined]
     return values.float().mul_(scales.float()[:, None])
-
-
-def _rank(q: Tensor, means: Sequence[Tensor], near: Tensor, sizes: Tensor, most: int) -> tuple[Tensor, Attended]:
-    """The tiles to read, in their order, and attention of q [1, 1, n, D] to the means of the others."""
-    keys, values = means
-    logits = torch.matmul(q[0, 0].float() * q.shape[-1] ** -0.5, keys.T).add_(sizes.log())
-    mass = torch.logaddexp(near[0, 0], logits.logsumexp(-1))
-    tiles = (logits - mass[:, None]).amax(0).topk(most).indices.sort().values
-    logits[:, tiles] = -torch.inf
-    lse = logits.logsumexp(-1)
-    weights = logits.sub_(torch.where(lse == -torch.inf, 0, lse)[:, None]).exp_()
-    return tiles, Attended(torch.matmul(weights, values)[None, None], lse[None, None])

@@ -169,6 +169,22 @@ def test_many_queries_choose_block_by_block(monkeypatch: pytest.MonkeyPatch) -> 
     assert not torch.allclose(seen[4, 0.2], seen[12, 0.2], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["none", "klt", "kivi"])
+def test_blocks_that_read_everything_together_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does with many queries (spans decoded once, a list of tokens for every block) against tile by tile."""
+    from comfyui_qvg.qvg.attention import sparse
+
+    monkeypatch.setattr(sparse, "BLOCK_QUERIES", 16)
+    spec = CacheSpec(1, 2, 64, 12, chunk_frames=3, batch=2, dtype=torch.float32)
+    seen = []
+    for many in (False, True):
+        monkeypatch.setattr(sparse, "on_gpu", lambda device, many=many: many)
+        cache = KVCache(spec, CODECS[name].with_changes(sparse=0.2, workspace_mb=1), ROPE)
+        seen.append(walk(cache, 27))
+    assert_close("attention", seen[0], seen[1], 2e-5)
+    assert not torch.equal(*seen), "both ways were taken"
+
+
 def test_a_short_history_is_read_whole_and_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(reading, "LEAST_TOKENS", 100)
     whole, share = (KVCache(SPEC, CODECS["none"].with_changes(sparse=each), ROPE) for each in (0.0, 0.1))
@@ -267,7 +283,7 @@ def test_attention_to_nothing_left_adds_nothing() -> None:
 
     q, near = torch.randn(1, 1, 3, 16), torch.zeros(1, 1, 3)
     tiles, rest = _rank(q, [torch.randn(4, 16), torch.randn(4, 16)], near, torch.full((4,), 16.0), 4)
-    assert tiles.tolist() == [0, 1, 2, 3] and bool((rest.lse == -torch.inf).all()) and not bool(rest.out.any())
+    assert tiles.tolist() == [[0, 1, 2, 3]] and bool((rest.lse == -torch.inf).all()) and not bool(rest.out.any())
     total = Attended(torch.ones(1, 1, 3, 16), near.clone())
     merge_attention(rest.out[None], rest.lse[None], total)
     assert torch.equal(total.out, torch.ones(1, 1, 3, 16)) and torch.equal(total.lse, near)
