@@ -1,6 +1,6 @@
 """What reading a share of the memory (AnnSA) gives and costs on the demo world.
 
-    python benchmarks/sparse.py return [--save]   a loop of 120 frames whose first lap is the exact run's, then 29 of its own
+    python benchmarks/sparse.py return [--save]   a loop of 120 frames whose first lap is given as it really is, then 29 of its own
     python benchmarks/sparse.py time [--save]     attention of one pass at frames 60, 300 and 600 of a loop of 50
 
 Each takes `--worlds 1,2,3` (seeds of maps that were not trained on) and `--ways` (codec:share, such as none:0.15; share 0 reads
@@ -42,12 +42,17 @@ def config_of(way: str) -> QVGConfig:
     return base if float(share) == 0 else base.with_changes(sparse=float(share), span_frames="auto")
 
 
+def real_pictures(plan: merge.Walk, world: int) -> list[Tensor]:
+    """What is really to be seen from every place of a walk, [1, 1, 3, P, P] in -1..1."""
+    map_of = torch.from_numpy(paint(world)).permute(2, 0, 1) * 2 - 1
+    return [map_of[None, None, :, row : row + 64, col : col + 64] for row, col in (plan.positions * STEP_PIXELS).tolist()]
+
+
 def coming_back(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[str, Any]]:
     """See the module docstring, `return`."""
     plan = plan_walk(merge.RETURN, merge.RETURN_FRAMES, world)
-    exact = merge.walked(model, plan, merge.ROTATED, plan.given(model))
-    given = [*plan.given(model), *merge.as_given(exact.pictures)[len(plan.given(model)) : merge.RETURN_GIVEN]]
-    rows = []
+    given = real_pictures(plan, world)[: merge.RETURN_GIVEN]
+    exact, rows = merge.walked(model, plan, merge.ROTATED, given), []
     for way in ways:
         found, judged = merge.walked(model, plan, config_of(way), given), slice(merge.RETURN_GIVEN, None)
         rows.append(
@@ -62,9 +67,7 @@ def coming_back(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[
 def times(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[str, Any]]:
     """See the module docstring, `time`."""
     plan = plan_walk(merge.LAPS, max(FRAMES) + 1, world)
-    map_of = torch.from_numpy(paint(world)).permute(2, 0, 1) * 2 - 1
-    real = [map_of[None, None, :, row : row + 64, col : col + 64] for row, col in (plan.positions * STEP_PIXELS).tolist()]
-    rows = []
+    real, rows = real_pictures(plan, world), []
     for way in ways:
         row: dict[str, Any] = {"way": way}
         with KVCache(model.config.cache_spec(), config_of(way), model.config.rope()) as cache:
