@@ -1,6 +1,6 @@
 """What reading a share of the memory (AnnSA) gives and costs on the demo world.
 
-    python benchmarks/sparse.py return [--save]   a loop of 120 frames whose first lap is given as it really is, then 29 of its own
+    python benchmarks/sparse.py return [--save]   a loop of 120 frames whose first lap is given as it is, then 29 of its own
     python benchmarks/sparse.py time [--save]     attention of one pass at frames 60, 300 and 600 of a loop of 50
 
 Each takes `--worlds 1,2,3` (seeds of maps that were not trained on) and `--ways` (codec:share, such as none:0.15; share 0 reads
@@ -31,6 +31,8 @@ from comfyui_qvg.qvg.models.demo_world.painted_map import paint
 from comfyui_qvg.qvg.sampling import generate
 from rows import conditions, report
 
+# As in `merge.py`, but nowhere beyond the map's edge.
+RETURN = "d-32,s-28,a-32,w-28"
 FRAMES = (60, 300, 600)
 _ROUNDS = 5
 
@@ -50,7 +52,7 @@ def real_pictures(plan: merge.Walk, world: int) -> list[Tensor]:
 
 def coming_back(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[str, Any]]:
     """See the module docstring, `return`."""
-    plan = plan_walk(merge.RETURN, merge.RETURN_FRAMES, world)
+    plan = plan_walk(RETURN, merge.RETURN_FRAMES, world)
     given = real_pictures(plan, world)[: merge.RETURN_GIVEN]
     exact, rows = merge.walked(model, plan, merge.ROTATED, given), []
     for way in ways:
