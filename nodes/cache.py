@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
+from ..qvg.attention.prompt import RULES
 from ..qvg.config import MERGE_KEYS, OFFLOADS, TRANSFORMS, require_bits
 from ..qvg.errors import ConfigError
 from ..qvg.study.registry import STUDY, study_method
@@ -76,6 +77,7 @@ class QVGKVCache(Node):
         merge: float = _DEFAULT.merge,
         merge_key: str = _DEFAULT.merge_key,
         sparse: float = _DEFAULT.sparse,
+        prompt_rows: str = RULES[0],
     ) -> io.NodeOutput:
         from .comfy.attach import with_cache
 
@@ -93,7 +95,7 @@ class QVGKVCache(Node):
             merge_key=merge_key,
             sparse=sparse,
         )
-        return io.NodeOutput(with_cache(model, config, merge_padding, study_of(cache)))
+        return io.NodeOutput(with_cache(model, config, merge_padding, study_of(cache), prompt_rows))
 
 
 def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
@@ -321,6 +323,15 @@ def _advanced_inputs() -> list[Any]:
             "start with 0.15); the others are seen as averages. Faster with long memories. 0: off. Not with merge, window or "
             "offload.",
             **number(0.0, 1.0, 0.01),
+            **advanced,
+        ),
+        io.Combo.Input(
+            "prompt_rows",
+            options=list(RULES),
+            default=RULES[0],
+            tooltip="Experimental, with merge_padding only: which words of the prompt are read. all; mass: those that matter to "
+            "any part of the picture, the others as one; buckets: as FAST-AR publishes it. To compare: neither has made a video "
+            "faster.",
             **advanced,
         ),
     ]

@@ -18,16 +18,19 @@ MAX_RECORDS = 256
 @dataclass(frozen=True)
 class PromptBytes:
     """What cross-attention keeps of a prompt: bytes of all layers, and the keys of one, as the model got them and as it reads
-    them."""
+    them; and the share of these that it did read on average (`prompt_rows`)."""
 
     nbytes: int = 0
     keys: int = 0
     keys_read: int = 0
+    share: float = 1.0
 
     def text(self) -> str:
         """For people."""
         merged = "" if self.keys == self.keys_read else f" for {self.keys}, its padding merged"
-        return f"prompt: {self.nbytes / 1e6:.2f} MB for cross-attention, {self.keys_read} keys a layer{merged}"
+        return f"prompt: {self.nbytes / 1e6:.2f} MB for cross-attention, {self.keys_read} keys a layer{merged}" + (
+            f"; {self.share:.0%} of them were read" if self.share < 1 else ""
+        )
 
 
 @dataclass(frozen=True)
