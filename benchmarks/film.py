@@ -2,15 +2,16 @@
 
     python benchmarks/film.py agree [--save]    keys before RoPE of a film: how often layers agree that a place looks as it did
     python benchmarks/film.py modules [--save]  a camera that stands still: merging, prompt rows by mass and by buckets
-    python benchmarks/film.py order [--save]    attention of the last block from 15 % of the tiles: by likeness, in blocks of the grid
+    python benchmarks/film.py order [--save]    attention of the last block from 15 % of the tiles: alike, or blocks of the grid
 
-Each takes `--scenes 5001,5003` and `--frames 48`. PSNR in dB against the exact film, of the mean squared error of all frames behind
-the given ones.
+Each takes `--scenes 5001,5003` and `--frames 48`. PSNR in dB against the exact film, of the mean squared error of all frames
+behind the given ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,8 +45,8 @@ class Films:
     """Films of one scene whose camera does one thing all the time."""
 
     def __init__(self, scene: int, camera: str, frames: int):
-        self._model, self._codec = load_demo_film()
-        self._prompts = FilmPrompts(self._model)
+        self.model, self._codec = load_demo_film()
+        self._prompts = FilmPrompts(self.model)
         self._plan = FilmPlan(
             scene, View(5 * scene % 36, int(camera != "stay"), 1.0), (Direction(camera, "day"),) * (frames // BLOCK_FRAMES)
         )
@@ -58,7 +59,7 @@ class Films:
         caches: list[KVCache] = []
         latents, began = [], time.process_time()
         directions = self._plan.directions
-        for block in roll_out(self._model, self._prompts, directions, config, self._given, self._seed, caches=caches):
+        for block in roll_out(self.model, self._prompts, directions, config, self._given, self._seed, caches=caches):
             latents.append(block.latent[0])
             if len(latents) == len(directions):
                 (cache,) = caches
@@ -162,8 +163,7 @@ class _prompt_rule:  # noqa: N801 (reads as a statement)
 
 
 def order(scene: int, frames: int) -> list[dict[str, Any]]:
-    """See the module docstring. Relative L2 error of attention's output, all layers and heads, by the last block's own keys as
-    queries' stand-ins: queries are taken from the last pass."""
+    """See the module docstring. Relative L2 error of the output, all layers and heads, by the queries of the last pass."""
     held: list[Tensor] = []
     queries: list[Tensor] = []
     plain = KVCache.attend
@@ -178,7 +178,7 @@ def order(scene: int, frames: int) -> list[dict[str, Any]]:
     try:
         films = Films(scene, "turn right", frames)
         films.made(PRESETS["exact"], lambda cache: held.extend([exact_history(cache, 0), exact_history(cache, 1)]))
-        rope = films._model.config.rope(LATENT_PIXELS, LATENT_PIXELS)
+        rope = films.model.config.rope(LATENT_PIXELS, LATENT_PIXELS)
     finally:
         KVCache.attend = plain  # type: ignore[method-assign]
     origins = torch.tensor([(float(frame), 0.0, 0.0) for frame in range(frames)])
@@ -214,7 +214,7 @@ def _from_tiles(q: Tensor, keys: Tensor, values: Tensor, by: Callable[[Tensor], 
     mass = torch.logaddexp(attention(q, keys[:, :, near], values[:, :, near])[1], logits.logsumexp(-1))
     # One choice for every 64 queries, as the cache makes it.
     shares = (logits - mass[..., None]).unflatten(2, (-1, 64)).amax(3)
-    best = torch.zeros_like(shares, dtype=torch.bool).scatter_(3, shares.topk(-(-int(SHARE * tiles * 100) // 100)).indices, True)
+    best = torch.zeros_like(shares, dtype=torch.bool).scatter_(3, shares.topk(math.ceil(SHARE * tiles - 1e-9)).indices, True)
     best = best.repeat_interleave(64, 2)
     read = torch.zeros(*q.shape[:3], keys.shape[2], dtype=torch.bool)
     read.scatter_(3, orders[:, :, None].expand(-1, -1, q.shape[2], -1), best.repeat_interleave(TILE_TOKENS, 3))
