@@ -1,6 +1,6 @@
 """What reading a share of the memory (AnnSA) gives and costs on the demo world.
 
-    python benchmarks/sparse.py return [--save]   a loop of 120 frames whose first lap is given as it is, then 29 of its own
+    python benchmarks/sparse.py return [--save]   a loop of 120 frames whose first lap is given as it is, then eight of its own
     python benchmarks/sparse.py time [--save]     attention of one pass at frames 60, 300 and 600 of a loop of 50
 
 Each takes `--worlds 1,2,3` (seeds of maps that were not trained on) and `--ways` (codec:share, such as none:0.15; share 0 reads
@@ -15,10 +15,11 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ from comfyui_qvg.qvg.models.demo_world.painted_map import paint
 from rows import conditions, report
 
 # As in `merge.py`, but nowhere beyond the map's edge.
-RETURN = "d-32,s-28,a-32,w-28"
+RETURN, RETURN_FRAMES = "d-32,s-28,a-32,w-28", merge.RETURN_GIVEN + 8
 FRAMES = (60, 300, 600)
 _ROUNDS = 7
 
@@ -51,19 +52,66 @@ def real_pictures(plan: merge.Walk, world: int) -> list[Tensor]:
     return [map_of[None, None, :, row : row + 64, col : col + 64] for row, col in (plan.positions * STEP_PIXELS).tolist()]
 
 
+class Shared(KVCache):
+    """An exact cache whose committed keys and values others remember too, each in its own way."""
+
+    def __init__(self, model: DemoWorld, others: Sequence[KVCache]):
+        super().__init__(model.config.cache_spec(), merge.ROTATED, model.config.rope())
+        self.others = list(others)
+
+    def place(self, origins: Any) -> None:
+        """See `KVCache`."""
+        for cache in (super(), *self.others):
+            cache.place(origins)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        """See `KVCache`."""
+        for cache in self.others:
+            cache.layers[layer].append(k, v)
+        return super().attend(layer, q, k, v, **more)
+
+    def commit(self) -> None:
+        """See `KVCache`."""
+        for cache in (super(), *self.others):
+            cache.commit()
+
+
+@dataclass(frozen=True)
+class Later:
+    """Settings whose first block is another one's."""
+
+    settings: SamplerSettings
+    first: int
+
+    def noise_levels(self) -> list[float]:
+        """See `SamplerSettings`."""
+        return self.settings.noise_levels()
+
+    def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """See `SamplerSettings`."""
+        return self.settings.noise(index + self.first, shape)
+
+
 def coming_back(model: DemoWorld, world: int, ways: Sequence[str]) -> list[dict[str, Any]]:
-    """See the module docstring, `return`."""
-    plan = plan_walk(RETURN, merge.RETURN_FRAMES, world)
-    given = real_pictures(plan, world)[: merge.RETURN_GIVEN]
-    exact, rows = merge.walked(model, plan, merge.ROTATED, given), []
-    for way in ways:
-        found, judged = merge.walked(model, plan, config_of(way), given), slice(merge.RETURN_GIVEN, None)
-        rows.append(
-            {"way": way, "psnr_db": merge.psnr_db(exact.pictures[judged], found.pictures[judged])}
-            | {"visits_db": merge.revisits_db(plan, found.pictures, merge.RETURN_GIVEN, merge.RETURN_FRAMES)}
-            | {"exact_visits_db": merge.revisits_db(plan, exact.pictures, merge.RETURN_GIVEN, merge.RETURN_FRAMES)}
-            | found.facts(model, merge.RETURN_FRAMES)
-        )
+    """See the module docstring, `return`. Keys and values of the first lap are those of the exact run, for every way."""
+    plan, first = plan_walk(RETURN, RETURN_FRAMES, world), merge.RETURN_GIVEN
+    given, spec, rope = real_pictures(plan, world)[:first], model.config.cache_spec(), model.config.rope()
+    others = [KVCache(spec, config_of(way), rope) for way in ways]
+    exact, pictures, denoiser = Shared(model, others), [], DemoWorldDenoiser(model)
+    for _ in generate(denoiser, exact, plan.origins[:first], settings(plan.seed), given, verify=False):
+        pass
+    exact.others = []
+    for cache in (exact, *others):
+        blocks = generate(denoiser, cache, plan.origins[first:], Later(settings(plan.seed), first), verify=False)
+        pictures.append(np.stack([picture(block.latent) for block in blocks]))
+    real = np.stack([picture(each) for each in real_pictures(plan, world)[first:]])
+    rows = []
+    for way, cache, found in zip(("exact", *ways), (exact, *others), pictures, strict=True):
+        size = cache.nbytes()
+        row = {"way": way, "frames_judged": len(found), "truth_db": merge.psnr_db(real, found), "bytes": size.total}
+        row |= {"bytes_of_exact": round(size.total / spec.exact_bytes(RETURN_FRAMES), 5), "tile_bytes": size.tiles}
+        row |= {} if way == "exact" else {"psnr_db": merge.psnr_db(pictures[0], found)}
+        rows.append(row | {"read": cache.explain()[-1]})
     return rows
 
 
