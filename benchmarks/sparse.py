@@ -28,9 +28,10 @@ import bootstrap_package  # noqa: F401
 import merge
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values
-from comfyui_qvg.qvg.demo.command import STEP_PIXELS, plan_walk
-from comfyui_qvg.qvg.models.demo_world import DemoWorld, load_demo_world
+from comfyui_qvg.qvg.demo.command import STEP_PIXELS, picture, plan_walk, settings
+from comfyui_qvg.qvg.models.demo_world import DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.models.demo_world.painted_map import paint
+from comfyui_qvg.qvg.sampling import SamplerSettings, generate
 from rows import conditions, report
 
 # As in `merge.py`, but nowhere beyond the map's edge.
