@@ -58,27 +58,28 @@ def attend_part(q: Tensor, merged: MergedPrompt, rule: str) -> tuple[Tensor, int
     rows = merged.keys.shape[2]
     if kept is None or bool(kept.all()) or not bool(kept.any()):
         return attend(q, merged), rows
-    parts = [x[:, :, kept] for x in (merged.keys, merged.values)]
-    bias = merged.bias[..., kept]
+    keys, values, bias = merged.keys[:, :, kept], merged.values[:, :, kept], merged.bias[..., kept]
     if rule == "mass":
         counts = merged.bias[0, 0, 0, ~kept].float().exp()
-        rest = (_weighted(x[:, :, ~kept], counts) for x in (merged.keys, merged.values))
-        parts = [torch.cat(two, 2) for two in zip(parts, rest, strict=True)]
+        keys = torch.cat([keys, _weighted(merged.keys[:, :, ~kept], counts)], 2)
+        values = torch.cat([values, _weighted(merged.values[:, :, ~kept], counts)], 2)
         bias = torch.cat([bias, counts.sum().log().to(bias.dtype).view(1, 1, 1, 1)], 3)
-    return F.scaled_dot_product_attention(q, *parts, attn_mask=bias), parts[0].shape[2]
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias), keys.shape[2]
 
 
 def kept_rows(q: Tensor, merged: MergedPrompt, rule: str) -> Tensor:
     """Which rows of a prompt queries [B, H, Sq, D] want, by "mass" or "buckets": bool [S']."""
     if rule == "mass":
         logits = torch.matmul(q.float() * q.shape[-1] ** -0.5, merged.keys.float().transpose(2, 3)) + merged.bias.float()
-        return logits.softmax(-1).amax((0, 1, 2)) >= LEAST_SHARE
+        shares: Tensor = logits.softmax(-1).amax((0, 1, 2))
+        return shares >= LEAST_SHARE
     generator = torch.Generator().manual_seed(_HASH_SEED)
     planes = torch.randn(q.shape[-1], _HASH_TABLES * _HASH_BITS, generator=generator).to(q.device)
     asked, there = _buckets(q, planes), _buckets(merged.keys, planes)
     hit = torch.zeros(*asked.shape[:2], _HASH_TABLES, 1 << _HASH_BITS, dtype=torch.bool, device=q.device)
     hit.scatter_(3, asked.transpose(2, 3), True)
-    return hit.gather(3, there.transpose(2, 3)).any(2).any(0).any(0)
+    found: Tensor = hit.gather(3, there.transpose(2, 3)).any(2).any(0).any(0)
+    return found
 
 
 def _buckets(x: Tensor, planes: Tensor) -> Tensor:
