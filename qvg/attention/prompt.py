@@ -71,8 +71,8 @@ def kept_rows(q: Tensor, merged: MergedPrompt, rule: str) -> Tensor:
     """Which rows of a prompt queries [B, H, Sq, D] want, by "mass" or "buckets": bool [S']."""
     if rule == "mass":
         logits = torch.matmul(q.float() * q.shape[-1] ** -0.5, merged.keys.float().transpose(2, 3)) + merged.bias.float()
-        shares: Tensor = logits.softmax(-1).amax((0, 1, 2))
-        return shares >= LEAST_SHARE
+        wanted: Tensor = logits.softmax(-1).amax((0, 1, 2)) >= LEAST_SHARE
+        return wanted
     generator = torch.Generator().manual_seed(_HASH_SEED)
     planes = torch.randn(q.shape[-1], _HASH_TABLES * _HASH_BITS, generator=generator).to(q.device)
     asked, there = _buckets(q, planes), _buckets(merged.keys, planes)
@@ -85,7 +85,8 @@ def kept_rows(q: Tensor, merged: MergedPrompt, rule: str) -> Tensor:
 def _buckets(x: Tensor, planes: Tensor) -> Tensor:
     """The bucket of every row in every table: int64 [B, H, S, tables]."""
     bits = (torch.matmul(x.float(), planes) > 0).unflatten(-1, (_HASH_TABLES, _HASH_BITS))
-    return (bits.long() << torch.arange(_HASH_BITS, device=x.device)).sum(-1)
+    numbers: Tensor = (bits.long() << torch.arange(_HASH_BITS, device=x.device)).sum(-1)
+    return numbers
 
 
 def _weighted(x: Tensor, counts: Tensor) -> Tensor:
