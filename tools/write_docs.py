@@ -190,8 +190,11 @@ def merge() -> str:
 
 def sparse() -> str:
     """What reading a share came to on the demo world, a line for each way, worlds in columns; and its time."""
-    rows = [json.loads(line) for line in (RESULTS / "sparse.jsonl").read_text(encoding="utf-8").splitlines()]
-    judged = {(row["way"], row["world"]): row for row in rows if row["walk"] == "return"}
+    file = RESULTS / "sparse.jsonl"
+    rows = [json.loads(line) for line in (file.read_text(encoding="utf-8").splitlines() if file.is_file() else ())]
+    if not rows:
+        return "Not measured yet."
+    judged = {(row["way"], row["world"]): row for row in rows if row["walk"] == "return" and row["way"] != "exact"}
     worlds = sorted({world for _, world in judged})
     ways = sorted({way for way, _ in judged}, key=lambda way: (way.split(":")[0] != "none", -float(way.split(":")[1])))
     heads = [

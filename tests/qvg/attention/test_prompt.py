@@ -102,7 +102,8 @@ def test_rows_without_mass_become_one(dtype: torch.dtype) -> None:
     assert merged is not None
     kept = kept_rows(q, merged, "mass")
     shares = (q.float() @ merged.keys.float().mT / 8 + merged.bias.float()).softmax(-1).amax((0, 1, 2))
-    assert torch.equal(kept, shares >= LEAST_SHARE) and 5 < int(kept.sum()) <= 20
+    # Those that are asked for, and at most the padding, which counts 452 times.
+    assert torch.equal(kept, shares >= LEAST_SHARE) and 5 < int(kept[:20].sum()) and not bool(kept[20:60].any())
     seen, rows = attend_part(q, merged, "mass")
     assert rows == int(kept.sum()) + 1 and rows < merged.keys.shape[2]
     whole = attend(q, merged)
@@ -132,7 +133,7 @@ def test_buckets_keep_what_shares_one_with_a_query() -> None:
 
 
 def test_where_all_or_none_are_kept_all_are_read() -> None:
-    q, k, v = _prompt(60)
+    q, k, v = _prompt(60, rows=63)  # equal shares are 1 / 63 each
     merged = merge_equal_rows(k, v)
     assert merged is not None
     for rule, queries in (("all", q), ("mass", 0 * q), ("buckets", q[:, :, :0])):
