@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_check_gpu(commands)
     _add_bench(commands)
+    _add_study(commands)
     return parser
 
 
@@ -393,6 +394,12 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     ablations.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
     ablations.add_argument("--model", default="world", metavar="NAME", help="whose keys and values: world or film")
     ablations.set_defaults(run=_bench_ablations)
+
+
+def _add_study(commands: argparse._SubParsersAction[_Parser]) -> None:
+    from .harness.arguments import add_study
+
+    add_study(commands)
 
 
 def _bench_codecs(options: argparse.Namespace) -> int:
