@@ -66,9 +66,7 @@ def _listed(values: list[str]) -> str:
 def main() -> int:
     """-> exit code."""
     parser = argparse.ArgumentParser(description="Make a plan of `qvg study` of this evaluation set.")
-    parser.add_argument(
-        "what", choices=("short", "stories", "walks"), help="for a workflow, or the demo world's walks"
-    )
+    parser.add_argument("what", choices=("short", "stories", "walks"), help="for a workflow, or the demo world's walks")
     parser.add_argument("--workflow", type=Path, metavar="FILE", help="in API format")
     parser.add_argument("--prompt-input", metavar="NODE.INPUT", help="where the prompt goes")
     parser.add_argument("--seed-input", action="append", default=[], metavar="NODE.INPUT", help="may be given several times")
