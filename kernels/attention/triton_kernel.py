@@ -206,10 +206,6 @@ def compile_cases() -> list[CompileCase]:
         name, default = f"{dtype}_d{channels}_m{block.rows}", (dtype, channels, queries) == ("bf16", 128, 4680)
         case = CompileCase(name, attention_kernel, types, constants, wide, tile.warps, tile.stages, True, default)
         cases.append(case._replace(tile=Tile(2 * tile.keys * channels, walked=True)))
-        if default:  # keys that stand for several
-            constants = {name: value for name, value in constants.items() if name != "BIAS"}
-            case = case._replace(name=f"{name}_bias", types={**types, "BIAS": "*fp32"}, constants=constants)
-            cases.append(case._replace(tile=Tile(2 * tile.keys * channels, walked=True)))
     cases.append(_listed_case())
     wide = strides(parts="part", masses="part")
     integers = dict.fromkeys((*wide, "parts", "rows"), "i32")
