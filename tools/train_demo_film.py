@@ -1,7 +1,7 @@
 """Train the demo film model and write assets/demo_film.safetensors.
 
     python tools/train_demo_film.py codec   RUN                    the pictures' encoder and decoder, two minutes of one core
-    python tools/train_demo_film.py warm    RUN --weights assets/demo_film.safetensors    starts a run from a file instead of from nothing
+    python tools/train_demo_film.py warm    RUN --weights assets/demo_film.safetensors    a run that begins with a written file
     python tools/train_demo_film.py train   RUN                    goes on from the newest checkpoint in RUN until it is stopped
     python tools/train_demo_film.py decay   RUN --from 4000 --steps 600    a branch whose learning rate falls to nothing
     python tools/train_demo_film.py export  RUN --checkpoint decayed --out assets/demo_film.safetensors
@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from bootstrap_package import comfyui_qvg  # noqa: F401  (first: it names the repository `comfyui_qvg`)
 from comfyui_qvg.qvg.models.common.modulation import sines
+from comfyui_qvg.qvg.models.common.shipped_weights import read_shipped
 from comfyui_qvg.qvg.models.demo_film.directions import BLOCK_FRAMES, TURN_COLUMNS, Track, text_rows
 from comfyui_qvg.qvg.models.demo_film.pictures import PictureCodec, fit_linear
 from comfyui_qvg.qvg.models.demo_film.scenes import JUDGED, TRAINING, Scene
 from comfyui_qvg.qvg.models.demo_film.weights import CONFIG, MODEL, WEIGHTS, read_demo_film, write_demo_film
-from comfyui_qvg.qvg.models.common.shipped_weights import read_shipped
 from comfyui_qvg.qvg.models.wan.network import Attend, CausalWan, Prompt
 from comfyui_qvg.qvg.positions.rope import Rotation, rotate
 from demo_film_clips import SIGMAS, Batch, draw
@@ -443,7 +443,11 @@ class Trainer:
     def _update(self, share_of_rate: float) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         step = self.step + 1
-        ramp = min(1.0, (step - self.recipe.warm_step) / WARM_UP) * min(1.0, (self.recipe.full_rate_steps / step) ** 0.5) * share_of_rate
+        ramp = (
+            min(1.0, (step - self.recipe.warm_step) / WARM_UP)
+            * min(1.0, (self.recipe.full_rate_steps / step) ** 0.5)
+            * share_of_rate
+        )
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * ramp
             optimizer.step()
