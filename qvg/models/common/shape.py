@@ -19,7 +19,9 @@ class NetworkShape:
     its layers' description. `by_layer`: whether a layer's block is committed before the next layer makes its own, and the exact
     cache read by ComfyUI's attention, as in ComfyUI's own networks. `sizes`: width and height of its videos, where it makes no
     others. `context_frames`: of a world, earlier latent frames that a chunk was trained to see, which World Sampler's mode vendor
-    runs again before every chunk; None for other models. `most_frames`: latent frames at which a session ends.
+    runs again before every chunk; None for other models. `most_frames`: latent frames at which a session ends. `segment_frames`:
+    of a model whose video is made of segments, latent frames of one; `chunk_frames` of them are new, the others are what it is
+    conditioned on, and all that is remembered. `keeps_prompt`: whether a prompt's keys and values are kept from pass to pass.
     """
 
     title: str
@@ -45,6 +47,9 @@ class NetworkShape:
     sizes: tuple[int, int] | None = None
     context_frames: int | None = None
     most_frames: int | None = None
+    segment_frames: int | None = None
+    keeps_prompt: bool = True
+    pictures_per_second: int = 16
 
     @property
     def width(self) -> int:

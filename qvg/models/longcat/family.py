@@ -18,8 +18,12 @@ FAMILY = Family(
             mlp=11008,
             parameters=13_581_071_424,
             layer_parameters=48 * (8 * 4096**2 + 3 * 4096 * 11008 + 6 * 512 * 4096),
-            chunk_frames=5,  # Quant VideoGen's segments: 20 new pictures
-            mlp_tensors=3,
+            chunk_frames=20,  # new ones of a segment of 24, as released; 5 in Quant VideoGen's
+            segment_frames=24,
+            beside_mlp=4,
+            is_counted=True,
+            keeps_prompt=False,
+            pictures_per_second=15,
         )
     },
 )
