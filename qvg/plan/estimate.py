@@ -161,8 +161,13 @@ class Run:
         if network.context_frames is not None:
             refuse_merging(config)
         self.mode = _mode(network, video, config)
+        if network.segment_frames is not None and config.merges:
+            raise ConfigError(
+                f"merge {config.merge:g} does not go with {network.title}, whose memory is made once for a segment and does not "
+                "grow; use merge 0"
+            )
         # The context that is written in one piece before every block.
-        self._context_frames = network.context_frames if self.mode == "vendor" else None
+        self._context_frames = network.context_frames if self.mode == "vendor" else _condition_frames(network, video)
         if self._context_frames:
             config = vendor_config(config, self._context_frames)
         self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
@@ -172,7 +177,7 @@ class Run:
         if self._context_frames:
             self.spec = replace(self.spec, chunk_frames=self._context_frames)
         self.spec.check(config)
-        self.activations = self._activations(self.spec.chunk_frames)
+        self.activations = self._activations(network.segment_frames or self.spec.chunk_frames)
 
     def chunks(self, frames: int) -> list[int]:
         """What is committed one after the other: the blocks of a video, or a context."""
@@ -184,6 +189,8 @@ class Run:
         """Latent frames that memory holds at the end, the last block counted as history except where a context is chosen."""
         if self._context_frames is None:
             return frames
+        if self.network.segment_frames is not None:
+            return self._context_frames
         return min(self._context_frames, max(frames - self._block_frames, min(frames, self._block_frames)))
 
     def further_bytes(self, frames: int) -> int:
@@ -267,8 +274,8 @@ class Run:
         pixels = network.decoder.latent_pixels if network.decoder else 1
         policy = spec.check(self.config)
         block = Block(
-            batch=video.batch,
-            tokens=video.batch * pass_frames * spec.tokens_per_frame,
+            batch=video.batch * network.branches,
+            tokens=video.batch * network.branches * pass_frames * spec.tokens_per_frame,
             frame_values=video.batch * network.channels * (video.width // pixels) * (video.height // pixels),
             span_tokens=video.batch * policy.span_chunks * spec.chunk_frames * spec.tokens_per_frame,
         )
@@ -305,7 +312,23 @@ def cache_spec(network: NetworkShape, video: Video, dtype: torch.dtype = torch.b
 
 
 def _block_frames(video: Video, network: NetworkShape) -> int:
+    if network.segment_frames is not None and video.block_frames is None:
+        return network.segment_frames - network.condition_frames
     return network.chunk_frames if video.block_frames is None else video.block_frames
+
+
+def _condition_frames(network: NetworkShape, video: Video) -> int | None:
+    """What a segment remembers: all of it but its new frames. None for models that make no segments."""
+    if network.segment_frames is None:
+        return None
+    new = _block_frames(video, network)
+    if not 1 <= new < network.segment_frames:
+        raise ConfigError(
+            f"block frames is {new}, but of a segment's {network.segment_frames} latent frames from 1 to "
+            f"{network.segment_frames - 1} are new; use {network.segment_frames - network.condition_frames}, as {network.title} "
+            "was released"
+        )
+    return network.segment_frames - new
 
 
 def latent_frames(frames: int, network: NetworkShape) -> int:
