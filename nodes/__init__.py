@@ -14,6 +14,7 @@ from .comfy.copies import counts
 from .decode import QVGSaveVideo
 from .film import QVGFilmPrompt, QVGFilmStart, QVGLoadDemoFilm
 from .loaders import QVGLoadDemoWorld
+from .longcat import QVGLoadLongCat, QVGLongCatSampler, QVGLongCatStart
 from .plan import QVGPlan
 from .prompts import QVGPromptAtFrame
 from .report import QVGCacheReport, QVGCompare
@@ -43,6 +44,9 @@ NODES: list[type[Node]] = [
     QVGLoadDemoFilm,
     QVGFilmPrompt,
     QVGFilmStart,
+    QVGLoadLongCat,
+    QVGLongCatStart,
+    QVGLongCatSampler,
 ]
 
 

@@ -40,12 +40,11 @@ class Layout(NamedTuple):
     cols: int
     cameras: bool = False
     text: int = 0
-    chunk_frames: int = 0  # where not the network's own
 
     def spec(self) -> CacheSpec:
         """One layer of it."""
         shape = networks()[self.network]
-        return CacheSpec(1, shape.heads, shape.head_dim, self.rows * self.cols, self.chunk_frames or shape.chunk_frames)
+        return CacheSpec(1, shape.heads, shape.head_dim, self.rows * self.cols, shape.chunk_frames)
 
 
 LAYOUTS = {
@@ -53,7 +52,7 @@ LAYOUTS = {
     "WorldPlay 5B, 48 frames": Layout("worldplay-5b", 48, 22, 40, cameras=True),
     "WorldPlay 8B, 20 frames": Layout("worldplay-8b", 20, 30, 52, cameras=True, text=1985),
     "Krea 14B, 90 frames": Layout("krea-14b", 90, 30, 52),
-    "LongCat, 20 frames": Layout("longcat-13b", 20, 30, 52, chunk_frames=5),
+    "LongCat, 20 frames": Layout("longcat-13b", 20, 30, 52),
 }
 
 

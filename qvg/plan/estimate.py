@@ -167,12 +167,10 @@ class Run:
             refuse_merging(config)
         self.mode = _mode(network, video, config)
         # The context that is written in one piece before every block.
-        self._context_frames = network.context_frames if self.mode == "vendor" else None
+        self._context_frames = network.context_frames if self.mode == "vendor" else _condition_frames(network, video)
         if self._context_frames:
-            config = vendor_config(config, self._context_frames)
-        if network.segment_frames is not None:
-            self._context_frames = network.segment_frames - _block_frames(video, network)
-            config = condition_config(config, self._context_frames)
+            written_once = vendor_config if network.segment_frames is None else condition_config
+            config = written_once(config, self._context_frames)
         self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
         self._device_type, self._triton = device_type, triton
         self.weights_bytes = _weights_bytes(network, self.weights)
@@ -180,7 +178,7 @@ class Run:
         if self._context_frames:
             self.spec = replace(self.spec, chunk_frames=self._context_frames)
         self.spec.check(config)
-        self.activations = self._activations(self._pass_frames)
+        self.activations = self._activations(self._pass_frames, network.branches)
 
     def chunks(self, frames: int) -> list[int]:
         """What is committed one after the other: the blocks of a video, or a context."""
@@ -189,8 +187,8 @@ class Run:
         return even_chunks(frames, self._block_frames, self._lead_frames)
 
     def remembered_frames(self, frames: int) -> int:
-        """Latent frames that memory holds at the end, the last block counted as history except where a context is chosen. A first
-        segment that begins with a text or a picture remembers nothing."""
+        """Latent frames that memory holds at the end, the last block counted as history except where a context is chosen; none in
+        a first segment that begins with a text or a picture."""
         if self.network.segment_frames is not None:
             goes_on = frames > self.network.segment_frames or self.video.given_frames > 1
             return (self._context_frames or 0) if goes_on else 0
@@ -222,7 +220,7 @@ class Run:
         if self.network.segment_frames is not None:  # its memory is made before the passes, see `recording_bytes`
             return works_in.total(frames, encodes=False)
         if self.mode == "persistent":  # every context pass runs over all earlier frames
-            works_in = self._activations(max(self.spec.chunk_frames, frames - self._block_frames))
+            works_in = self._activations(max(self.spec.chunk_frames, frames - self._block_frames), self.network.branches)
         return works_in.total(frames, self._context_frames is not None or frames > self._frames_before_encoding)
 
     def device_bytes(self, frames: int, cache_peak_bytes: int) -> int:
@@ -234,7 +232,7 @@ class Run:
         kept = self.remembered_frames(frames)
         if self.network.segment_frames is None or not kept:
             return 0
-        return self.weights_bytes + self.last_peak(frames).device_bytes + self._activations(kept).total(frames)
+        return self.weights_bytes + self.last_peak(frames).device_bytes + self._activations(kept, branches=1).total(frames)
 
     def longest(self, device_bytes: int, decode: int) -> int | None:
         """Pictures of the longest video of whole blocks that fits; 0 if none does, None if any does."""
@@ -259,9 +257,8 @@ class Run:
     @property
     def _pass_frames(self) -> int:
         """Of the longest pass; without a video to go on from, a first segment is all new, or has its picture in every pass."""
-        if self.network.segment_frames is not None:
-            return self._block_frames if self.video.given_frames > 1 else self.network.segment_frames
-        return self.spec.chunk_frames
+        whole = self.network.segment_frames
+        return self.spec.chunk_frames if whole is None else whole if self.video.given_frames <= 1 else self._block_frames
 
     @property
     def _block_frames(self) -> int:
@@ -289,14 +286,14 @@ class Run:
         compute, exact = self.weights.compute, self.config.codec == "none" and self.network.by_layer
         return compute if exact or compute.itemsize == 2 else torch.bfloat16
 
-    def _activations(self, pass_frames: int) -> Activations:
-        """Of passes over at most so many latent frames."""
+    def _activations(self, pass_frames: int, branches: int) -> Activations:
+        """Of passes over at most so many latent frames, and so many texts."""
         spec, video, network = self.spec, self.video, self.network
         pixels = network.decoder.latent_pixels if network.decoder else 1
         policy = spec.check(self.config)
         block = Block(
-            batch=video.batch,
-            tokens=video.batch * pass_frames * spec.tokens_per_frame,
+            batch=video.batch * branches,
+            tokens=video.batch * branches * pass_frames * spec.tokens_per_frame,
             frame_values=video.batch * network.channels * (video.width // pixels) * (video.height // pixels),
             span_tokens=video.batch * policy.span_chunks * spec.chunk_frames * spec.tokens_per_frame,
         )
@@ -333,13 +330,23 @@ def cache_spec(network: NetworkShape, video: Video, dtype: torch.dtype = torch.b
 
 
 def _block_frames(video: Video, network: NetworkShape) -> int:
-    frames = network.chunk_frames if video.block_frames is None else video.block_frames
-    if network.segment_frames is not None and frames >= network.segment_frames:
+    if network.segment_frames is not None and video.block_frames is None:
+        return network.segment_frames - network.condition_frames
+    return network.chunk_frames if video.block_frames is None else video.block_frames
+
+
+def _condition_frames(network: NetworkShape, video: Video) -> int | None:
+    """What a segment remembers: all of it but its new frames. None for models that make no segments."""
+    if network.segment_frames is None:
+        return None
+    new = _block_frames(video, network)
+    if not 1 <= new < network.segment_frames:
         raise ConfigError(
-            f"block frames is {shown(frames, 20)}, but a segment of {network.title} has {network.segment_frames} latent frames, "
-            f"some of which are its condition; use {network.chunk_frames}"
+            f"block frames is {new}, but of a segment's {network.segment_frames} latent frames from 1 to "
+            f"{network.segment_frames - 1} are new; use {network.segment_frames - network.condition_frames}, as {network.title} "
+            "was released"
         )
-    return frames
+    return network.segment_frames - new
 
 
 def latent_frames(frames: int, network: NetworkShape) -> int:

@@ -20,8 +20,9 @@ class NetworkShape:
     cache read by ComfyUI's attention, as in ComfyUI's own networks. `sizes`: width and height of its videos, where it makes no
     others. `context_frames`: of a world, earlier latent frames that a chunk was trained to see, which World Sampler's mode vendor
     runs again before every chunk; None for other models. `most_frames`: latent frames at which a session ends. `segment_frames`:
-    of a model whose video is made of segments, latent frames of one; `chunk_frames` of them are new, the others are what it is
-    conditioned on, and all that is remembered. `keeps_prompt`: whether a prompt's keys and values are kept from pass to pass.
+    of a model that makes a video in segments, latent frames of one; `condition_frames` of them, at its beginning, are there
+    already, and they are all that it remembers. `branches`: texts that run side by side under guidance. `keeps_prompt`: whether a
+    prompt's keys and values stay for a run.
     """
 
     title: str
@@ -48,6 +49,8 @@ class NetworkShape:
     context_frames: int | None = None
     most_frames: int | None = None
     segment_frames: int | None = None
+    condition_frames: int = 0
+    branches: int = 1
     keeps_prompt: bool = True
     pictures_per_second: int = 16
 
