@@ -21,8 +21,8 @@ class NetworkShape:
     others. `context_frames`: of a world, earlier latent frames that a chunk was trained to see, which World Sampler's mode vendor
     runs again before every chunk; None for other models. `most_frames`: latent frames at which a session ends. `segment_frames`:
     of a model that makes a video in segments, latent frames of one; `condition_frames` of them, at its beginning, are there
-    already, and they are all that it remembers. `branches`: texts that run side by side under guidance. `keeps_prompt`: whether a prompt's
-    keys and values stay for a run.
+    already, and they are all that it remembers. `branches`: texts that run side by side under guidance. `keeps_prompt`: whether a
+    prompt's keys and values stay for a run.
     """
 
     title: str
