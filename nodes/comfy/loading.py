@@ -97,7 +97,10 @@ def load(file: str, node: str, variant: str = AUTO, weights: str = AUTO, dtype: 
     """`file` and `lora` as ComfyUI lists them. Raises ConfigError and UnsupportedModelError for what cannot be loaded."""
     source = Source(model_path(file), node, variant, weights)
     family, loader, checkpoint = source.read(has_lora=lora is not None)
-    checkpoint, merged = _fitted(lora, family, checkpoint) if lora else (checkpoint, None)
+    merged: FittedLora | None = None
+    if lora:
+        checkpoint, merged = _fitted(lora, family, checkpoint)
+        loader.check(checkpoint)
     options, in_bf16 = dtype_options(checkpoint, dtype)
     # Before loading: ComfyUI takes the tensors out of the dictionary.
     text = f"{loader.text(checkpoint)}\n{_weights_text(checkpoint, merged)}"

@@ -13,6 +13,7 @@ from ...errors import ConfigError, UnsupportedModelError, quoted
 from ..common.checkpoint import CausalCheckpoint
 from ..common.found import AUTO, METADATA_KEY, Found
 from ..common.packing import LAYERS_KEY, packed_layers, require_readable
+from ..common.strangers import what_else
 from ..common.tensor_names import is_quantized, shown, some, without_buffers
 from ..common.variants import CausalVariant
 from ..common.weight_files import WeightFile, open_weights
@@ -49,6 +50,9 @@ def read_longcat(path: Path, variant: str = AUTO, weights: str = AUTO, file: Wei
         raise UnsupportedModelError(
             f"{path.name} is LongCat-Video-Avatar, which listens to audio; QVG runs LongCat-Video: {GET_LONGCAT}"
         )
+    other = what_else(tensors)
+    if other:
+        raise UnsupportedModelError(f"{path.name} {other}")
     require_config(path)
     require_readable(tensors, file.metadata, path.name)
     try:
