@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from .bench.arguments import add_bench
 from .errors import BackendError, ConfigError, QVGError, one_line, quoted, shown
+from .harness.arguments import add_study
 
 MESSAGE_LETTERS = 500
 # How writing to a stream ends that takes no more. On Windows a pipe without a reader is an invalid argument.
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_check_gpu(commands)
     add_bench(commands)
+    add_study(commands)
     return parser
 
 
