@@ -179,7 +179,8 @@ def test_every_form_of_the_file_is_one_model(client: Client, files: Path) -> Non
     for name in ("longcat_fp32", "LongCat_TI2V_comfy"):
         assert torch.equal(released, client.latent(changed(video(), "loader", file=f"{name}.safetensors")))
     packed = changed(video(), "loader", file="longcat_fp8.safetensors")
-    assert "stored in float8_e4m3fn with scales" in said_by(client, packed, "loader")
+    # Of these tiny matrices most values are in what stays in 16 bits.
+    assert "stored in bfloat16 with scales, computed in float32" in said_by(client, packed, "loader")
     small = client.latent(packed)
     # Whose own rounding is far below that of weights in 8 bits.
     cast = client.latent(changed(video(), "loader", dtype="fp8_e4m3fn"))

@@ -27,7 +27,7 @@ from .test_workflows import TEXT, VAE, graph, note, program, shrunk
 
 MODEL, LORA = "LongCat_TI2V_comfy_bf16.safetensors", "cfg_step_lora.safetensors"
 FOLDERS = {MODEL: "diffusion_models", LORA: "loras", TEXT: "text_encoders", VAE: "vae"}
-SIZE = (128, 64)
+SIZE = (96, 64)
 # Files, pictures, segments, and texts that run side by side.
 WORKFLOWS: dict[str, tuple[tuple[str, ...], int, int, int]] = {
     "longcat_t2v": ((MODEL, TEXT, VAE), 93, 1, 2),

@@ -18,7 +18,7 @@ from ....qvg.models.longcat.config import LongCatConfig
 from ....qvg.models.longcat.schedule import guided
 from ....qvg.models.longcat.variants import DISTILLED, REFINEMENT
 from ..settings import CacheSettings, put_settings
-from .model import LongCatModel, LongCatSettings
+from .model import LongCatModel, LongCatModelConfig
 from .run import outer_sample, prepare_sampling
 
 _KEY = "qvg_longcat"
@@ -38,17 +38,17 @@ def check(checkpoint: CausalCheckpoint) -> None:
         )
 
 
-def patcher(checkpoint: CausalCheckpoint, options: dict[str, Any], disable_dynamic: bool = False) -> Any:
+def patcher(checkpoint: CausalCheckpoint, options: dict[str, Any], **more: Any) -> Any:
     """Our network in core's patcher, its weights kept and computed as core does it for its own models."""
     tensors = {**checkpoint.tensors, **{name: torch.cat(parts) for name, parts in checkpoint.joined.items()}}
-    settings = LongCatSettings({"shape": LongCatConfig.of(tensors)})
+    settings = LongCatModelConfig({"shape": LongCatConfig.of(tensors)})
     if checkpoint.quantized:
         tensors, _ = comfy.utils.convert_old_quants(tensors, "", metadata=dict(checkpoint.metadata))
         settings.quant_config = comfy.utils.detect_layer_quantization(tensors, "")
     _choose_dtypes(settings, tensors, options)
     model = LongCatModel(settings)
     plain = comfy.model_patcher.ModelPatcher
-    made = (plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain))(
+    made = (plain if more.get("disable_dynamic") else getattr(comfy.model_patcher, "CoreModelPatcher", plain))(
         model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
     )
     if not mm.is_device_cpu(made.offload_device):
@@ -61,7 +61,7 @@ def patcher(checkpoint: CausalCheckpoint, options: dict[str, Any], disable_dynam
     return made
 
 
-def _choose_dtypes(settings: LongCatSettings, tensors: dict[str, Tensor], options: dict[str, Any]) -> None:
+def _choose_dtypes(settings: LongCatModelConfig, tensors: dict[str, Tensor], options: dict[str, Any]) -> None:
     """What weights are kept in and computed in."""
     known, device = settings.supported_inference_dtypes, mm.get_torch_device()
     packed = settings.quant_config is not None

@@ -44,7 +44,7 @@ class LongCatPass:
     runs: int = field(default=0)
 
 
-class LongCatSettings(comfy.supported_models_base.BASE):
+class LongCatModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model's configuration."""
 
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 (ComfyUI's own attribute)
@@ -113,7 +113,7 @@ class LongCatModel(comfy.model_base.BaseModel):
 
     qvg_longcat = True
 
-    def __init__(self, settings: LongCatSettings, device: Any = None):
+    def __init__(self, settings: LongCatModelConfig, device: Any = None):
         super().__init__(settings, comfy.model_base.ModelType.FLOW, device=device, unet_model=LongCatNetwork)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:

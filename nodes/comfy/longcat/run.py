@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....qvg import ConfigError, QVGConfig
@@ -24,7 +25,7 @@ from ..model_plan import refuse_what_cannot_fit
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_other_loops
 from ..settings import CacheSettings, settings_of, variant_of
-from .adapter import ADAPTER, NAME
+from .shape import NAME, check_config, longcat_shape
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class SegmentPlace(BlockPlace):
 
 @dataclass(frozen=True)
 class LongCatPlan:
-    """One run. `settings` are the MODEL's; `prompts` say from which segment on each holds, none where there is but one."""
+    """One run. `settings` are the MODEL's; `prompts` say from which segment on each holds, none where there is but one; `dtype`
+    is what the memory keeps exactly."""
 
     options: LongCatOptions
     settings: CacheSettings
@@ -118,7 +120,7 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     _check_guidance(cfg, variant)
     frames = _frames(guider)
     size = _check_latent(noise, shape)
-    ADAPTER.check_config(base_model, settings.config)
+    check_config(base_model, settings.config)
     _refuse_study(settings)
     given = kept_frames(denoise_mask)
     levels = _levels(sigmas)
@@ -135,7 +137,8 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     names = ignored_patches(guider.model_options, guider.model_patcher)
     if names:
         logger.warning("QVG: %s attends in its own way; without effect on it: %s", NAME, ", ".join(names))
-    dtype = base_model.get_dtype_inference()
+    compute = base_model.get_dtype_inference()
+    dtype = torch.bfloat16 if settings.config.codec != "none" and compute.itemsize > 2 else compute
     plan = LongCatPlan(options, settings, shape, frames, segments, size, prompts, dtype, cfg)
     if plan.remembered_frames:
         plan.memory(plan.remembered_frames)  # refuses settings that do not go together
@@ -157,7 +160,7 @@ def outer_sample(
     plan = make_plan(guider, noise, sampler, sigmas, denoise_mask)
     if plan.remembered_frames:
         model, frames, spec = guider.model_patcher, plan.frames, plan.memory(plan.remembered_frames).spec
-        shape = replace(ADAPTER.shape(model), segment_frames=frames.latents, condition_frames=frames.condition_latents)
+        shape = replace(longcat_shape(model), segment_frames=frames.latents, condition_frames=frames.condition_latents)
         spec = replace(spec, chunk_frames=frames.new_latents)
         refuse_what_cannot_fit(model, shape, plan.settings.config, spec, noise.shape[2], token_grid(*plan.size))
     guider.model_options.setdefault("transformer_options", {})[PLAN_KEY] = plan

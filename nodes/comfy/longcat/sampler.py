@@ -25,10 +25,10 @@ from ...records import RECORDS, RunRecord
 from ..keep import finished_blocks
 from ..progress import Progress, say
 from ..world.run import conds_from
-from .adapter import NAME
 from .model import PASS_KEY, LongCatPass
 from .pictures import through_pictures
 from .run import LATENTS, OPTIONS, PLAN_KEY, LongCatOptions, LongCatPlan, SegmentPlace, cache_bytes, remembers
+from .shape import NAME
 
 logger = logging.getLogger(__name__)
 
