@@ -186,6 +186,37 @@ def merge() -> str:
     return "\n".join(lines)
 
 
+def sparse() -> str:
+    """What reading a share came to on the demo world, a line for each way, worlds in columns; and its time."""
+    file = RESULTS / "sparse.jsonl"
+    rows = [json.loads(line) for line in (file.read_text(encoding="utf-8").splitlines() if file.is_file() else ())]
+    if not rows:
+        return "Not measured yet."
+    judged = {(row["way"], row["world"]): row for row in rows if row["walk"] == "return" and row["way"] != "exact"}
+    worlds = sorted({world for _, world in judged})
+    ways = sorted({way for way, _ in judged}, key=lambda way: (way.split(":")[0] != "none", -float(way.split(":")[1])))
+    heads = [
+        "kept as",
+        "read",
+        *(f"world {world}" for world in worlds),
+        "bytes of exact's",
+        "time over the yardstick, frame 60 / 300 / 600",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    timed = {row["way"]: row for row in rows if row["walk"] == "time"}
+    for way in ways:
+        codec, share = way.split(":")
+        here = [judged.get((way, world)) for world in worlds]
+        decibels = ["" if row is None else f"{row['psnr_db']:.1f} dB" for row in here]
+        bytes_ = [row["bytes_of_exact"] for row in here if row is not None]
+        took = timed.get(way)
+        ratio = "" if took is None else " / ".join(f"{took[f'ratio_{frame}']:.2f}" for frame in (60, 300, 600))
+        kept = "16 bits" if codec == "none" else f"`{codec}`"
+        part = "all" if float(share) == 0 else f"{float(share):.0%}"
+        lines.append("| " + " | ".join([kept, part, *decibels, f"{sum(bytes_) / len(bytes_):.3f}", ratio]) + " |")
+    return "\n".join(lines)
+
+
 def cache_bytes() -> str:
     """Self-Forcing's cache at the end and at its worst moment, counted."""
     rows = measured("cache_bytes")
@@ -253,6 +284,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "openings": openings,
     "windows": windows,
     "merge": merge,
+    "sparse": sparse,
     "study": study_table,
     "shipped": compared_tables.shipped,
     "ablations": compared_tables.ablations,
