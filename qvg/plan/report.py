@@ -11,6 +11,7 @@ from .advice import Setting
 from .estimate import Plan, Video
 
 GB = 10**9
+PICTURES_PER_SECOND = 16
 
 
 def gigabytes(size: int) -> str:
