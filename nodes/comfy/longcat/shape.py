@@ -28,7 +28,8 @@ def check_config(base_model: Any, config: QVGConfig) -> None:
         )
     if config.sparse:
         raise ConfigError(
-            f"sparse is {config.sparse:g}, but {NAME} reads all of a segment's condition, which is short and made once; use sparse 0"
+            f"sparse is {config.sparse:g}, but {NAME} reads all of what a segment is conditioned on, which is made once; use "
+            "sparse 0"
         )
     frames = latent_frames(CONDITION_PICTURES)
     shape = base_model.diffusion_model.config
