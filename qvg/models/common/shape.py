@@ -52,6 +52,7 @@ class NetworkShape:
     condition_frames: int = 0
     branches: int = 1
     keeps_prompt: bool = True
+    pictures_per_second: int = 16
 
     @property
     def width(self) -> int:

@@ -31,11 +31,13 @@ FAMILY = Family(
             parameters=13_581_071_424,
             layer_parameters=48 * (8 * 4096**2 + 3 * 4096 * 11008 + 6 * 512 * 4096),
             chunk_frames=5,  # Quant VideoGen's segments: 20 new pictures
-            mlp_tensors=3,
+            beside_mlp=4,
+            is_counted=True,
             segment_frames=24,
             condition_frames=4,
             branches=2,
             keeps_prompt=False,
+            pictures_per_second=15,
         )
     },
     variants=VARIANTS,
