@@ -5,8 +5,8 @@ like an H100, and attention by a library is one kernel.
         counts = gpu.counted(lambda: cache.attend(0, q, k, v))
 
 What a Triton kernel reads and writes are its arguments: those that its source stores to (`stored_arguments.py`) and all others;
-of what tables of addresses lead to, the tokens of its tile (`table_traffic.py`). With `values=True` its reference computes what it
-would have written.
+of what tables of addresses lead to, the tokens of its tile (`table_traffic.py`). With `values=True` its reference computes what
+it would have written.
 """
 
 from __future__ import annotations
