@@ -11,12 +11,13 @@ from .camera import QVGCameraPath, QVGCameraPoses
 from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .comfy.copies import counts
+from .compare import QVGCompare
 from .decode import QVGSaveVideo
 from .film import QVGFilmPrompt, QVGFilmStart, QVGLoadDemoFilm
 from .loaders import QVGLoadDemoWorld
 from .plan import QVGPlan
 from .prompts import QVGPromptAtFrame
-from .report import QVGCacheReport, QVGCompare
+from .report import QVGCacheReport
 from .sampling import QVGDemoWorldStart, QVGSampler
 from .widgets import Node
 from .world import QVGLoadWorldPlay, QVGWorldSampler, QVGWorldStart

@@ -26,10 +26,11 @@ _OVERSAMPLING = 2
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: a value per frame."""
+    """One line of a chart: a value per frame, and which of the colours; None: that of its place."""
 
     name: str
     values: Sequence[float]
+    colour: int | None = None
 
 
 def in_colour(name: str, images: Tensor) -> tuple[Tensor, str]:
@@ -143,7 +144,8 @@ def chart(title: str, curves: Sequence[Curve]) -> Picture:
         x = left + (right - left) * frame / last
         draw.text((x, bottom + 16 * _OVERSAMPLING), str(frame), _MUTED, _font(12), anchor="rm" if frame == last else "mm")
     x = 16.0 * _OVERSAMPLING
-    for curve, colour in zip(curves, _COLOURS, strict=False):
+    for place, curve in enumerate(curves):
+        colour = _COLOURS[place if curve.colour is None else curve.colour]
         points = [(left + (right - left) * i / last, bottom - (bottom - top) * v / highest) for i, v in enumerate(curve.values)]
         draw.line(points, colour, 2 * _OVERSAMPLING, joint="curve")
         name = f"{curve.name}: {curve.values[-1]:.1f}"

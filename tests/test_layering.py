@@ -42,15 +42,22 @@ RANKS = {
     "qvg.demo": 10,
     "qvg.server": 10,  # `qvg run`: knows a ComfyUI by its HTTP interface only
     "qvg.bench": 11,
+    "qvg.harness": 11,  # `qvg study`: plans of videos by the instruments of bench, or by servers
     "qvg.cli": 12,
     "nodes": 13,
     "": 14,  # the root's __init__
 }
-PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.convert", "qvg.demo", "qvg.server")
+PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.convert", "qvg.demo", "qvg.harness", "qvg.server")
 LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
 PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm", "websocket"}
 # Attention kernels that a user may have installed: looked for by one module, when attention first runs.
-INSTALLED_MAY_IMPORT = {"kernels.attention.library": {"flash_attn_interface", "sageattention"}}
+INSTALLED_MAY_IMPORT = {
+    "kernels.attention.library": {"flash_attn_interface", "sageattention"},
+    # extras of `qvg study`, each imported by one file, when it is asked for
+    "qvg.harness.page": {"plotly"},
+    "qvg.harness.perceptual": {"lpips", "vbench"},
+    "qvg.harness.ray_engine": {"ray"},
+}
 COMFYUI_INTERNALS = {"comfy", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
 
 
@@ -80,7 +87,8 @@ def complaint(name: str, target: str, ours: bool) -> str | None:
         return None if in_nodes else "qvg/ and kernels/ know nothing of ComfyUI"
     if top in COMFYUI_INTERNALS:
         return None if name.startswith("nodes.comfy") else "only nodes/comfy/ touches ComfyUI's internals"
-    may = PROGRAMS_MAY_IMPORT if name.startswith(PROGRAMS) else LIBRARY_MAY_IMPORT | INSTALLED_MAY_IMPORT.get(name, set())
+    may = PROGRAMS_MAY_IMPORT if name.startswith(PROGRAMS) else LIBRARY_MAY_IMPORT
+    may = may | INSTALLED_MAY_IMPORT.get(name, set())
     return None if top in may else f"{top} is not among {', '.join(sorted(may))}"
 
 

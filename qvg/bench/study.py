@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, MediaError, quoted, shown
 from ..files import written_whole
+from ..models.demo_film.directions import BLOCK_FRAMES
 from ..study.published_plan import published_ratio
 from ..study.registry import STUDY, study_method
 from ..study.run import StudyRun
@@ -78,6 +79,11 @@ def _instrument(
 ) -> tuple[Judge[Any], Instrument, Sequence[Any]]:
     """What videos are made by, and which."""
     if model == "film":
+        if frames is not None and (frames <= FILM.given_frames or frames % BLOCK_FRAMES):
+            raise ConfigError(
+                f"frames is {shown(frames, 20)}, but a film gives {FILM.given_frames} and goes on by {BLOCK_FRAMES}; "
+                f"use a multiple of {BLOCK_FRAMES} above {FILM.given_frames}"
+            )
         return FilmJudge(folder), FILM, film_cases(worlds, frames or QUICK_FRAMES)
     return Walker(folder), DEMO_WORLD, cases(worlds, paths, frames or FRAMES)
 

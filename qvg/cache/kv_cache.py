@@ -114,7 +114,7 @@ class KVCache:
         rotation = self.positions.block_rotation(k)
         q, k = rotate(q, rotation), rotate(k, rotation)
         if self.config.keys == "after_rope":
-            self.layers[layer].append(k, v)
+            self._hold(layer, k, v)
             return self._read(layer, q, prepend_joint(joint, k, v))
 
         def of_keys(which: int, start: int, stop: int) -> Angles | None:
@@ -154,6 +154,10 @@ class KVCache:
                 f"layer {layer} got queries {tuple(q.shape)}, but this cache serves [B, H, S, D] = "
                 f"[{self.spec.batch}, {self.spec.heads}, S, {self.spec.head_dim}]; make it from the model's CacheSpec"
             )
+        self._hold(layer, k, v)
+
+    def _hold(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """The current block's keys and values, for `commit`."""
         self.layers[layer].append(k, v)
 
     def _read(

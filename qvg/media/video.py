@@ -230,28 +230,33 @@ def _created_anew(path: Path) -> io.FileIO:
     return path.open("wb", buffering=0)
 
 
-def side_by_side(frames: Sequence[Picture], captions: Sequence[str], scale: int) -> Picture:
-    """Pictures in one row on a dark ground, each with its caption above.
+def side_by_side(frames: Sequence[Picture], captions: Sequence[str], scale: int, columns: int | None = None) -> Picture:
+    """Pictures in rows of `columns`, by default one row, on a dark ground, each with its caption above.
 
     `frames` are [H, W, 3] uint8 of one size, enlarged `scale` times without smoothing, so that a pixel stays a pixel. All
     captions get the largest font in which the longest fits; what does not fit even in the smallest ends in an ellipsis.
-    -> [strip + scale*H + gap, n * (scale*W + gap) + gap, 3] uint8, both sides even; strip and gap depend on sizes and captions
-    only by way of scale*W, so all frames of a video come out alike. Raises `ConfigError` for no frames, frames of several
-    sizes or another dtype, captions that are not as many as frames, and scale < 1.
+    -> [rows * (strip + scale*H) + gap, columns * (scale*W + gap) + gap, 3] uint8, both sides even; strip and gap depend on sizes
+    and captions only by way of scale*W, so all frames of a video come out alike. Raises `ConfigError` for no frames, frames of
+    several sizes or another dtype, captions that are not as many as frames, scale < 1 and columns < 1.
     """
     height, width = _check_row(frames, captions, scale)
     panel_height, panel_width = height * scale, width * scale
     gap = 2 * max(1, panel_width // 120)
     strip = 2 * max(11, round(panel_width / 18))
-    size = (len(frames) * (panel_width + gap) + gap, strip + panel_height + gap)
+    columns = len(frames) if columns is None else min(columns, len(frames))
+    if columns < 1:
+        raise ConfigError(f"{columns} pictures in a row show none; use 1 or more")
+    rows = -(-len(frames) // columns)
+    size = (columns * (panel_width + gap) + gap, rows * (strip + panel_height) + gap)
     row = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), _DARK)
     draw = ImageDraw.Draw(row)
     font = _fitting_font(tuple(captions), panel_width, strip // 2)
     for index, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
-        left = gap + index * (panel_width + gap)
+        line, column = divmod(index, columns)
+        left, top = gap + column * (panel_width + gap), line * (strip + panel_height)
         enlarged = Image.fromarray(frame).resize((panel_width, panel_height), Image.Resampling.NEAREST)
-        row.paste(enlarged, (left, strip))
-        draw.text((left + panel_width / 2, strip / 2), _shortened(caption, font, panel_width), _LIGHT, font, anchor="mm")
+        row.paste(enlarged, (left, top + strip))
+        draw.text((left + panel_width / 2, top + strip / 2), _shortened(caption, font, panel_width), _LIGHT, font, anchor="mm")
     return np.array(row)
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention.history import PositionEncodings
-from ..cache import KVCache
 from ..cache.spec import CacheBytes, CacheSpec
 from ..codec.span import storage_bytes
 from ..errors import CacheError, ConfigError
-from ..positions.projective import Projector
 from ..positions.rope import GridRope, Rotation
 from .bytes import predict
 from .layer import StudyLayer
 from .method import StudyMethod
+from .read_alone import ReadAlone
 from .reading import attend_frames
 
 
-class StudyCache(KVCache):
+class StudyCache(ReadAlone):
     """`KVCache` whose frames have tiers, importance, retention or a foreground. Read by the reference, on any device. Its config
     says the coding of the oldest frames."""
 
@@ -31,15 +29,8 @@ class StudyCache(KVCache):
         self.study_layers = [StudyLayer(spec, self.config, layer, None, method) for layer in range(spec.layers)]
         self.layers = list(self.study_layers)
 
-    def _read(
-        self,
-        layer: int,
-        q: Tensor,
-        current: tuple[Tensor, Tensor],
-        encodings: PositionEncodings | None = None,
-        projected: bool = False,
-    ) -> Tensor:
-        """See `KVCache`."""
+    def attend_alone(self, layer: int, q: Tensor, current: tuple[Tensor, Tensor]) -> Tensor:
+        """See `ReadAlone`."""
         size = self.spec.tokens_per_frame
         rotates = self.rope is not None and self.config.keys == "before_rope"
 
@@ -47,12 +38,6 @@ class StudyCache(KVCache):
             return Rotation(*self.positions.history_angles(number * size, (number + 1) * size, q.device).spread())
 
         return attend_frames(q, self.study_layers[layer], current, angles if rotates else None, self._tile_tokens(q))
-
-    def attend_projected(self, layer: int, q: Tensor, k: Tensor, v: Tensor, projector: Projector, **more: object) -> Tensor:
-        """Not of these: pooled tokens have no camera."""
-        raise CacheError(
-            f"method {self.method.name} is read along a rope only, but this model sees along cameras; use a codec of KVCache"
-        )
 
     def _tile_tokens(self, q: Tensor) -> int:
         """Tokens whose keys, values and logits take the workspace at most."""

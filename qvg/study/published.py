@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..attention.history import PositionEncodings
-from ..cache import KVCache
 from ..cache.layer_cache import NOTHING_YET, Earlier, LayerCache
 from ..cache.policy import Step
 from ..cache.spec import CacheBytes, CacheSpec
@@ -28,6 +26,7 @@ from . import importance
 from .foreground import foreground_mask
 from .method import StudyMethod
 from .published_plan import Partition, Portion, partition, published_codec
+from .read_alone import ReadAlone
 
 
 class PublishedLayer(LayerCache):
@@ -152,7 +151,7 @@ class PublishedLayer(LayerCache):
         return self._planned[1]
 
 
-class PublishedCache(KVCache):
+class PublishedCache(ReadAlone):
     """See the module docstring. `capacity_frames` is the length of the whole video."""
 
     def __init__(
@@ -169,15 +168,8 @@ class PublishedCache(KVCache):
         ]
         self.layers = list(self.published_layers)
 
-    def _read(
-        self,
-        layer: int,
-        q: Tensor,
-        current: tuple[Tensor, Tensor],
-        encodings: PositionEncodings | None = None,
-        projected: bool = False,
-    ) -> Tensor:
-        """See `KVCache`. History as it was quantized last, the current block as it is; then everything is quantized."""
+    def attend_alone(self, layer: int, q: Tensor, current: tuple[Tensor, Tensor]) -> Tensor:
+        """See `ReadAlone`. History as it was quantized last, the current block as it is; then everything is quantized."""
         own = self.published_layers[layer]
         keys, values = (torch.cat([own.rebuilt(which, x)[:, :, : own.filled], x], 2) for which, x in enumerate(current))
         out = scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 from ..cache.spec import CacheSpec
 from ..codec.compared import make_core
@@ -135,31 +136,55 @@ def published_ratio(method: StudyMethod, spec: CacheSpec = STUDY_SPEC, frames: i
     return spec.exact_bytes(frames) / sum(published_bytes(found, spec, capacity) for found in layers(method, spec, frames))
 
 
-def held_bytes(method: StudyMethod, spec: CacheSpec = STUDY_SPEC, frames: int = STUDY_FRAMES) -> int:
-    """What the published integration keeps in memory for that cache, beside what it works in: every code in 16 bits (the runs of
-    RTN, KIVI and QuaRot) or in 8 (later ones), whatever its width; where denoise steps read another copy (REFRESH, K2V4), the
-    packed codes beside a cache in 16 bits."""
+class Held(NamedTuple):
+    """What the published integration has in memory for a full cache at its peak, and when that is. `working`: what writing a
+    layer back takes meanwhile, if it is then."""
+
+    total: int
+    working: int
+    denoising: bool
+
+
+def held_bytes(method: StudyMethod, spec: CacheSpec = STUDY_SPEC, frames: int = STUDY_FRAMES) -> Held:
+    """Every code takes 16 bits (the first runs of RTN, KIVI and QuaRot) or 8 (later ones), whatever its width, and the peak is in
+    the video's decoder, with the cache still there. The runs of REFRESH, RECENT2 and K2V4 keep a 16-bit cache of everything
+    beside their codes while they denoise, which is more than what is left of them in the decoder: their peak is when a layer is
+    written back. The network of these runs is not published; that it is so follows from their peaks, and from where they ran out
+    of memory.
+    """
+    beside = method.refresh or method.coding.bits_v is not None or any(isinstance(tier.until, int) for tier in method.tiers)
+    code_bytes = 2 if method.name.startswith(("RTN", "KIVI", "QUAROT")) and not beside else 1
+    total, working = spec.exact_bytes(frames) if beside else 0, 0
     capacity = frames * spec.tokens_per_frame
-    if method.refresh or method.coding.bits_v is not None:
-        packed = sum(published_bytes(found, spec, capacity) for found in layers(method, spec, frames))
-        return spec.exact_bytes(frames) + packed
-    code_bytes = 2 if method.name.startswith(("RTN", "KIVI", "QUAROT")) else 1
-    total = 0
     for found in layers(method, spec, frames):
-        total += published_bytes(found, spec, capacity)
         for portion in found.portions:
-            total += _unpacked_bytes(portion, spec, code_bytes)
-    return total
+            if not beside:
+                total += _unpacked_bytes(portion, spec, code_bytes, (0, 1))
+            elif portion.coding.codec != "none":  # what is kept in 16 bits is in that cache
+                alone = Partition([portion])
+                total += published_bytes(alone, spec, capacity) + _unpacked_bytes(portion, spec, code_bytes, (0, 1))
+                working = _writing_bytes(portion, spec, code_bytes)
+        total += 0 if beside else published_bytes(found, spec, capacity)
+    return Held(total, working, beside)
 
 
-def _unpacked_bytes(portion: Portion, spec: CacheSpec, code_bytes: int) -> int:
-    """What a portion's codes take more than packed ones."""
+def _writing_bytes(portion: Portion, spec: CacheSpec, code_bytes: int) -> int:
+    """At most, while a layer's values are quantized: two 16-bit copies of them for rounding, another where they were rotated
+    before, and the keys' new codes and scales."""
+    shape = (spec.batch, spec.heads, len(portion.tokens), spec.head_dim)
+    copies = 3 if portion.coding.codec == "study-quarot" else 2
+    keys = sum(published_codec(portion.coding, 0).predicted_bytes(shape).values())
+    return copies * 2 * math.prod(shape) + keys + _unpacked_bytes(portion, spec, code_bytes, (0,))
+
+
+def _unpacked_bytes(portion: Portion, spec: CacheSpec, code_bytes: int, which: Sequence[int]) -> int:
+    """What a portion's codes of keys (0) and values (1) take more than packed ones."""
     shape = (spec.batch, spec.heads, len(portion.tokens), spec.head_dim)
     if portion.coding.codec == "none" or not portion.tokens:
         return 0
     more = 0
-    for which in (0, 1):
-        codec = published_codec(portion.coding, which)
+    for each in which:
+        codec = published_codec(portion.coding, each)
         for name, grid in zip(("codes", "residual_codes"), codec.core.grids, strict=False):
             packed = math.prod(codec.parts(shape)[name].shape)
             more += packed * 8 // grid.bits * code_bytes - packed

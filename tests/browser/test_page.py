@@ -144,6 +144,20 @@ def test_compare_shows_both_videos(page: ComfyPage) -> None:
     assert page.errors() == []
 
 
+def test_a_comparison_saved_with_two_videos_has_room_for_more(page: ComfyPage) -> None:
+    """Templates before had six inputs here: links stay where they were, and the page adds the others behind."""
+    graph = short("demo_compare")
+    (saved,) = (node for node in graph["nodes"] if node["type"] == "QVGCompare")
+    saved["inputs"] = [each for each in saved["inputs"] if each["name"][-2:] not in ("_c", "_d")]
+    page.load(graph)
+    shown = page.page.js(
+        "app.graph.nodes.find((n) => n.type === 'QVGCompare').inputs.map((i) => [i.name, i.link != null || !!i.widget])"
+    )
+    assert [name for name, linked in shown if linked] == ["images_a", "images_b", "report_a", "report_b", "fps", "scale"]
+    assert sorted(name for name, linked in shown if not linked) == ["images_c", "images_d", "report_c", "report_d"]
+    assert page.errors() == []
+
+
 def test_placeholders_in_a_name_are_filled_in(page: ComfyPage) -> None:
     """As for core's nodes: with the date, and with what is typed into a node of this title."""
     page.load(WORKFLOWS["self_forcing_t2v"])

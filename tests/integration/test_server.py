@@ -173,6 +173,15 @@ def test_compare_of_exact_and_two_bits(client: Client) -> None:
     assert result.status == "success", result.messages
     text = result.outputs["compare"]["text"][0]
     assert "10 of 20 frames are identical" in text and "A: exact" in text and "B: KLT, 1.5/2 bits" in text
+    # More of them: what is not connected is not asked for, and what is is waited for.
+    inputs |= {"images_c": inputs["images_a"], "report_c": inputs["report_a"], "images_d": inputs["images_b"]}
+    more = client.run(prompt)
+    assert more.status == "success", more.messages
+    (said,) = more.outputs["compare"]["text"]
+    assert "C is identical to A.\n20 of 20 frames are identical" in said and "C: exact" in said and "D: " not in said
+    assert said.count("10 of 20 frames are identical") == 2
+    del inputs["images_c"]
+    assert "report_c has no video to it; connect images_c" in client.run(prompt).error
 
 
 def test_interrupt_frees_the_cache_keeps_the_frames_and_leaves_a_working_server(client: Client) -> None:

@@ -357,22 +357,22 @@ def test_charts_are_pictures(part: Any) -> None:
 
 
 def test_compare_says_identical_and_how_far(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    report, records = part("report"), part("records")
+    page, records = part("compare"), part("records")
     a = torch.rand(6, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    psnr = report.psnr_db(a, a)
+    psnr = page.psnr_against_first({"A": a, "B": a})
     made = records.RunRecord(**run(6))
-    assert "identical" in report._comparison(psnr, (None, None)).splitlines()[0]
-    text = report._comparison(report.psnr_db(a, (a + 0.1).clamp(0, 1)), (made, None))
+    assert "identical" in page.comparison(psnr, {}).splitlines()[0]
+    text = page.comparison(page.psnr_against_first({"A": a, "B": (a + 0.1).clamp(0, 1)}), {"A": made})
     assert "dB" in text.splitlines()[0] and "A: exact" in text
-    assert report._row((a, a), (made, None), 2, 4).shape[-1] == 3
-    assert report._curves(psnr, (made, made)).shape == (640, 768, 3)
+    assert page._row({"A": a, "B": a}, {"A": made}, 2, 4).shape[-1] == 3
+    assert page._curves(psnr, {"A": made, "B": made}).shape == (640, 768, 3)
 
 
 @pytest.fixture
 def compare(part: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """QVG Compare of two videos, at 10 frames per second."""
     monkeypatch.setitem(sys.modules, "comfyui_qvg.nodes.comfy.progress", SimpleNamespace(say=lambda text: None))
-    return lambda a, b, scale=0: part("report").QVGCompare.execute(a, b, 10.0, scale)
+    return lambda a, b, scale=0, **more: part("compare").QVGCompare.execute(a, b, 10.0, scale, **more)
 
 
 @pytest.mark.parametrize(
@@ -393,13 +393,54 @@ def test_alpha_is_no_difference(compare: Any) -> None:
 
 
 def test_videos_that_cannot_be_compared_say_what_differs(compare: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^images_a are 32 x 16 pixels and images_b 16 x 16; give two videos of one width"):
+    with pytest.raises(ConfigError, match=r"^images_a are 32 x 16 pixels and images_b 16 x 16; give videos of one width"):
         compare(torch.zeros(1, 16, 32, 4), torch.zeros(1, 16, 16, 3))
     with pytest.raises(ConfigError, match=r"^images_b is \[1, 16, 16, 5\], but pictures are \[pictures, height, width, 1 to 4"):
         compare(torch.zeros(1, 16, 16, 3), torch.zeros(1, 16, 16, 5))
     assert compare(torch.zeros(1, 16, 16, 3), torch.zeros(1, 16, 16, 1)).args[3].startswith("The two videos are identical.")
     longer = compare(torch.zeros(3, 16, 16, 3), torch.zeros(1, 16, 16, 3)).args[3]
     assert longer.endswith("A goes on for 2 frames more, which are left out")
+
+
+def test_three_and_four_videos_are_compared_with_the_first(compare: Any, part: Any) -> None:
+    a = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0)) / 2
+    near, far = a + 1 / 100, a + 1 / 10
+    made = part("records").RunRecord(**run(3))
+    three = compare(a, near, scale=1, images_c=far, report_c=made).args
+    lines = three[3].splitlines()
+    assert lines[:4:2] == [
+        "PSNR of B against A, error pooled over all frames: 40.0 dB",
+        "PSNR of C against A, error pooled over all frames: 20.0 dB",
+    ]
+    assert lines[4].startswith("C: exact, ") and len(lines) == 5
+    two, four = (compare(a, near, scale=1, **more).args[1] for more in ({}, {"images_c": far, "images_d": a}))
+    width, height = two.shape[2], two.shape[1]
+    assert three[1].shape[2] > 1.4 * width and three[1].shape[1] == height  # one row
+    assert four.shape[2] == width and four.shape[1] > 1.9 * (height - 2)  # two rows of two
+    assert "D is identical to A.\n3 of 3 frames are identical" in compare(a, near, images_d=a).args[3]
+
+
+def test_every_video_has_one_colour_in_all_curves(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = part("compare")
+    drawn: list[Any] = []
+    monkeypatch.setattr(page, "chart", lambda title, curves: drawn.append((title, curves)) or np.zeros((1, 1, 3), np.uint8))
+    made = part("records").RunRecord(**run(2))
+    page._curves({"B": torch.tensor([1.0]), "C": torch.tensor([2.0]), "D": torch.tensor([3.0])}, {"A": made, "C": made})
+    (title, psnr), (_, memory) = drawn
+    assert title.startswith("PSNR of B, C and D against A")
+    assert [(curve.name[0], curve.colour) for curve in (*psnr, *memory)] == [("B", 1), ("C", 2), ("D", 3), ("A", 0), ("C", 2)]
+
+
+def test_videos_beyond_two_that_cannot_be_compared_say_why(compare: Any, part: Any) -> None:
+    a, made = torch.zeros(2, 16, 16, 3), part("records").RunRecord(**run(2))
+    with pytest.raises(ConfigError, match=r"^images_a are 16 x 16 pixels and images_d 8 x 16; give videos of one width"):
+        compare(a, a, images_d=torch.zeros(2, 16, 8, 3))
+    with pytest.raises(ConfigError, match=r"^report_c has no video to it; connect images_c, or leave both out"):
+        compare(a, a, report_c=made)
+    longer = compare(a, a[:1], images_c=torch.zeros(4, 16, 16, 3)).args[3].splitlines()
+    assert longer[-2:] == [
+        f"{letter} goes on for {more} frames more, which are left out" for letter, more in (("A", 1), ("C", 3))
+    ]
 
 
 def test_trained_sigmas_fall_from_one_to_zero(part: Any) -> None:

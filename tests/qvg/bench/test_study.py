@@ -39,6 +39,9 @@ def test_what_is_walked_and_what_is_walked_once() -> None:
         ({"worlds": 0}, "worlds is 0"),
         ({"paths": 3}, "paths is 3, but 1 to 2"),
         ({"model": "photo"}, "model is 'photo', but must be one of world, film"),
+        ({"frames": 3}, "frames is 3, but 4 are given"),
+        ({"model": "film", "frames": 36}, "frames is 36, but a film gives 36 and goes on by 3; use a multiple of 3 above 36"),
+        ({"model": "film", "frames": 61}, "frames is 61"),
     ],
 )
 def test_refusals(changes: dict[str, object], message: str, tmp_path: Path) -> None:

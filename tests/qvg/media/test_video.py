@@ -282,8 +282,24 @@ def test_a_long_caption_stays_within_its_picture():
     assert (picture[:20, : 2 + 128 + 2] == (0x14, 0x18, 0x1F)).all() and (picture[:20, -2:] == (0x14, 0x18, 0x1F)).all()
 
 
+def test_more_pictures_stand_in_several_rows():
+    shown = list(pictures(5, 16, 40))
+    picture = side_by_side(shown, list("ABCDE"), scale=4, columns=3)
+    gap, strip = 2, 22
+    assert picture.shape == (2 * (strip + 64) + gap, 3 * (160 + gap) + gap, 3)
+    for index, frame in enumerate(shown):
+        top, left = index // 3 * (strip + 64), gap + index % 3 * (160 + gap)
+        assert (picture[top + strip : top + strip + 64, left : left + 160] == frame.repeat(4, 0).repeat(4, 1)).all()
+        assert picture[top : top + strip, left : left + 160].max() > 0xC0
+    assert (picture[strip + 64 :, 2 * (160 + gap) :] == (0x14, 0x18, 0x1F)).all()  # nobody's place
+    for columns in (5, 9, None):
+        assert (side_by_side(shown, list("ABCDE"), 4, columns) == side_by_side(shown, list("ABCDE"), 4)).all()
+
+
 def test_rows_that_are_refused():
     row = list(pictures(2))
+    with pytest.raises(ConfigError, match="0 pictures in a row show none; use 1 or more"):
+        side_by_side(row, ["one", "two"], 2, 0)
     with pytest.raises(ConfigError, match="2 pictures and 1 captions"):
         side_by_side(row, ["one"], 2)
     with pytest.raises(ConfigError, match="0 pictures"):

@@ -206,8 +206,8 @@ def test_a_video_longer_than_what_was_allocated() -> None:
 
 
 def test_cameras_are_refused() -> None:
-    cache = make_cache(study_method("AGE_TIER_INT2"), SPEC)
-    assert isinstance(cache, StudyCache)
-    x = torch.zeros(1, HEADS, BLOCK, 128)
-    with pytest.raises(CacheError, match="AGE_TIER_INT2 is read along a rope only"):
-        cache.attend_projected(0, x, x, x, None)  # type: ignore[arg-type]
+    """By both forms, in the same words."""
+    method, x = study_method("AGE_TIER_INT2"), torch.zeros(1, HEADS, BLOCK, 128)
+    for cache in (make_cache(method, SPEC), make_cache(method, SPEC, published=True, capacity_frames=4)):
+        with pytest.raises(CacheError, match="AGE_TIER_INT2 is read along a rope only"):
+            cache.attend_projected(0, x, x, x, None)  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""`--engine ray` on a real cluster of Ray's on this machine: whatever dies, every video has one result."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is an extra: pip install ray")
+import ray
+from comfyui_qvg.qvg.errors import ConfigError
+from comfyui_qvg.qvg.harness.plan import StudyPlan, read_plan
+from comfyui_qvg.qvg.harness.ray_engine import run_ray
+from comfyui_qvg.qvg.harness.store import Store
+from comfyui_qvg.qvg.harness.work import batches, counted
+from ray.cluster_utils import Cluster
+
+from ...helpers import ROOT
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without room for tasks and two workers with one CPU each, which import this tree."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "comfyui_qvg").symlink_to(ROOT, target_is_directory=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "5")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def plan(**changes: Any) -> StudyPlan:
+    data: dict[str, Any] = {
+        "methods": ["balanced", "qvg", "RTN_INT4"],
+        "seeds": [1, 2, 3],
+        "frames": [12],
+        "prompts": ["a", "b"],
+        "targets": [{"kind": "rehearsal", "seconds": 0.5}],
+    }
+    return read_plan({**data, **changes}, Path())
+
+
+def test_one_worker_is_killed_and_another_joins(cluster: Cluster, tmp_path: Path) -> None:
+    asked, store, told = plan(), Store(tmp_path / "out"), Counter[str]()
+    store.prepare(asked)
+    victim = cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    nodes = []
+
+    def hear(job: Any, failure: str = "") -> None:
+        assert not failure, failure
+        told[job.key] += 1
+        if len(told) == 5:
+            cluster.remove_node(victim, allow_graceful=False)
+        if len(told) == 9:
+            cluster.add_node(num_cpus=2)
+        nodes.append(sum(node["Alive"] for node in ray.nodes()))
+
+    report = run_ray(batches(asked, store), store, hear, address=cluster.address, retries=5)
+    assert report.made == 24 and not report.failed and set(told.values()) == {1}
+    assert len(list((tmp_path / "out" / "rows").iterdir())) == 24 and counted(batches(asked, store), store) == 0
+    assert min(nodes[5:]) < 3 <= max(nodes[9:]), nodes  # one was gone, and one came
+
+
+def test_a_video_that_fails_is_told_and_the_others_go_on(cluster: Cluster, tmp_path: Path) -> None:
+    asked, store = (
+        plan(targets=[{"kind": "world"}], prompts=["d-4,a-4", "no path"], frames=[6], methods=["balanced"]),
+        Store(tmp_path),
+    )
+    store.prepare(asked)
+    cluster.add_node(num_cpus=1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    report = run_ray(batches(asked, store), store, lambda job, failure="": None, address=cluster.address)
+    assert report.made == 6 and len(report.failed) == 6
+    assert all("no path" in why for _, why in report.failed)
+
+
+def test_no_cluster_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no cluster answers at 127.0.0.1:1"):
+        run_ray([], Store(tmp_path), lambda job, failure="": None, address="127.0.0.1:1")
