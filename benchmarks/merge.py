@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import bootstrap_package  # noqa: F401
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig
 from comfyui_qvg.qvg.camera import visits
-from comfyui_qvg.qvg.demo.command import STEP_PIXELS, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
-from comfyui_qvg.qvg.models.demo_world import DemoWorld, DemoWorldDenoiser, load_demo_world
+from comfyui_qvg.qvg.demo.summary import revisit_psnr_db
+from comfyui_qvg.qvg.demo.walk import VISIT_GAP_FRAMES, Walk, picture, plan_walk, settings
+from comfyui_qvg.qvg.models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.models.demo_world.painted_map import MAP_PIXELS, paint
 from comfyui_qvg.qvg.sampling import generate
 from rows import conditions, report

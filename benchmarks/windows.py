@@ -23,7 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import bootstrap_package  # noqa: F401
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig
-from comfyui_qvg.qvg.demo.command import Walk, plan_walk, settings
+from comfyui_qvg.qvg.demo.walk import Walk, plan_walk, settings
 from comfyui_qvg.qvg.files import written_whole
 from comfyui_qvg.qvg.models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.models.demo_world.painted_map import paint

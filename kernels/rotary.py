@@ -62,6 +62,35 @@ class Angles(NamedTuple):
         cos, sin = self.cos[frames], self.sin[frames]
         return self._replace(cos=cos, sin=sin, first=low % per_frame, num_tokens=max(0, stop - start))
 
+    def at(self, tokens: Tensor) -> CosSin:
+        """Of some tokens, int64 [n], in any order: each [n, D/2]."""
+        frame = (tokens + self.first) // (self.rows * self.cols)
+        within = (tokens + self.first) % (self.rows * self.cols)
+        return (
+            self._looked_up(self.cos, frame, within // self.cols, within % self.cols),
+            self._looked_up(self.sin, frame, within // self.cols, within % self.cols),
+        )
+
+    def _looked_up(self, table: Tensor, frame: Tensor, line: Tensor, column: Tensor) -> Tensor:
+        time, row, col = self.pairs
+        of_time, of_row, of_col = table.split((time, self.rows * row, self.cols * col), 1)
+        return torch.cat(
+            [
+                of_time[frame],
+                of_row.reshape(-1, row)[frame * self.rows + line] if row else of_row[frame],
+                of_col.reshape(-1, col)[frame * self.cols + column] if col else of_col[frame],
+            ],
+            1,
+        )
+
+    def followed_by(self, others: Angles) -> Angles:
+        """These tokens, which end with a frame, and behind them `others`, which begin with one."""
+        return self._replace(
+            cos=torch.cat([self.cos, others.cos]),
+            sin=torch.cat([self.sin, others.sin]),
+            num_tokens=self.num_tokens + others.num_tokens,
+        )
+
     def spread(self) -> CosSin:
         """Of every token: each [S, D/2]."""
         return self._spread(self.cos), self._spread(self.sin)

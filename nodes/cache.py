@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..qvg import PRESETS, QVGConfig
+from ..qvg.attention.prompt import RULES
 from ..qvg.config import MERGE_KEYS, OFFLOADS, TRANSFORMS, require_bits
 from ..qvg.errors import ConfigError
 from ..qvg.study.registry import STUDY, study_method
@@ -75,6 +76,8 @@ class QVGKVCache(Node):
         merge_padding: bool = False,
         merge: float = _DEFAULT.merge,
         merge_key: str = _DEFAULT.merge_key,
+        sparse: float = _DEFAULT.sparse,
+        prompt_rows: str = RULES[0],
     ) -> io.NodeOutput:
         from .comfy.attach import with_cache
 
@@ -90,16 +93,17 @@ class QVGKVCache(Node):
             offload=offload,
             merge=merge,
             merge_key=merge_key,
+            sparse=sparse,
         )
-        return io.NodeOutput(with_cache(model, config, merge_padding, study_of(cache)))
+        return io.NodeOutput(with_cache(model, config, merge_padding, study_of(cache), prompt_rows))
 
 
 def make_config(cache: dict[str, Any], **advanced: Any) -> QVGConfig:
     """What the widgets say. Raises ConfigError where they break a rule."""
     if cache["cache"] == "exact":
         base = PRESETS["exact"]
-        if advanced["window_frames"] is None and not advanced.get("merge"):
-            # Nothing is encoded, merged or forgotten, so the other widgets mean nothing; but frames cut into other pieces would
+        if advanced["window_frames"] is None and not advanced.get("merge") and not advanced.get("sparse"):
+            # Nothing is encoded, merged, skipped or forgotten, so other widgets mean nothing; but other pieces of frames would
             # round differently, and exact is to be what a bypassed node gives, bit for bit.
             return base
     elif cache["cache"] == "preset":
@@ -142,11 +146,11 @@ def _study_config(name: str, advanced: dict[str, Any]) -> QVGConfig:
     method = study_method(name)
     if method.plain:
         return method.coding.config().with_changes(**advanced)
-    for widget, unchanged in (("window_frames", None), ("merge", 0)):
+    for widget, unchanged in (("window_frames", None), ("merge", 0), ("sparse", 0)):
         value = advanced.get(widget, unchanged)
         if value != unchanged:
             raise ConfigError(
-                f"{widget} is {value}, but {name} decides itself what is forgotten and merged; use 0, or another method"
+                f"{widget} is {value}, but {name} decides itself what is forgotten, merged and read; use 0, or another method"
             )
     return method.coding.config().with_changes(seed=advanced["seed"])
 
@@ -310,6 +314,24 @@ def _advanced_inputs() -> list[Any]:
             default=_DEFAULT.merge_key,
             tooltip="What merged tokens are remembered as: their mean, the last one (as FAST-AR), or the first, which keeps a "
             "place as it was. No effect with merge 0.",
+            **advanced,
+        ),
+        io.Float.Input(
+            "sparse",
+            default=_DEFAULT.sparse,
+            tooltip="Experimental. The share of old frames' tokens that attention reads, those that matter most (0.08 to 1; "
+            "start with 0.15); the others are seen as averages. Faster with long memories. 0: off. Not with merge, window or "
+            "offload.",
+            **number(0.0, 1.0, 0.01),
+            **advanced,
+        ),
+        io.Combo.Input(
+            "prompt_rows",
+            options=list(RULES),
+            default=RULES[0],
+            tooltip="Experimental, with merge_padding only: which words of the prompt are read. all; mass: those that matter to "
+            "any part of the picture, the others as one; buckets: as FAST-AR publishes it. To compare: neither has made a video "
+            "faster.",
             **advanced,
         ),
     ]

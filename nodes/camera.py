@@ -16,7 +16,7 @@ from ..qvg.camera.overlap import FieldOfView
 from ..qvg.camera.pose_files import read_poses, write_poses
 from ..qvg.camera.poses import UNITS_PER_FRAME, camera_poses
 from ..qvg.camera.selection import select_context
-from ..qvg.demo.command import DEFAULT_PATH
+from ..qvg.demo.walk import DEFAULT_PATH
 from ..qvg.errors import CameraPathError, ConfigError
 from ..qvg.models.common.world_schedule import CHUNK_FRAMES, check_frames, chunks_of, plan_chunk
 from ..qvg.models.registry import memories

@@ -18,16 +18,19 @@ MAX_RECORDS = 256
 @dataclass(frozen=True)
 class PromptBytes:
     """What cross-attention keeps of a prompt: bytes of all layers, and the keys of one, as the model got them and as it reads
-    them."""
+    them; and the share of these that it did read on average (`prompt_rows`)."""
 
     nbytes: int = 0
     keys: int = 0
     keys_read: int = 0
+    share: float = 1.0
 
     def text(self) -> str:
         """For people."""
         merged = "" if self.keys == self.keys_read else f" for {self.keys}, its padding merged"
-        return f"prompt: {self.nbytes / 1e6:.2f} MB for cross-attention, {self.keys_read} keys a layer{merged}"
+        return f"prompt: {self.nbytes / 1e6:.2f} MB for cross-attention, {self.keys_read} keys a layer{merged}" + (
+            f"; {self.share:.0%} of them were read" if self.share < 1 else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class RunRecord:
         """A few words for captions."""
         if self.study:
             return self.study
-        merged = ", merged" if self.config.merges else ""
+        merged = ", merged" if self.config.merges else f", {self.config.sparse:g} read" if self.config.skips else ""
         if self.config.codec == "none":
             window = self.config.window_frames
             return f"exact{merged}" if window is None else f"exact, {window} frames"
@@ -137,8 +140,10 @@ def _settings(config: QVGConfig, span_frames: int) -> str:
     frames = f"first {config.sink_frames} and last {config.recent_frames} frames exact, {window} seen"
     if config.merges:
         frames += f", merged from {config.merge:g} on (key: {config.merge_key})"
+    if config.skips:
+        frames += f", {config.sparse:g} of the others read"
     if config.codec == "none":
-        return f"exact, {frames}" if config.merges else f"exact, {window} seen"
+        return f"exact, {frames}" if config.merges or config.skips else f"exact, {window} seen"
     return f"{config.codec}, {_codes(config)}, spans of {span_frames} frames, {frames}, seed {config.seed}"
 
 

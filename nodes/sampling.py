@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..qvg.demo.command import GIVEN_FRAMES, plan_walk
+from ..qvg.demo.walk import GIVEN_FRAMES, plan_walk
 from ..qvg.models.demo_world import STEP_PIXELS, DemoWorldConfig
 from ..qvg.models.demo_world.painted_map import JUDGED, paint
 from .api import CATEGORY, Camera, io

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_plan(commands)
+    _add_cards(commands)
     _add_run(commands)
     _add_convert(commands)
     _add_check_gpu(commands)
@@ -110,10 +111,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "demo",
-        help="walk through a small world with three memories and compare them",
-        description="Walk through a painted world three times with the same seed: with the exact KV cache, with the "
-        "2-bit cache, and with an exact cache cut down to the same bytes. Writes walk.mp4, demo.png, demo.json; takes one to "
-        "a few minutes on a CPU.",
+        help="walk through a small world with four memories and compare them",
+        description="Walk through a painted world four times with the same seed: with the exact KV cache, in 2 bits as Quant "
+        "VideoGen publishes it, with our default, and with an exact cache cut down to the default's bytes. Writes walk.mp4, "
+        "demo.png, demo.json; takes one to a few minutes on a CPU.",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
     command.add_argument(
@@ -134,12 +135,8 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo.command import (  # matplotlib and tqdm are needed by this command only
-        DEFAULT_FRAMES,
-        DEFAULT_PATH,
-        DEFAULT_SEED,
-        demo,
-    )
+    from .demo.command import demo
+    from .demo.walk import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED
     from .server.interrupt import interrupted_by
 
     if options.film:
@@ -202,6 +199,29 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--vram-gb", type=float, metavar="G", help="the card's memory; default that of the card there is")
     add("--json", action="store_true", help="print the result as one JSON object on stdout")
     command.set_defaults(run=_plan)
+
+
+def _add_cards(commands: argparse._SubParsersAction[_Parser]) -> None:
+    from .plan.cards import CARDS_GB, card_models
+
+    known = ", ".join(card_models())
+    command = commands.add_parser(
+        "cards",
+        help="the longest video for every card",
+        description="Say for cards from 8 to 80 GB how long a video or walk they have room for: each family, weights in bf16 and "
+        "fp8, with everything on the card, weights in main memory, or the encoded memory there too. Takes half a minute.",
+    )
+    command.add_argument("--model", action="append", metavar="NAME", help=f"of these only, may be given several times: {known}")
+    cards = ", ".join(map(str, CARDS_GB))
+    command.add_argument("--gb", action="append", type=float, metavar="GB", help=f"a card as it is sold; default {cards}")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=_cards)
+
+
+def _cards(options: argparse.Namespace) -> int:
+    from .plan.command import print_cards
+
+    return print_cards(options)
 
 
 def number(text: str) -> int | float:

@@ -34,6 +34,8 @@ TRANSFORMS = ("klt", "hadamard")
 MERGE_KEYS = ("mean", "last", "first")
 # Below it tokens that look nothing alike would be merged.
 LEAST_MERGE = 0.5
+# A smaller share of the tiles loses pictures (docs/memory.md).
+LEAST_SPARSE = 0.08
 GROUP_SIZES = (16, 32, 64, 128)
 MAX_STAGES = 4
 # `clusters="auto"` spends at most this many bits per value on centroids.
@@ -78,6 +80,8 @@ class QVGConfig:
                         its key and the one kept at its place have at least this cosine in every head of every layer; 0: off
     merge_key           what stands for merged tokens until it is encoded: their "mean" key, the "last" (as published) or the
                         "first"; values are averaged
+    sparse              AnnSA (the same paper): the share of encoded tokens, in tiles of 16, that a block of queries reads; of the
+                        others it sees the means. 0.08 to 1; 0: off, all are read
     """
 
     codec: str = "qvg"
@@ -103,6 +107,7 @@ class QVGConfig:
     offload: str = "gpu"
     merge: float = 0.0
     merge_key: str = "mean"
+    sparse: float = 0.0
 
     def __post_init__(self) -> None:
         _require_choice("codec", self.codec, (*CODECS, *COMPARED))
@@ -139,6 +144,7 @@ class QVGConfig:
             _require_between("window_frames", self.window_frames, 1, 1 << 30)
         _require_choice("merge_key", self.merge_key, MERGE_KEYS)
         _require_merge(self)
+        _require_sparse(self)
 
     @property
     def whole_bits(self) -> int:
@@ -149,6 +155,11 @@ class QVGConfig:
     def merges(self) -> bool:
         """Whether tokens that are there already are counted instead of stored."""
         return self.merge > 0
+
+    @property
+    def skips(self) -> bool:
+        """Whether attention reads only tiles that matter."""
+        return self.sparse > 0
 
     @property
     def offloads(self) -> bool:
@@ -203,6 +214,40 @@ def _require_merge(config: QVGConfig) -> None:
     for wrong, reason in reasons:
         if wrong:
             raise ConfigError(f"merge {merge:g} does not go with {reason}, or merge 0")
+
+
+def _require_sparse(config: QVGConfig) -> None:
+    """Raise ConfigError for a share that is none, and for settings that tiles do not go with."""
+    share = config.sparse
+    if isinstance(share, bool) or not isinstance(share, int | float) or not (share == 0 or LEAST_SPARSE <= share <= 1):
+        raise ConfigError(
+            f"sparse is {quoted(share)}, but must be 0 (off) or a share of the tokens from {LEAST_SPARSE} to 1; start with 0.15"
+        )
+    if share == 0:
+        return
+    reasons = (
+        (
+            config.window_frames is not None,
+            f"window_frames {config.window_frames}: a tile holds tokens of several frames, which would leave a window at "
+            "different times; leave out window_frames",
+        ),
+        (
+            config.merges,
+            f"merge {config.merge:g}: what could be skipped is what merging has counted, and half of the rows that are left "
+            "would have to be read; use merge 0",
+        ),
+        (
+            config.offload == "cpu",
+            "offload 'cpu': whole spans would come to the card for every read, however little of them is read; use 'gpu'",
+        ),
+        (
+            config.read in ("fast", "direct"),
+            f"read {config.read!r}: tiles are read in full precision through the workspace; use 'auto' or 'exact'",
+        ),
+    )
+    for wrong, reason in reasons:
+        if wrong:
+            raise ConfigError(f"sparse {share:g} does not go with {reason}, or sparse 0")
 
 
 def _or(values: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 # Of every version of the file format.
-CACHES = {1: EARLIER / "caches", 2: EARLIER / "caches_2", 3: EARLIER / "caches_3", 4: EARLIER / "caches_4"}
+CACHES = {1: EARLIER / "caches", **{version: EARLIER / f"caches_{version}" for version in (2, 3, 4, 5)}}
 
 _FREQUENCIES = tuple(3 * 10 ** (-channel / 7) for channel in range(8))
 ROPE = GridRope(2, 2, ((), _FREQUENCIES, _FREQUENCIES))
@@ -42,11 +42,17 @@ _MERGED = {
     for name, config in CONFIGS.items()
     if name in ("none", "qvg", "klt", "kivi")
 }
+# Since version 5: a file says 5 only where a share is read.
+_SHARE = {
+    name: config.with_changes(sparse=0.2, window_frames=None)
+    for name, config in CONFIGS.items()
+    if name in ("none", "qvg", "klt", "klt_keys_after_rope", "kivi")
+}
 
 
 def configs(version: int) -> dict[str, QVGConfig]:
     """The caches of a version, by the names of their files."""
-    return {1: CONFIGS, 4: _MERGED}.get(version, CONFIGS | _SINCE_2)
+    return {1: CONFIGS, 4: _MERGED, 5: _SHARE}.get(version, CONFIGS | _SINCE_2)
 
 
 def saved_after(kind: str) -> int:

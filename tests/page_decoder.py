@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "format.md"
-TYPES = {"U8": np.uint8, "U16": np.uint16, "I8": np.int8, "I32": np.int32, "F16": np.float16, "F32": np.float32}
+TYPES = {"U8": np.uint8, "U16": np.uint16, "I8": np.int8, "I16": np.int16, "I32": np.int32, "F16": np.float16, "F32": np.float32}
 
 Array = NDArray[Any]
 
@@ -90,7 +90,7 @@ class SavedCache:
         header, body = json.loads(data[8 : 8 + count]), data[8 + count :]
         facts = header.pop("__metadata__")
         assert facts["format"] == "qvg-cache"
-        if facts["version"] in ("3", "4"):
+        if facts["version"] in ("3", "4", "5"):
             parts = {name: body[slice(*entry["data_offsets"])] for name, entry in header.items()}
             parts["state"] = facts["state"].encode()
             assert json.loads(facts["crc32"]) == {name: f"{zlib.crc32(part):08x}" for name, part in parts.items()}
@@ -110,7 +110,7 @@ class SavedCache:
         """Tokens of each."""
         layout, per_frame = self.state["layout"], self.state["spec"]["tokens_per_frame"]
         sink, spans, tail = ([frames * per_frame for frames in layout[part]] for part in ("sink", "spans", "tail"))
-        if self.version < 4:
+        if self.version != 4:
             return [*sink, *spans, *tail]
         whole, waiting = divmod(self.state["rows"], self._span_rows)
         return [*sink, *[self._span_rows] * whole, *([waiting] if waiting else []), *tail]
@@ -195,7 +195,7 @@ class SavedCache:
     @property
     def _tokens(self) -> Array | None:
         """The number of every token that history holds, where that is not all of them."""
-        if self.version < 4:
+        if self.version != 4:
             return None
         layout, per_frame = self.state["layout"], self.state["spec"]["tokens_per_frame"]
         sink, every = sum(layout["sink"]) * per_frame, len(self.state["origins"]) * per_frame
@@ -210,7 +210,7 @@ class SavedCache:
             if self.state["config"]["keys"] == "before_rope":
                 keys = self.rotated(keys, self.state["origins"], self._tokens)
         scores = q @ np.concatenate([keys, k], 2).swapaxes(2, 3) / np.sqrt(q.shape[-1])
-        if self.version >= 4:
+        if self.version == 4:
             first = sum(self.state["layout"]["sink"]) * self.state["spec"]["tokens_per_frame"]
             scores[..., first : first + self.state["rows"]] += np.log(self.tensors["rows.counts"].astype(float))
         weights = np.exp(scores - scores.max(-1, keepdims=True))

@@ -50,6 +50,7 @@ KINDS = {
     "none, merged": QVGConfig(codec="none", span_frames=6, merge=0.98),
     "klt, merged": _KLT.with_changes(merge=0.98, bits=5),
     "kivi, merged": _PLAIN.with_changes(codec="kivi", bits=8, merge=0.98),
+    "klt, a share of it": _KLT.with_changes(sparse=0.2),
     "qvg, merged": _QVG.with_changes(bits=8, merge=0.98, merge_key="first"),
 }
 # What a cache that merges knows: one video, and places that are seen again.

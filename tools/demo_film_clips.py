@@ -19,6 +19,7 @@ from comfyui_qvg.qvg.models.demo_film.directions import (
     DIRECTIONS,
     LIGHTS,
     LOOKS,
+    SWING_COLUMNS,
     TURN_COLUMNS,
     VIEW_COLUMNS,
     Direction,
@@ -135,6 +136,8 @@ def _old(rng: Rng, blocks: int, lo: int | None = None) -> tuple[Track, list[int]
 
 def _local(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
     """Blocks without a gap; in most of them the prompt changes."""
+    if rng.random() < 0.3:
+        return _turning_round(rng, layout)
     first = Direction(_pick(rng, CAMERAS if rng.random() < 0.5 else _PANS), _pick(rng, LIGHTS))
     directions = [first] * layout.blocks
     edge = layout.told_late or int(rng.integers(2, layout.blocks - 1))
@@ -146,22 +149,55 @@ def _local(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
     return track, [_index(direction) for direction in directions]
 
 
-def _whole_turn(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
-    """A piece, and the same places one or more whole turns later under the same prompt."""
+def _turning_round(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
+    """A swing that comes to one of its marks in the middle of the clip: the place alone says that it must turn."""
     step = 1 if rng.random() < 0.5 else -1
-    direction = Direction(_PANS[step < 0], _pick(rng, LIGHTS))
+    mark = SWING_COLUMNS if step > 0 else 0
+    ahead = int(rng.integers(1, BLOCK_FRAMES * layout.blocks))
+    swing = Direction("swing", _pick(rng, LIGHTS))
+    directions = [swing] * layout.blocks
+    if layout.told_late or rng.random() < 0.3:
+        edge = layout.told_late or int(rng.integers(1, layout.blocks - 1))
+        directions[:edge] = [Direction(_PANS[step < 0], _pick(rng, LIGHTS))] * edge
+        ahead = max(ahead, BLOCK_FRAMES * edge)  # a pan passes the mark
+    track, _ = follow(_view(rng, mark - step * ahead, step), directions)
+    return track, [_index(direction) for direction in directions]
+
+
+def _whole_turn(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
+    """A piece, and the same places one or more whole turns (or whole swings) later under the same prompt; or under one that
+    changes there, so that what was here a turn ago is not what comes."""
+    step = 1 if rng.random() < 0.5 else -1
+    swings = rng.random() < 0.25
+    direction = Direction("swing" if swings else _PANS[step < 0], _pick(rng, LIGHTS))
     old = layout.true_blocks
-    start = _view(rng, int(rng.integers(TURN_COLUMNS)), step)
+    start = _view(rng, int(rng.integers(SWING_COLUMNS + 1 if swings else TURN_COLUMNS)), step)
     turns = int(rng.choice([1, 1, 1, 2, 3, 5]))
-    frames = (TURN_COLUMNS // BLOCK_FRAMES * turns + layout.blocks) // 1
-    track, _ = follow(start, [direction] * frames)
     late = TURN_COLUMNS // BLOCK_FRAMES * turns - 1
+    directions = [direction] * (late + layout.blocks - old)
+    if rng.random() < 0.5:
+        edge = late + int(rng.integers(1, layout.blocks - old - 1))
+        cameras = ("stay", "stay", _PANS[step > 0], _PANS[step < 0], "swing", _pick(rng, tuple(LOOKS)))
+        directions[edge:] = [Direction(_pick(rng, cameras), _pick(rng, LIGHTS))] * (len(directions) - edge)
+    track, _ = follow(start, directions)
     blocks = [*range(old), *range(late, late + layout.blocks - old)]
-    return _blocks(track, blocks), [_index(direction)] * layout.blocks
+    return _blocks(track, blocks), [_index(directions[block]) for block in blocks]
 
 
 def _blocks(track: Track, blocks: Sequence[int]) -> Track:
     return track.part((np.array(blocks)[:, None] * BLOCK_FRAMES + np.arange(BLOCK_FRAMES)).ravel())
+
+
+def _round_and_round(rng: Rng, pieces: Sequence[int]) -> tuple[Track, list[int]]:
+    """Pieces of so many blocks, one or more whole turns after each other, each after the first led in by a block."""
+    step = 1 if rng.random() < 0.5 else -1
+    direction = Direction(_PANS[step < 0], _pick(rng, LIGHTS))
+    turn, blocks, late = TURN_COLUMNS // BLOCK_FRAMES, [*range(pieces[0])], 0
+    for piece in pieces[1:]:
+        late += turn * int(rng.choice([1, 1, 2]))
+        blocks += range(late - 1, late - 1 + piece)
+    track, _ = follow(_view(rng, int(rng.integers(TURN_COLUMNS)), step), [direction] * (blocks[-1] + 1))
+    return _blocks(track, blocks), [_index(direction)] * len(blocks)
 
 
 def _return_pan(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
@@ -209,8 +245,10 @@ def _return_cut(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
 def _third_time(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
     """A piece, a return to it, and another: when the first return is the model's own, a copy of a copy."""
     old = layout.true_blocks
-    track, prompts, lo, shown = _old(rng, old)
     middle = (layout.blocks - old) // 2
+    if rng.random() < 0.4:
+        return _round_and_round(rng, [old, middle, layout.blocks - old - middle])
+    track, prompts, lo, shown = _old(rng, old)
     time = old + _gap(rng) // 2
     again, _, told = _coming_back(rng, lo, shown, time, middle, False)
     time += middle + _gap(rng) // 2
@@ -222,7 +260,7 @@ def _long(rng: Rng, layout: Layout) -> tuple[Track, list[int]]:
     """A long film under changing prompts, some of its blocks left out; the last 12 go on without a gap."""
     whole = int(rng.integers(layout.blocks, LONGEST_BLOCKS + 1)) if rng.random() < 0.6 else layout.blocks
     constant = rng.random() < 0.35
-    directions = [Direction(_pick(rng, _PANS if rng.random() < 0.7 else ("swing",)), _pick(rng, LIGHTS))] * whole
+    directions = [Direction(_pick(rng, _PANS if rng.random() < 0.65 else ("swing",)), _pick(rng, LIGHTS))] * whole
     block = int(rng.integers(3, 16))
     while not constant and block < whole:
         camera = _pick(rng, _PANS if rng.random() < 0.5 else CAMERAS)
@@ -251,7 +289,7 @@ def choose(rng: Rng, step: int, films: int, longest: int, chained: bool) -> tupl
     """Kind, layout and number of clips of a step. `chained`: to be shown again with predictions, so all must come from memory."""
     shares = {"local": 0.2, "turn": 0.12, "pan": 0.36, "cut": 0.32, "third": 0.0, "long": 0.0}
     if step >= 900:
-        shares = {"local": 0.14, "turn": 0.11, "pan": 0.28, "cut": 0.22, "third": 0.12, "long": 0.13}
+        shares = {"local": 0.19, "turn": 0.19, "pan": 0.2, "cut": 0.15, "third": 0.14, "long": 0.13}
     if chained:
         shares |= {"local": 0.0, "third": shares["third"] * 2}
     chances = np.array(list(shares.values()))

@@ -17,20 +17,10 @@ import bootstrap_package  # noqa: F401  # names the package that is imported bel
 import numpy as np
 import torch
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig
-from comfyui_qvg.qvg.demo.command import (
-    DEFAULT_FRAMES,
-    DEFAULT_PATH,
-    DEFAULT_SEED,
-    EXACT,
-    FRAMES_PER_SECOND,
-    GIVEN_FRAMES,
-    SPAN_FRAMES,
-    Walk,
-    picture,
-    plan_walk,
-    pooled_psnr_db,
-    settings,
-)
+from comfyui_qvg.qvg.demo.memories import EXACT, SPAN_FRAMES
+from comfyui_qvg.qvg.demo.summary import pooled_psnr_db
+from comfyui_qvg.qvg.demo.video import FRAMES_PER_SECOND
+from comfyui_qvg.qvg.demo.walk import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED, GIVEN_FRAMES, Walk, picture, plan_walk, settings
 from comfyui_qvg.qvg.models.demo_world import DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.sampling import generate
 from numpy.typing import NDArray

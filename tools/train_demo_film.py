@@ -1,6 +1,7 @@
 """Train the demo film model and write assets/demo_film.safetensors.
 
     python tools/train_demo_film.py codec   RUN                    the pictures' encoder and decoder, two minutes of one core
+    python tools/train_demo_film.py warm    RUN --weights assets/demo_film.safetensors    a run that begins with a written file
     python tools/train_demo_film.py train   RUN                    goes on from the newest checkpoint in RUN until it is stopped
     python tools/train_demo_film.py decay   RUN --from 4000 --steps 600    a branch whose learning rate falls to nothing
     python tools/train_demo_film.py export  RUN --checkpoint decayed --out assets/demo_film.safetensors
@@ -14,6 +15,7 @@ and in which clips: `demo_film_clips.py`. Scenes come from the TRAINING domain o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
@@ -27,10 +29,11 @@ import numpy as np
 import torch
 from bootstrap_package import comfyui_qvg  # noqa: F401  (first: it names the repository `comfyui_qvg`)
 from comfyui_qvg.qvg.models.common.modulation import sines
+from comfyui_qvg.qvg.models.common.shipped_weights import read_shipped
 from comfyui_qvg.qvg.models.demo_film.directions import BLOCK_FRAMES, TURN_COLUMNS, Track, text_rows
 from comfyui_qvg.qvg.models.demo_film.pictures import PictureCodec, fit_linear
 from comfyui_qvg.qvg.models.demo_film.scenes import JUDGED, TRAINING, Scene
-from comfyui_qvg.qvg.models.demo_film.weights import CONFIG, WEIGHTS, write_demo_film
+from comfyui_qvg.qvg.models.demo_film.weights import CONFIG, MODEL, WEIGHTS, read_demo_film, write_demo_film
 from comfyui_qvg.qvg.models.wan.network import Attend, CausalWan, Prompt
 from comfyui_qvg.qvg.positions.rope import Rotation, rotate
 from demo_film_clips import SIGMAS, Batch, draw
@@ -64,6 +67,9 @@ class Recipe:
     crop_until: int = 1500
     crop_share: float = 0.9
     crop_share_late: float = 0.6
+    # A run that starts from a written file: its fingerprint, and the steps that it had. Its optimizers begin anew.
+    warm_from: str = ""
+    warm_step: int = 0
 
 
 # Start ---------------------------------------------------------------------------------------------------------------------
@@ -437,12 +443,16 @@ class Trainer:
     def _update(self, share_of_rate: float) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         step = self.step + 1
-        ramp = min(1.0, step / WARM_UP) * min(1.0, (self.recipe.full_rate_steps / step) ** 0.5) * share_of_rate
+        ramp = (
+            min(1.0, (step - self.recipe.warm_step) / WARM_UP)
+            * min(1.0, (self.recipe.full_rate_steps / step) ** 0.5)
+            * share_of_rate
+        )
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * ramp
             optimizer.step()
             optimizer.zero_grad()
-        decay = min(0.998, 1 - 8 / (step + 8))
+        decay = min(0.998, 1 - 8 / (step - self.recipe.warm_step + 8))
         torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), 1 - decay)
 
     def _note(self, batch: Batch, level: Tensor, error: Tensor) -> None:
@@ -505,7 +515,7 @@ def spoiled(context: Tensor, rng: np.random.Generator, noise: torch.Generator) -
     return (1 - share) * context + share * torch.randn(context.shape, generator=noise)
 
 
-# The four commands ---------------------------------------------------------------------------------------------------------
+# The commands ---------------------------------------------------------------------------------------------------------
 
 
 def train_codec(run: Path, steps: int = 1500) -> None:
@@ -554,6 +564,28 @@ def new_trainer(run: Path, recipe: Recipe) -> Trainer:
     codec = PictureCodec()
     codec.load_state_dict(torch.load(run / "codec.pt"))
     return Trainer(recipe, codec.requires_grad_(False))
+
+
+def warm(run: Path, weights: Path, seed: int) -> None:
+    """A run's first checkpoint and codec out of a written file, as if its steps had been this run's."""
+    metadata, _ = read_shipped(weights, "demo film", MODEL, torch.float32)
+    written, step = read_demo_film(weights), json.loads(metadata["training"])["step"]
+    recipe = Recipe(seed=seed, warm_from=hashlib.sha256(weights.read_bytes()).hexdigest(), warm_step=step // GROUP * GROUP)
+    save(written.codec, run / "codec.pt")
+    save(written.codec, run / "codec_decoder.pt")
+    trainer = new_trainer(run, recipe)
+    trainer.model.load_state_dict(written.network)
+    trainer.average = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+    trainer.step = recipe.warm_step
+    save(trainer.state(), run / "latest.pt")
+
+
+def recipe_of(run: Path, seed: int) -> Recipe:
+    """What the run began with; a run that has no checkpoint yet begins from nothing."""
+    if not (run / "latest.pt").exists():
+        return Recipe(seed=seed)
+    saved = torch.load(run / "latest.pt")["recipe"]
+    return Recipe(seed=seed, warm_from=saved.get("warm_from", ""), warm_step=saved.get("warm_step", 0))
 
 
 def train(run: Path, recipe: Recipe, steps: int, save_seconds: float, keep_every: int) -> None:
@@ -616,21 +648,24 @@ class Report:
 def main() -> None:
     """Read the options and run a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("codec", "train", "decay", "export"))
+    parser.add_argument("command", choices=("codec", "warm", "train", "decay", "export"))
     parser.add_argument("run", type=Path, help="folder of checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40000)
     parser.add_argument("--from", type=int, default=0, dest="start", help="of a decay: step of a kept checkpoint")
     parser.add_argument("--checkpoint", default="latest", help="of an export: name of a file in RUN")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of a warm start: the file to go on from")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--save-seconds", type=float, default=240)
     parser.add_argument("--keep-every", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.run.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(seed=options.seed)
+    recipe = recipe_of(options.run, options.seed)
     if options.command == "codec":
         train_codec(options.run)
+    elif options.command == "warm":
+        warm(options.run, options.weights, options.seed)
     elif options.command == "train":
         train(options.run, recipe, options.steps, options.save_seconds, options.keep_every)
     elif options.command == "export":

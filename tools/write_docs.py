@@ -21,19 +21,17 @@ import architecture
 import bootstrap_package  # noqa: F401  # names the package that is imported below
 import compared_tables
 import cost_tables
-from comfyui_qvg.qvg import PRESETS
 from comfyui_qvg.qvg.bench.settings import settings_table
 from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.models.table import models_table
-from comfyui_qvg.qvg.plan import Video, plan
+from comfyui_qvg.qvg.plan.cards import CARDS_GB, Asked, cards_table, duration, longest_videos, size_of
 from comfyui_qvg.qvg.study.table import study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- made by tools/write_docs\.py: (\w+) -->\n)(?:(?!<!-- ).*\n)*(<!-- end -->)")
 
-CARDS_GB = (8, 12, 16, 24, 32)
-PICTURES_PER_SECOND = 16
+BALANCED = "balanced"
 # What methods are called on the page, in the order of the table; those that are not here are not shown.
 METHODS = {
     "qvg, 32 centroids": "QVG, 32 centroids a span: what the gains are over",
@@ -188,6 +186,37 @@ def merge() -> str:
     return "\n".join(lines)
 
 
+def sparse() -> str:
+    """What reading a share came to on the demo world, a line for each way, worlds in columns; and its time."""
+    file = RESULTS / "sparse.jsonl"
+    rows = [json.loads(line) for line in (file.read_text(encoding="utf-8").splitlines() if file.is_file() else ())]
+    if not rows:
+        return "Not measured yet."
+    judged = {(row["way"], row["world"]): row for row in rows if row["walk"] == "return" and row["way"] != "exact"}
+    worlds = sorted({world for _, world in judged})
+    ways = sorted({way for way, _ in judged}, key=lambda way: (way.split(":")[0] != "none", -float(way.split(":")[1])))
+    heads = [
+        "kept as",
+        "read",
+        *(f"world {world}" for world in worlds),
+        "bytes of exact's",
+        "time over the yardstick, frame 60 / 300 / 600",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    timed = {row["way"]: row for row in rows if row["walk"] == "time"}
+    for way in ways:
+        codec, share = way.split(":")
+        here = [judged.get((way, world)) for world in worlds]
+        decibels = ["" if row is None else f"{row['psnr_db']:.1f} dB" for row in here]
+        bytes_ = [row["bytes_of_exact"] for row in here if row is not None]
+        took = timed.get(way)
+        ratio = "" if took is None else " / ".join(f"{took[f'ratio_{frame}']:.2f}" for frame in (60, 300, 600))
+        kept = "16 bits" if codec == "none" else f"`{codec}`"
+        part = "all" if float(share) == 0 else f"{float(share):.0%}"
+        lines.append("| " + " | ".join([kept, part, *decibels, f"{sum(bytes_) / len(bytes_):.3f}", ratio]) + " |")
+    return "\n".join(lines)
+
+
 def cache_bytes() -> str:
     """Self-Forcing's cache at the end and at its worst moment, counted."""
     rows = measured("cache_bytes")
@@ -203,21 +232,26 @@ def cache_bytes() -> str:
     return "\n".join(lines)
 
 
+CARD_MODELS = ("self-forcing-1.3b", "krea-14b", "worldplay-5b", "worldplay-8b", "longcat-13b")
+
+
 def cards() -> str:
-    """The longest video of Self-Forcing that `qvg plan` says fits, by the card's memory."""
-    network, video = networks()["self-forcing-1.3b"], Video(832, 480, 81)
-    ways = {
-        "`exact`": PRESETS["exact"],
-        "`balanced`": PRESETS["balanced"],
-        "`balanced`, offload cpu": PRESETS["balanced"].with_changes(offload="cpu"),
-    }
-    lines = [f"| GB for the run | {' | '.join(ways)} |", "|" + "---|" * (len(ways) + 1)]
-    for gigabytes in CARDS_GB:
-        # In torch, whose encoding works in more memory than our Triton kernels': the same on every machine.
-        plans = [plan(network, video, config, device_bytes=gigabytes * 10**9, triton=False) for config in ways.values()]
-        longest = [one.longest_frames or 0 for one in plans]
-        lines.append(f"| {gigabytes} | {' | '.join(_seconds(pictures) for pictures in longest)} |")
+    """The longest video that each card has room for, in short: fp8 weights, and what waits in main memory as far as it must."""
+    cells = {cell[:5]: cell.pictures for cell in longest_videos(Asked(CARD_MODELS, weights=("fp8",)))}
+    lines = [f"| | {' | '.join(f'{card} GB' for card in CARDS_GB)} |", "|---|" + "---|" * len(CARDS_GB)]
+    ways = (("weights", "exact"), ("weights", BALANCED), ("weights and memory", BALANCED))
+    for model in CARD_MODELS:
+        width, height = size_of(model)
+        shown = [
+            " / ".join(duration(cells[model, card, "fp8", waiting, preset]) for waiting, preset in ways) for card in CARDS_GB
+        ]
+        lines.append(f"| {networks()[model].title}, {width}×{height} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def all_cards() -> str:
+    """The same with every setting."""
+    return cards_table(longest_videos(Asked(CARD_MODELS)))
 
 
 def instructions() -> str:
@@ -237,11 +271,6 @@ def instructions() -> str:
     return "\n".join(lines)
 
 
-def _seconds(pictures: int) -> str:
-    seconds = pictures / PICTURES_PER_SECOND
-    return f"{pictures} pictures, {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'}"
-
-
 def models() -> str:
     """The registry's families, as seen from docs/."""
     return models_table().replace("](LICENSE)", "](../LICENSE)")
@@ -255,11 +284,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "openings": openings,
     "windows": windows,
     "merge": merge,
+    "sparse": sparse,
     "study": study_table,
     "shipped": compared_tables.shipped,
     "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
+    "all_cards": all_cards,
     "instructions": instructions,
     "costs": cost_tables.costs,
     "anchors": cost_tables.anchor_table,

@@ -30,6 +30,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", bias: Tens
     return Attended(*implementation("attention", q, backend, shape_refusal(q.shape[-1])).attention(q, k, v, bias))
 
 
+def attention_to_listed(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, queries: int, backend: str = "auto") -> Attended:
+    """`attention` where every block of `queries` queries reads keys of its own: those whose numbers stand in listed, int32
+    [B, H, ceil(Sq / queries), N], -1 for none. Rounding as in `attention`. `queries` is a power of two from 16 to 128."""
+    check_attention(q, k, v)
+    blocks = (*q.shape[:2], -(-q.shape[2] // queries))
+    if listed.shape[:3] != blocks or listed.dtype != torch.int32 or listed.stride(-1) != 1:
+        raise ValueError(f"listed {tuple(listed.shape)} of {listed.dtype} are not int32 [B, H, blocks, N] for {blocks}, N dense")
+    module = implementation("attention", q, backend, shape_refusal(q.shape[-1]))
+    return Attended(*module.attention_to_listed(q, k, v, listed, queries))
+
+
 def merge_attention(outs: Tensor, lses: Tensor, into: Attended, backend: str = "auto") -> Attended:
     """Fold P results over other keys into one, in place. outs [P, B, H, Sq, D], lses [P, B, H, Sq]; `into` is float32.
 

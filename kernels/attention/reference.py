@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tu
     # Without keys there is nothing to subtract: exp(-inf + inf) would be NaN.
     weights = scores.sub_(torch.where(lse == -torch.inf, 0, lse)[..., None]).exp_()
     return torch.matmul(weights, v.float()).to(q.dtype), lse
+
+
+def attention_to_listed(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """See `kernels.attention.attention_to_listed`."""
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty(q.shape[:3], device=q.device)
+    for batch, head, block in itertools.product(*map(range, listed.shape[:3])):
+        at = (slice(batch, batch + 1), slice(head, head + 1))
+        tokens = listed[batch, head, block]
+        tokens = tokens[tokens >= 0].long()
+        some = (*at, slice(block * queries, (block + 1) * queries))
+        out[some], lse[some] = attention(q[some], k[at].index_select(2, tokens), v[at].index_select(2, tokens))
+    return out, lse
 
 
 def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> None:

@@ -78,6 +78,40 @@ def attention_kernel(
 
 
 @triton.jit
+def listed_kernel(
+    Q, K, V, LISTED, OUT, LSE,
+    q_row, q_token, k_row, k_token, v_row, v_token, listed_row, listed_block,
+    query_count, listed_count, scale,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Grid (query blocks, B * H): as `attention_kernel`, of the keys that LISTED names for each block."""
+    row = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0)
+    queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    live_q = queries < query_count
+    channels, offsets = tl.arange(0, DIM), tl.arange(0, BLOCK_N)
+    q_at = Q + row * q_row + queries.to(tl.int64)[:, None] * q_token + channels[None, :]
+    q = tl.load(q_at, mask=live_q[:, None], other=0.0)
+    kind = tl.float16 if HALF else Q.dtype.element_ty
+    q = q.to(kind)
+    names = LISTED + row * listed_row + block.to(tl.int64) * listed_block
+    best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    mass = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, DIM), tl.float32)
+    for start in range(0, listed_count, BLOCK_N):
+        places = start + offsets
+        tokens = tl.load(names + places, mask=places < listed_count, other=-1)
+        live = tokens >= 0
+        wide = tl.maximum(tokens, 0).to(tl.int64)
+        k = tl.load(K + row * k_row + wide[None, :] * k_token + channels[:, None], mask=live[None, :], other=0.0)
+        scores = tl.where(live[None, :], tl.dot(q, k.to(kind)) * scale, -float("inf"))
+        weights, rescale, best, mass = softmax_step(scores, best, mass)
+        v = tl.load(V + row * v_row + wide[:, None] * v_token + channels[None, :], mask=live[:, None], other=0.0)
+        total = tl.dot(weights.to(kind), v.to(kind), total * rescale[:, None])
+    store_result(OUT, LSE, row, queries.to(tl.int64), query_count, live_q, total, best, mass, DIM)
+
+
+@triton.jit
 def merge_kernel(PARTS, MASSES, OUT, LSE, parts_part, masses_part, parts, rows, BLOCK_M: tl.constexpr, DIM: tl.constexpr):
     """Grid (row blocks): fold `parts` results [rows, DIM] with their LSE [rows] into OUT and LSE, all rows contiguous."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -120,6 +154,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tu
     return out, lse
 
 
+def attention_to_listed(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """See `kernels.attention.attention_to_listed`."""
+    batch, heads, count, channels = q.shape
+    out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(q.shape[:3], device=q.device)
+    if not q.numel():
+        return out, lse
+    tile = Launch.for_attention(queries, channels)
+    q, k, v = flat_rows(q), flat_rows(k), flat_rows(v)
+    listed = listed if batch == 1 or listed.stride(0) == heads * listed.stride(1) else listed.contiguous()
+    with torch.cuda.device_of(out):
+        listed_kernel[(listed.shape[2], batch * heads)](
+            q.tensor, k.tensor, v.tensor, listed, out, lse,
+            q.row, q.token, k.row, k.token, v.row, v.token, listed.stride(1), listed.stride(2),
+            count, listed.shape[3], LOG2_E / math.sqrt(channels),
+            BLOCK_M=queries, BLOCK_N=tile.keys, DIM=channels, HALF=q.tensor.dtype == torch.float32,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return out, lse
+
+
 def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> None:
     """See `kernels.attention.merge_attention`."""
     if not (len(outs) and out.numel()):
@@ -152,8 +206,21 @@ def compile_cases() -> list[CompileCase]:
         name, default = f"{dtype}_d{channels}_m{block.rows}", (dtype, channels, queries) == ("bf16", 128, 4680)
         case = CompileCase(name, attention_kernel, types, constants, wide, tile.warps, tile.stages, True, default)
         cases.append(case._replace(tile=Tile(2 * tile.keys * channels, walked=True)))
+    cases.append(_listed_case())
     wide = strides(parts="part", masses="part")
     integers = dict.fromkeys((*wide, "parts", "rows"), "i32")
     types = {**dict.fromkeys(("PARTS", "MASSES", "OUT", "LSE"), "*fp32"), **integers}
     cases.append(CompileCase("merge", merge_kernel, types, {"BLOCK_M": 16, "DIM": 128}, wide, 4, tile=Tile(16 * 128, True)))
     return cases
+
+
+def _listed_case() -> CompileCase:
+    """64 queries that read keys of their own."""
+    rows, channels = 64, 128
+    tile = Launch.for_attention(rows, channels)
+    wide = strides(q="row token", k="row token", v="row token", listed="row block")
+    integers = dict.fromkeys((*wide, "query_count", "listed_count"), "i32")
+    types = {**dict.fromkeys(("Q", "K", "V", "OUT"), "*bf16"), "LISTED": "*i32", "LSE": "*fp32", **integers, "scale": "fp32"}
+    constants = {"BLOCK_M": rows, "BLOCK_N": tile.keys, "DIM": channels, "HALF": False}
+    of_tile = Tile(2 * tile.keys * channels, walked=True)
+    return CompileCase("listed", listed_kernel, types, constants, wide, tile.warps, tile.stages, True, tile=of_tile)

@@ -70,7 +70,7 @@ def describe(model: Any) -> tuple[NetworkShape, Weights, QVGConfig | None]:
     return shape, weights_of(model), settings_of(model.model_options).config if has_settings else None
 
 
-def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False, study: str = "") -> Any:
+def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False, study: str = "", prompt_rows: str = "all") -> Any:
     """A clone of MODEL that keeps its cache as `config` says, or `study`. ConfigError where that does not fit the model."""
     adapter = adapter_of(model.model)
     adapter.check_config(model.model, config)
@@ -79,6 +79,6 @@ def with_cache(model: Any, config: QVGConfig, merge_padding: bool = False, study
     if why:
         logger.info("QVG: merge_padding has no effect: %s", why)
         merge_padding = False
-    put_settings(clone, CacheSettings(config, merge_padding, study))
+    put_settings(clone, CacheSettings(config, merge_padding, study, prompt_rows if merge_padding else "all"))
     adapter.attach(clone)
     return clone

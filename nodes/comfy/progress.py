@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...qvg import KVCache
 from ...qvg.sampling import Block
+from .gauge import Gauge
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Progress:
 
     def __init__(self, device: torch.device, latent_format: Any, passes: int, blocks: int):
         self._bar = comfy.utils.ProgressBar(passes)
-        self._passes, self._blocks, self._done = passes, blocks, 0
+        self._passes, self._blocks, self._done, self._gauge = passes, blocks, 0, Gauge(blocks)
         self._previewer = latent_preview.get_previewer(device, latent_format)
         if self._previewer is None and latent_format.latent_channels == 3 and latent_format.latent_rgb_factors is not None:
             self._previewer = latent_preview.Latent2RGBPreviewer(latent_format.latent_rgb_factors)
@@ -33,11 +34,12 @@ class Progress:
         preview = None if self._previewer is None else self._previewer.decode_latent_to_preview_image("JPEG", clean)
         self._bar.update_absolute(self._done, self._passes, preview)
 
-    def finished(self, block: Block) -> None:
-        """A block has become history."""
+    def finished(self, block: Block, exact_bytes: int) -> None:
+        """A block has become history, which would take so many bytes at 16 bits per value."""
         megabytes = block.cache.total / 1e6
         frames = block.latent.shape[2]
         say(f"block {block.index + 1}/{self._blocks}, cache {megabytes:.1f} MB, {block.seconds / frames:.2f} s/frame")
+        self._gauge.finished(block.index, frames, block.seconds, block.cache.total, exact_bytes)
 
 
 def say(text: str) -> None:

@@ -24,12 +24,14 @@ HOOKED_KEY = "qvg_hooked"
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """How to keep the cache. `merge_padding`: cross-attention reads a prompt's padding once. `study`: the name of a study's
+    """How to keep the cache. `merge_padding`: cross-attention reads a prompt's padding once; `prompt_rows`: and which of the rows
+    that are left, see `qvg.attention.prompt.RULES`. `study`: the name of a study's
     method whose frames are not all kept alike; `config` then is that of its oldest ones."""
 
     config: QVGConfig = PRESETS["exact"]
     merge_padding: bool = False
     study: str = ""
+    prompt_rows: str = "all"
 
     def cache(self, spec: CacheSpec, rope: GridRope | None) -> KVCache:
         """An empty cache that is kept so."""

@@ -58,6 +58,16 @@ class Readings:
             _LOG.info("the cache is read %s: %s", reading.mode, reading.why)
         return self._made[key]
 
+    def choose_sparse(self, tokens: int, least: int) -> Reading:
+        """How to read where only a share of the tiles is to be, and so many tokens are encoded."""
+        key = (torch.device("meta"), tokens < least, 0, False)
+        if key not in self._made:
+            few = f"fewer than {least:,} encoded tokens are read whole before sparse {self.config.sparse:g} skips any"
+            reading = Reading("exact", few) if tokens < least else Reading("sparse", f"{self.config.sparse:g} was asked for")
+            self._made[key] = reading
+            _LOG.info("the cache is read %s: %s", reading.mode, reading.why)
+        return self._made[key]
+
     def all(self) -> list[Reading]:
         """In the order in which they came up."""
         return list(self._made.values())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.attention import merge_attention, nothing_seen
+from ...kernels.attention import Attended, merge_attention, nothing_seen
 from ...kernels.attention.library import AttentionOp, choose_attention, eight_bit_package
 from ...kernels.dispatch import triton_refusal
 from ...kernels.launch import on_gpu, processors
@@ -86,10 +86,7 @@ def attend_exact(
     q: Tensor, history: History, workspace: Workspace, reading: Reading, backend: str, op: AttentionOp | None = None
 ) -> Tensor:
     """See the module docstring. `op` is used instead of the best one."""
-    dtype = q.dtype if on_gpu(q.device) and q.dtype in (torch.float16, torch.bfloat16) else torch.float32
-    work = q.to(dtype)
-    # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
-    work = work if work.stride(-1) == 1 else work.contiguous()
+    work = as_computed(q)
     forced, op = op, op or choose_attention(work, True, backend)
     tiling = plan_tiling(work, history.num_tokens, workspace.limit_bytes, history.tokens_per_frame, op, history.is_spread)
     tiles = list(history.tiles(tiling.tokens))
@@ -119,6 +116,36 @@ def attend_exact(
         out[:, group] = total.out
     made.close()
     return out
+
+
+def attend_seen(q: Tensor, history: History, workspace: Workspace, backend: str, reserved_bytes: int = 0) -> tuple[Attended, str]:
+    """Attention over `history`, and how much mass it saw, for what is to be put together with other parts: float32; and by what.
+    `reserved_bytes` of the workspace are somebody else's."""
+    work = as_computed(q)
+    op, limit = choose_attention(work, True, backend), workspace.limit_bytes - reserved_bytes
+    tiling = plan_tiling(work, history.num_tokens, limit, history.tokens_per_frame, op, history.is_spread)
+    tiles = list(history.tiles(tiling.tokens))
+    groups = [slice(first, min(first + tiling.heads, q.shape[1])) for first in range(0, q.shape[1], tiling.heads)]
+
+    def make(index: int, slot: int) -> tuple[Tensor, Tensor]:
+        return _tile(history, tiles[index % len(tiles)], groups[index // len(tiles)], work, workspace, slot)
+
+    made, totals = prefetched(make, len(groups) * len(tiles), q.device), []
+    for group in groups:
+        totals.append(nothing_seen(work[:, group]))
+        for _ in tiles:
+            part, lse = op.run(work[:, group], *next(made), None)
+            assert lse is not None
+            merge_attention(part[None], lse[None], totals[-1], backend)
+    made.close()
+    return totals[0] if len(totals) == 1 else Attended(*(torch.cat(parts, 1) for parts in zip(*totals, strict=True))), op.name
+
+
+def as_computed(q: Tensor) -> Tensor:
+    """Queries in the type that attention computes in: their own 16 bits on a GPU, else float32."""
+    work = q.to(q.dtype if on_gpu(q.device) and q.dtype in (torch.float16, torch.bfloat16) else torch.float32)
+    # torch's kernels, called below the checks of the public function, silently read past channels that are not dense.
+    return work if work.stride(-1) == 1 else work.contiguous()
 
 
 def _tile(

@@ -20,7 +20,8 @@ from ..codec import QVGCodec, RTNCodec
 from ..codec.base import Codec, EncodeHint
 from ..codec.span import Codebook
 from ..config import QVGConfig
-from ..demo.command import EXACT, plan_walk, settings
+from ..demo.memories import EXACT
+from ..demo.walk import plan_walk, settings
 from ..errors import ConfigError, MediaError, quoted, shown
 from ..files import written_whole
 from ..models.demo_film.directions import BLOCK_FRAMES

@@ -31,6 +31,7 @@ class CacheWatch:
         tensors = [tensor for span in (*spans, *self._made) for tensor in span.tensors().values()]
         tensors += [x for layer in layers for x in layer.state.current or ()]
         tensors += [] if handed_over is None else [handed_over]
+        tensors += [x for layer in layers for tiles in layer.state.tiles for x in tiles.tensors().values()]
         if self._cache.merger is not None:
             tensors += [self._cache.merger.rows.tokens, self._cache.merger.rows.counts]
         return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..cache import KVCache
-from ..demo.command import EXACT
+from ..demo.memories import EXACT
 from ..errors import ConfigError
 from ..metrics import psnr_db
 from ..models.demo_film.directions import BLOCK_FRAMES, TURN_COLUMNS, Direction, View

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ..cache import KVCache
 from ..cache.spec import CacheBytes, CacheSpec
 from ..config import QVGConfig
-from ..demo.command import EXACT, GIVEN_FRAMES
+from ..demo.memories import EXACT
+from ..demo.walk import GIVEN_FRAMES
 from ..errors import CacheError
 from ..files import written_whole
 from ..metrics import ssim

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..demo.command import Walk, plan_walk
+from ..demo.walk import Walk, plan_walk
 from ..errors import ConfigError, quoted
 from ..models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldConfig
 from ..models.demo_world.painted_map import JUDGED, paint

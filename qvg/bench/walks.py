@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..cache import KVCache
 from ..camera import visits
-from ..demo.command import GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, revisit_psnr_db, settings
+from ..demo.summary import revisit_psnr_db
+from ..demo.walk import GIVEN_FRAMES, VISIT_GAP_FRAMES, Walk, picture, plan_walk, settings
 from ..models.demo_world import WEIGHTS, DemoWorld, DemoWorldConfig, DemoWorldDenoiser, load_demo_world
 from ..sampling import generate
 from ..sampling.autoregressive import Denoiser

@@ -24,7 +24,7 @@ from ..config import QVGConfig
 from ..errors import CacheError, ConfigError
 from ..positions.frames import FramePositions, Origin, Origins
 from ..positions.projective import Projector
-from ..positions.rope import GridRope, rotate
+from ..positions.rope import GridRope, Rotation, rotate
 from .finite import check_finite
 from .layer_cache import NOTHING_YET, Earlier, LayerCache, Observer, codebook_sizes
 from .merge import Merger
@@ -42,6 +42,7 @@ class _Commit:
     frames: int
     layers: int = 0
     earlier: Earlier = NOTHING_YET
+    rotation: Rotation | None = None
 
 
 class KVCache:
@@ -102,6 +103,8 @@ class KVCache:
             raise CacheError(
                 "this cache merges tokens of one place, so frames cannot be moved apart from each other; use merge 0"
             )
+        if self.config.skips:
+            raise CacheError("this cache has tiles of tokens that are alike where they are, so frames cannot move; use sparse 0")
         self.positions.replace(origins)
 
     @torch.no_grad()
@@ -136,6 +139,8 @@ class KVCache:
             raise CacheError(
                 "this cache merges tokens of one place, but cameras take a token as it was seen by its own frame's; use merge 0"
             )
+        if self.config.skips:
+            raise CacheError("this cache has tiles of keys as a rope turns them, but cameras turn them otherwise; use sparse 0")
         frames = self.layout.frames + k.shape[2] // self.spec.tokens_per_frame
         if projector.frames != frames:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
@@ -227,13 +232,22 @@ class KVCache:
 
     def _begun(self, frames: int) -> _Commit:
         rows = sum(sum(layer.state.spare_rows) for layer in self.layers)
-        return _Commit(self.policy.commit(self.layout, frames), frames, earlier=Earlier(all_rows=rows))
+        step = self.policy.commit(self.layout, frames)
+        return _Commit(step, frames, earlier=Earlier(all_rows=rows), rotation=self._rotation_of_due(step))
+
+    def _rotation_of_due(self, step: Step) -> Rotation | None:
+        """What attention turns the keys by that are about to be encoded, where tiles are made of them as it sees them."""
+        current = self.layers[0].state.current
+        if not self.config.skips or not step.encode_chunks or self.config.keys == "after_rope" or current is None:
+            return None
+        layout = self.layout
+        return self.positions.coming_rotation(sum(layout.sink) + sum(layout.spans), step.layout.spans[-1], current[0].device)
 
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None
         self._broken = True
         self.reader.forget(self._commit.layers)
-        self._commit.earlier = self.layers[layer].commit(self._commit.step, self._commit.earlier)
+        self._commit.earlier = self.layers[layer].commit(self._commit.step, self._commit.earlier, self._commit.rotation)
         self._broken = False
         self._commit.layers += 1
         if self._commit.layers == self.spec.layers:
@@ -312,7 +326,8 @@ class KVCache:
     def nbytes(self) -> CacheBytes:
         """Bytes of the history, counted from the storages that are there; shared ones once."""
         spans = [span for layer in self.layers for pair in layer.state.history for span in pair]
-        return CacheBytes(**storage_bytes(spans), rows=0 if self.merger is None else self.merger.rows.nbytes)
+        tiles = sum(one.nbytes for layer in self.layers for one in layer.state.tiles)
+        return CacheBytes(**storage_bytes(spans), rows=0 if self.merger is None else self.merger.rows.nbytes, tiles=tiles)
 
     @property
     def merged_rows(self) -> int | None:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..attention.plan import Pair
+from ..attention.tiles import SpanTiles, make_order, tile_means
 from ..codec import ExactCodec, KLTCodec
 from ..codec.base import CodebookSize, EncodeHint, Room
 from ..codec.klt_tables import Tables
 from ..codec.span import Codebook, ExactSpan, Span, TransformCodebook, TransformSpan
 from ..config import QVGConfig
 from ..errors import CacheError
+from ..positions.rope import Rotation, rotate
 from .offload import Offloader
 from .policy import Step
 from .spec import CacheSpec
@@ -42,10 +44,12 @@ NOTHING_YET = Earlier()
 
 @dataclass
 class LayerState:
-    """Everything one layer remembers, oldest first. `waiting`: rows of a cache that merges which are not encoded yet."""
+    """Everything one layer remembers, oldest first. `waiting`: rows of a cache that merges which are not encoded yet. `tiles`: of
+    each span, where a share of them is read."""
 
     sink: list[Pair] = field(default_factory=list)
     spans: list[Pair] = field(default_factory=list)
+    tiles: list[SpanTiles] = field(default_factory=list)
     waiting: Pair | None = None
     tail: list[Pair] = field(default_factory=list)
     current: tuple[Tensor, Tensor] | None = None
@@ -101,9 +105,9 @@ class LayerCache:
             )
         self.state.current = (k, v)
 
-    def commit(self, step: Step, earlier: Earlier = NOTHING_YET) -> Earlier:
+    def commit(self, step: Step, earlier: Earlier = NOTHING_YET, rotation: Rotation | None = None) -> Earlier:
         """The current block becomes history; then encode and evict as the policy says. `earlier`: the layers before this one.
-        -> the same with this one."""
+        `rotation`: what attention turns the keys by that are encoded, where tiles are made of them. -> the same with this one."""
         state = self.state
         if state.current is None:
             raise CacheError(f"layer {self.layer} has no current block to commit; call attend or append for every layer first")
@@ -111,7 +115,10 @@ class LayerCache:
         (state.sink if step.to_sink else state.tail).append(chunk)
         state.current = None
         if step.encode_chunks:
-            earlier = self._encode_both(state.tail[: step.encode_chunks], earlier)
+            due = state.tail[: step.encode_chunks]
+            earlier = self._encode_both(due, earlier)
+            if self.config.skips:
+                state.tiles.append(_tiles(due, rotation))
             del state.tail[: step.encode_chunks]
         self.evict(step.evict_spans, step.evict_chunks)
         return earlier._replace(spare_rows=earlier.spare_rows + sum(state.spare_rows))
@@ -204,6 +211,22 @@ class LayerCache:
         group = [pair[which].codebook for pair in state.spans] if shares and isinstance(codebook, TransformCodebook) else []
         bases = {id(one.basis): one.basis for one in group if isinstance(one, TransformCodebook) and _same_group(one, codebook)}
         return EncodeHint(seed, codebook if shares else None, tuple(bases.values()), room, warm=codebook, checked=True)
+
+
+def _tiles(due: Sequence[Pair], rotation: Rotation | None) -> SpanTiles:
+    """Of what was encoded, from what it was before."""
+    keys = _joined(due, 0).float()
+    keys = keys if rotation is None else rotate(keys, rotation)
+    order = make_order(keys)
+    means = tile_means(keys, order)
+    del keys
+    return SpanTiles(order, means, tile_means(_joined(due, 1), order))
+
+
+def _joined(due: Sequence[Pair], which: int) -> Tensor:
+    """Keys (0) or values (1) of some stretches that are exact."""
+    exact = [span.values for span in (pair[which] for pair in due) if isinstance(span, ExactSpan)]
+    return exact[0] if len(exact) == 1 else torch.cat(exact, 2)
 
 
 def _split(waiting: Pair, tokens: int) -> tuple[Pair, Pair | None]:

@@ -104,6 +104,7 @@ class _Layer:
         self._spec, self._rows = spec, (spec.batch, spec.heads, spec.head_dim)
         self._codecs: tuple[Codec, ...] = (*spec.codecs(config), ExactCodec(spec.dtype))
         self._block_dtype, self._by_layer = block_dtype or spec.dtype, by_layer
+        self._config = config
         self._span, self._parts, self._codebook = cache(self._count_span), cache(self._count_parts), cache(self._count_codebook)
 
     def moment(self, commit: Commit, before: Memory, after: Memory) -> tuple[int, int]:
@@ -123,7 +124,8 @@ class _Layer:
         """What is kept."""
         spans = sum(many * self._span(which, frames) for which in _ENCODED for frames, many in memory.spans.items())
         books = sum(many * self._codebook(which, book) for which in _ENCODED for book, many in memory.codebooks.items())
-        return self.exact(memory.exact_frames) + spans + books
+        tiles = sum(many * self._spec.tile_bytes(self._config, frames) for frames, many in memory.spans.items())
+        return self.exact(memory.exact_frames) + spans + books + tiles
 
     def exact(self, frames: int) -> int:
         """Keys and values as they are kept before they are encoded."""
@@ -142,6 +144,8 @@ class _Layer:
             for which in _ENCODED:
                 most = max(most, held + joined + self._made(which, commit))
                 held += self._encoded(which, commit)
+            # Tiles are made while what was encoded is still there.
+            most = max(most, held + self._spec.tile_bytes(self._config, commit.span_frames))
         return most
 
     def _encoded(self, which: int, commit: Commit) -> int:

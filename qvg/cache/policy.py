@@ -69,7 +69,7 @@ class CachePolicy:
     def of(config: QVGConfig, chunk_frames: int, tokens_per_frame: int) -> CachePolicy:
         """The policy that a config asks for; spans are cut to what its window leaves room for."""
         span = -(-AUTO_SPAN_TOKENS // tokens_per_frame) if config.span_frames == "auto" else config.span_frames
-        if config.codec == "none" and not config.merges:
+        if config.codec == "none" and not config.merges and not config.skips:
             span = chunk_frames  # nothing is encoded, so chunks need not leave together
         policy = CachePolicy(config.sink_frames, config.recent_frames, span, config.window_frames, chunk_frames, config.merges)
         if config.window_frames is None:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ...kernels.launch import on_gpu
-from ..attention.choice import Readings
+from ..attention.choice import Reading, Readings
 from ..attention.exact import attend
 from ..attention.history import Decode, History, LogCounts, PositionEncoding, PositionEncodings
 from ..attention.plan import DecodePlan, Pair
+from ..attention.sparse import LEAST_TOKENS, SparseHistory, SparsePlan, attend_sparse
 from ..attention.workspace import Workspace
 from ..codec.base import RotatingCodec
 from ..codec.span import ExactSpan, Span
@@ -33,6 +34,7 @@ class Reader:
         self.workspace = Workspace((config.workspace_mb << 20) - self.angle_bytes)
         self.readings = Readings(config)
         self._plans: dict[int, DecodePlan] = {}
+        self._sparse_plans: dict[int, SparsePlan] = {}
 
     def attend(
         self,
@@ -49,20 +51,45 @@ class Reader:
         already, `encodings` does it for the history; `hidden_frames` behind its sink are not seen; `log_counts` as in
         `History`."""
         own = layers[layer]
+        if self._config.skips:
+            reading = self.readings.choose_sparse(sum(pair.keys.num_tokens for pair in own.state.spans), LEAST_TOKENS)
+            if reading.mode == "sparse":
+                return self._attend_sparse(own, layer, q, current, encodings, reading)
+        else:
+            reading = self.readings.choose(q, projected)
         hidden = (len(own.state.sink), hidden_frames * self._tokens_per_frame)
         plan = self._plan(layer, self._pairs(layers, layer, q.device), hidden)
         decode, per_frame = _decoder(own), self._tokens_per_frame
         history = History(plan, current, decode, encodings, projected, per_frame, self._config.backend, log_counts)
-        return attend(q, history, self.workspace, self.readings.choose(q, projected), self._config.backend)
+        return attend(q, history, self.workspace, reading, self._config.backend)
+
+    def _attend_sparse(
+        self,
+        own: LayerCache,
+        layer: int,
+        q: Tensor,
+        current: tuple[Tensor, Tensor],
+        encodings: PositionEncodings | None,
+        reading: Reading,
+    ) -> Tensor:
+        """The same from a share of the tiles."""
+        state, config = own.state, self._config
+        plan = self._sparse_plans.get(layer)
+        if plan is None or not plan.fits(state.history):
+            self._sparse_plans[layer] = plan = SparsePlan(state.sink, state.spans, state.unpacked, state.tiles)
+        history = SparseHistory(plan, current, _decoder(own), config.sparse, encodings, self._tokens_per_frame, config.backend)
+        return attend_sparse(q, history, self.workspace, reading, config.backend)
 
     def clear(self) -> None:
         """Give everything back."""
         self.workspace.clear()
         self._plans.clear()
+        self._sparse_plans.clear()
 
     def forget(self, layer: int) -> None:
         """The layer is about to change: what it gives up must not be kept alive by a plan."""
         self._plans.pop(layer, None)
+        self._sparse_plans.pop(layer, None)
 
     def _plan(self, layer: int, pairs: list[Pair], hidden: tuple[int, int]) -> DecodePlan:
         """Made once for a block. Copies of offloaded spans come and go, and so do plans for them."""

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from ..attention.tiles import tile_bytes
 from ..codec import ExactCodec, KeyValueCodecs, KLTCodec, make_codecs
 from ..codec.base import Codebooks
 from ..codec.compared import check_channels
@@ -27,7 +28,8 @@ from .short_spans import encoding, short_spans_text
 @dataclass(frozen=True)
 class CacheBytes:
     """Bytes by component. `exact` is what is kept in 16 bits (sink and tail, or everything with codec "none"); `rows` says where
-    merged tokens are and how many each row counts, once for all layers."""
+    merged tokens are and how many each row counts, once for all layers; `tiles` are the order and the means of tokens of which
+    only a share is read."""
 
     centroids: int = 0
     basis: int = 0
@@ -38,6 +40,7 @@ class CacheBytes:
     exact: int = 0
     rows: int = 0
     outliers: int = 0
+    tiles: int = 0
 
     @property
     def total(self) -> int:
@@ -235,10 +238,16 @@ class CacheSpec:
         """Of exact frames and of spans without their codebooks, by component."""
         exact = ExactCodec(self.dtype).predicted_bytes(self._shape(memory.exact_frames))
         sizes = Counter(_times(2 * self.layers, exact))
+        for frames, many in memory.spans.items():
+            sizes["tiles"] += many * self.layers * self.tile_bytes(config, frames)
         for codec in self.codecs(config):
             for frames, many in memory.spans.items():
                 sizes.update(_times(many * self.layers, codec.predicted_bytes(self._shape(frames))))
         return sizes
+
+    def tile_bytes(self, config: QVGConfig, frames: int) -> int:
+        """Of a span of so many frames in one layer."""
+        return tile_bytes(self.batch * self.heads, frames * self.tokens_per_frame, self.head_dim) if config.skips else 0
 
     def _shape(self, frames: int) -> tuple[int, int, int, int]:
         return self.batch, self.heads, frames * self.tokens_per_frame, self.head_dim

@@ -41,5 +41,8 @@ class SpecLike(Protocol):
     def check(self, config: QVGConfig) -> CachePolicy:
         """Raise ConfigError where a config does not fit; otherwise the policy it asks for."""
 
+    def tile_bytes(self, config: QVGConfig, frames: int) -> int:
+        """Of a span of so many frames in one layer, where a share of it is read."""
+
     def codecs(self, config: QVGConfig) -> KeyValueCodecs:
         """What keys and values are encoded with."""

@@ -1,7 +1,7 @@
-"""`qvg demo --film`: a film three times with the same seed: with the exact cache, in 2 bits, and exact cut to the same bytes.
+"""`qvg demo --film`: a film four times with the same seed: exact, as published, with our default, and exact cut to its bytes.
 
 The film model has what the demo world lacks: time in its positions, blocks of three frames, a prompt, things that move. One turn
-of the camera is given as it really looks, so how the film goes on is known, and the video shows that beside the three.
+of the camera is given as it really looks, so how the film goes on is known, and the video shows that beside the four.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..cache import KVCache
+from ..config import QVGConfig
 from ..errors import ConfigError, shown
 from ..metrics import psnr_db
 from ..models.demo_film.directions import BLOCK_FRAMES, TURN_COLUMNS, Direction, View
@@ -24,31 +25,19 @@ from ..models.demo_film.pictures import PictureCodec
 from ..models.demo_film.weights import WEIGHTS, load_demo_film
 from ..models.wan.network import CausalWan
 from ..sampling.film import FilmPlan, FilmPrompts, given_blocks, roll_out
-from .command import (
-    EXACT,
-    MAX_SEED,
-    QUANTIZED,
-    RUNS,
-    Picture,
-    Results,
-    Run,
-    begin,
-    conditions,
-    kept_blocks,
-    make_folder,
-    run_all,
-    run_curves,
-    summary_rows,
-    write_video,
-)
+from .memories import RUNS, cut_to, memories
 from .plots import plot_demo
+from .run import Run, begin
+from .runs import Results, kept_blocks, make_folder, run_all
+from .summary import conditions, summary_rows
 from .unfinished import Unfinished
+from .video import run_curves, write_video
+from .walk import MAX_SEED, Picture
 
 DEFAULT_FRAMES = 3 * TURN_COLUMNS
 GIVEN_FRAMES = TURN_COLUMNS
 MOST_FRAMES = 60 * TURN_COLUMNS
-# 18 frames of 64 tokens, as in the demo world 16.
-FILM_QUANTIZED = QUANTIZED.with_changes(span_frames=6 * BLOCK_FRAMES)
+SPAN_FRAMES = 6 * BLOCK_FRAMES  # of 64 tokens, as in the demo world 16
 DIFFERENT = (
     "the demo film is a causal Wan: unlike the demo world it has time in its positions, blocks of 3 frames and a prompt; "
     f"{GIVEN_FRAMES} frames are given, one turn of the camera"
@@ -75,20 +64,19 @@ def film_demo(out: Path, frames: int = DEFAULT_FRAMES, seed: int = 1) -> int:
     make_folder(out)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    unfinished = Unfinished(out, ["film", seed, frames, asdict(FILM_QUANTIZED)], RUNS, WEIGHTS)
+    kept = memories(frames, SPAN_FRAMES, BLOCK_FRAMES)
+    unfinished = Unfinished(out, ["film", seed, frames, *map(asdict, kept)], RUNS, WEIGHTS)
     with torch.inference_mode():
         real = decoded(codec, codec.encode(plan.pictures()))
     print(DIFFERENT)
 
     def make_all(runs: list[Run]) -> None:
-        exact, qvg, window = RUNS
         film = _Films(model, codec, plan, seed, unfinished)
-        film.make(begin(runs, Run(exact, "exact", EXACT)))
-        quantized = begin(runs, Run(qvg, "QVG, 2 bits", FILM_QUANTIZED))
-        film.make(quantized)
-        film.make(begin(runs, Run(window, "exact, same bytes", film.window(quantized.cache_bytes[-1]))))
+        for name, config in zip(RUNS, kept, strict=False):
+            film.make(begin(runs, name, config))
+        film.make(begin(runs, RUNS[-1], film.window(runs[-1].cache_bytes[-1])))
 
-    shown_beside = Run("real", "how it really goes on", EXACT, frames=real)
+    shown_beside = Run("real", "how it really goes on", kept.exact, frames=real)
     results = Results(
         "film.mp4",
         lambda runs: _summary(runs, plan, real),
@@ -125,10 +113,9 @@ class _Films:
             run.workspace_bytes = caches[0].workspace.nbytes
             self._frame_bytes = caches[0].spec.exact_bytes(1)
 
-    def window(self, budget_bytes: int) -> Any:
-        """An exact cache that never holds more than `budget_bytes` beside the block in work."""
-        frames = budget_bytes // self._frame_bytes // BLOCK_FRAMES * BLOCK_FRAMES + BLOCK_FRAMES
-        return EXACT.with_changes(span_frames=1, sink_frames=0, recent_frames=1, window_frames=max(2 * BLOCK_FRAMES, frames))
+    def window(self, budget_bytes: int) -> QVGConfig:
+        """See `cut_to`."""
+        return cut_to(budget_bytes, self._frame_bytes, BLOCK_FRAMES)
 
 
 def _summary(runs: Sequence[Run], plan: FilmPlan, real: Sequence[Picture]) -> dict[str, Any]:

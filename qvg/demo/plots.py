@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # matplotlib is an extra: nothing of it may be imported befor
 
 WIDTH_PIXELS, HEIGHT_PIXELS = 1600, 900
 
-_COLOURS = {"exact": "#4c78a8", "qvg": "#2ca25f", "window": "#d95f0e"}
-_OTHER_COLOURS = ("#7b5ea7", "#b8860b", "#5f6b7a")
+_COLOURS = {"exact": "#4c78a8", "qvg": "#b8860b", "balanced": "#2ca25f", "window": "#d95f0e"}
+_OTHER_COLOURS = ("#7b5ea7", "#5f6b7a", "#a0522d")
 _INK, _MUTED, _RULE, _SHADE = "#1b1f24", "#6a737d", "#d7dce1", "#f0f3f6"
 _DPI = 100
 _MARGIN_PIXELS = 48
@@ -40,8 +40,8 @@ _BEYOND_TELLING_DB = 60  # no eye sees more, and the 100 dB of identical frames 
 class RunCurve:
     """What one run of the demo left behind, one entry per latent frame.
 
-    `name` picks the colour (exact, qvg, window; others get spare ones), `label` is what people read, `cache_bytes` is the
-    cache after each frame, `psnr_db` compares with the exact run (None for that run itself), `frames` are pictures
+    `name` picks the colour (exact, qvg, balanced, window; spare ones for others), `label` is what people read, `cache_bytes` is
+    the cache after each frame, `psnr_db` compares with the exact run (None for that run itself), `frames` are pictures
     [H, W, 3] uint8.
     """
 

@@ -24,7 +24,7 @@ _FRAMES_AXIS = 1
 
 
 class Unfinished:
-    """Finished frames of the three runs of one walk. `plan`: all that they depend on, beside the model's `weights`."""
+    """Finished frames of the runs of one walk. `plan`: all that they depend on, beside the model's `weights`."""
 
     def __init__(self, out: Path, plan: Sequence[Any], runs: Sequence[str], weights: Path = WEIGHTS):
         facts = json.dumps([*plan, hashlib.sha256(weights.read_bytes()).hexdigest(), torch.__version__])

@@ -13,8 +13,9 @@ from ..config import PRESETS, QVGConfig
 from ..errors import ConfigError, quoted, shown
 from ..models.registry import networks
 from .advice import setting_that_fits
+from .cards import CARD_PRESETS, CARDS_GB, Asked, card_models, cards_table, longest_videos, usable_bytes
 from .estimate import Video, Weights, plan
-from .report import GB, report, verdict
+from .report import GB, PICTURES_PER_SECOND, report, verdict
 
 DEFAULT_PRESET = "balanced"
 
@@ -43,6 +44,21 @@ def print_plan(options: Namespace) -> int:
     else:
         others = partial(plan, network, config=config, device_bytes=device_bytes, weights=Weights(options.weights))
         print(report(network, video, _label(options, config), found, device_bytes, setting, others))
+    return 0
+
+
+def print_cards(options: Namespace) -> int:
+    """Print the longest videos for every card. -> exit code"""
+    cells = longest_videos(Asked(options.model or card_models(), options.gb or CARDS_GB))
+    if options.json:
+        print(json.dumps([cell._asdict() for cell in cells]))
+        return 0
+    print(f"The longest video: {' / '.join(CARD_PRESETS)}; '-' none fits, at {PICTURES_PER_SECOND} pictures a second.\n")
+    print(cards_table(cells))
+    print(
+        f"\nOf a card with 24 GB {usable_bytes(24) / 1e9:.1f} x 10^9 bytes are counted on. Planned, not run; decoding in tiles. "
+        "Models that were trained on 5 seconds drift beyond that, with any memory."
+    )
     return 0
 
 

@@ -24,7 +24,7 @@ from ..config import QVGConfig
 from ..errors import ConfigError, quoted, shown
 from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
-from ..models.common.world_memory import refuse_merging, vendor_config
+from ..models.common.world_memory import refuse_fixed_places, vendor_config
 from ..models.common.world_schedule import MODES
 from .activations import Activations, Block, activations
 
@@ -159,7 +159,7 @@ class Run:
         if device_type not in _OWN_MEMORY:
             config = config.with_changes(offload="gpu")  # main memory is what it has
         if network.context_frames is not None:
-            refuse_merging(config)
+            refuse_fixed_places(config)
         self.mode = _mode(network, video, config)
         # The context that is written in one piece before every block.
         self._context_frames = network.context_frames if self.mode == "vendor" else None
@@ -201,7 +201,7 @@ class Run:
         values in one piece."""
         seen = min(frames, self.config.window_frames or frames, self.remembered_frames(frames) + self._block_frames)
         joined = self.spec.exact_bytes(seen) // self.spec.layers * self.weights.compute.itemsize // 2
-        as_core = self.config.codec == "none" and self.network.by_layer and not self.config.merges
+        as_core = self.config.codec == "none" and self.network.by_layer and not (self.config.merges or self.config.skips)
         return joined if as_core else min(tile_limit(self._device_type, self.config.workspace_mb << 20), 2 * joined)
 
     def activation_bytes(self, frames: int) -> int:

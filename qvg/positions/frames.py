@@ -78,6 +78,13 @@ class FramePositions:
             self._rotation = self.rope.rotation(torch.tensor(self._current, device=k.device))
         return self._rotation
 
+    def coming_rotation(self, first: int, frames: int, device: torch.device) -> Rotation | None:
+        """Angles of some frames, counted from the oldest in memory to the last of the current block; None without a rope."""
+        if self.rope is None:
+            return None
+        origins = [*self.committed, *self._current][first : first + frames]
+        return self.rope.rotation(torch.tensor(origins, dtype=torch.float32, device=device))
+
     def history_angles(self, start: int, stop: int, device: torch.device) -> Angles:
         """Angles of the committed tokens start:stop."""
         assert self.rope is not None

@@ -4,7 +4,8 @@ One safetensors file. Its metadata holds the format's name and version, the cach
 `layer.<i>.<keys|values>.<n>.<part>` in the order of history, codebooks `codebook.<n>` and bases `basis.<n>` once each. The bytes
 are the memory format itself (see `codec/span.py`), so nothing is encoded again and a file written on one device is read on any
 other. Versions 1 and 2 had no checksums, and version 1 a basis of D directions in every codebook of codec "klt"; both are read.
-A cache that merges tokens is written in version 4, with `rows.tokens` and `rows.counts`; any other in version 3, as before.
+A cache that merges tokens is written in version 4, with `rows.tokens` and `rows.counts`; one of which a share is read in version
+5, with `layer.<i>.tiles.<n>.<part>`; any other in version 3, as before.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ..safetensors_writer import checksum, in_memory, write_safetensors
 from .contents import CHECKED_VERSION, CHECKSUMS, FORMAT, STATE, opened
 from .row_files import restored_rows
 from .span_files import WHICH, Read, RestoredSpans, SavedCodebooks, check_entries
-from .state import ROWS_VERSION, SavedState, read_state, state_of
+from .state import ROWS_VERSION, TILES_VERSION, SavedState, read_state, state_of
+from .tile_files import restored_tiles, tile_names
 
 
 def save_cache(cache: KVCache, path: Path) -> None:
@@ -54,7 +56,11 @@ def save_cache(cache: KVCache, path: Path) -> None:
     text = json.dumps(state)
     if cache.merger is not None:
         tensors |= {"rows.tokens": cache.merger.rows.tokens, "rows.counts": cache.merger.rows.counts}
-    version = CHECKED_VERSION if cache.merger is None else ROWS_VERSION
+    for layer in cache.layers:
+        for number, tiles in enumerate(layer.state.tiles, len(layer.state.sink)):
+            prefix = tile_names(layer.layer, number)
+            tensors |= {f"{prefix}.{part}": tensor for part, tensor in tiles.tensors().items()}
+    version = TILES_VERSION if cache.config.skips else CHECKED_VERSION if cache.merger is None else ROWS_VERSION
     metadata = {"format": FORMAT, "version": str(version), STATE: text}
     try:
         with written_whole(path) as unfinished:
@@ -136,6 +142,8 @@ def _restore_layers(cache: KVCache, state: SavedState, read: Read, device: torch
                 layer.state.waiting = Pair(*pair)
             else:
                 getattr(layer.state, section).append(Pair(*pair))
+            if section == "spans" and state.config.skips:
+                layer.state.tiles.append(restored_tiles(read, layer.layer, number).on(device))
         layer.state.spans_encoded, layer.state.encode_calls = state.spans_due, 2 * state.spans_due
         layer.state.group_starts = list(state.group_starts[layer.layer])
         layer.state.spare_rows = list(state.spare_rows[layer.layer])

@@ -17,11 +17,11 @@ from ..errors import CacheFileError, ConfigError, shown
 from ..file_names import in_utf8
 from ..json_text import read_json
 from ..safetensors_writer import DTYPES, checksum
-from .span_files import Entry
 from .state import MisfitError
+from .tile_files import Entry
 
 FORMAT = "qvg-cache"
-READABLE_VERSIONS = (1, 2, 3, 4)
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
 # From this version on there are checksums.
 CHECKED_VERSION = 3
 CHECKSUMS, STATE = "crc32", "state"

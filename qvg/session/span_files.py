@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,20 +26,13 @@ from ..codec.span import (
 from ..config import QVGConfig
 from ..errors import shown
 from .state import MisfitError, SavedState
+from .tile_files import Entries, Entry, tile_entries
 
 WHICH = ("keys", "values")
 # An E4M3 byte that is no number.
 _NO_NUMBER = 0x7F
 
 
-class Entry(NamedTuple):
-    """Shape and type of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-Entries = dict[str, Entry]
 # Gives a tensor of the file by its name.
 Read = Callable[[str], Tensor]
 
@@ -106,6 +98,9 @@ def _expected(state: SavedState, entries: Mapping[str, Entry]) -> Entries:
                 prefix = f"layer.{layer}.{part}.{number}"
                 parts = span_entries(state, which, tokens, section == "spans", state.codebooks.get(prefix, ()))
                 expected |= {f"{prefix}.{name}": entry for name, entry in parts.items()}
+        for number, (section, tokens) in enumerate(state.stretches()):
+            if section == "spans" and state.config.skips:
+                expected |= tile_entries(state.spec, tokens, layer, number)
     if state.rows is not None:
         expected |= {"rows.tokens": Entry((state.rows,), torch.int32), "rows.counts": Entry((state.rows,), torch.uint16)}
     return expected

@@ -31,8 +31,11 @@ _MOST_CHANNELS = 1 << 16
 _SECTIONS = ("sink", "spans", "tail")
 # Of caches that merge tokens: what came before knows no rows.
 ROWS_VERSION = 4
-# What files know that were written before, and caches that do not merge: these settings have the values that change nothing.
-_MERGING = ("merge", "merge_key")
+# Of caches of which a share is read.
+TILES_VERSION = 5
+# What files know that were written before, and caches that do not merge or skip: these settings have the values that change
+# nothing.
+_MERGING, _SKIPPING = ("merge", "merge_key"), ("sparse",)
 
 
 class MisfitError(ValueError):
@@ -74,8 +77,9 @@ def state_of(cache: KVCache) -> dict[str, Any]:
     """What the file says of a cache, but for its codebooks."""
     merges = cache.merged_rows is not None
     config, layout = _record(cache.config), _record(cache.layout)
-    if not merges:  # as files were before there was such a thing
-        config, layout = ({name: x for name, x in one.items() if name not in (*_MERGING, "merged")} for one in (config, layout))
+    # As files were before there was such a thing.
+    unknown = (() if merges else (*_MERGING, "merged")) + (() if cache.config.skips else _SKIPPING)
+    config, layout = ({name: x for name, x in one.items() if name not in unknown} for one in (config, layout))
     return ({"rows": cache.merged_rows} if merges else {}) | {
         "spec": {**_record(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
         "config": config,
@@ -110,8 +114,10 @@ def _record_of(saved: Any, version: int) -> SavedState:
         saved = _of_version_1(_object(saved, "the state"))
     get = _Getter("the state", saved)
     spec, config = _spec(get("spec")), _config(get("config"))
-    if config.merges != (version >= ROWS_VERSION):
+    if config.merges != (version == ROWS_VERSION):
         raise MisfitError(f"it is of version {version}, but its merge is {config.merge:g}")
+    if config.skips != (version == TILES_VERSION):
+        raise MisfitError(f"it is of version {version}, but its sparse is {config.sparse:g}")
     layout = _layout(get("layout"), config.merges)
     policy = spec.check(config)
     due = _whole(get("spans_due"), "spans_due")

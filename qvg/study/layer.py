@@ -18,6 +18,7 @@ from ..codec.parts import PartsCodec
 from ..codec.span import ExactSpan, Span
 from ..config import QVGConfig
 from ..errors import CacheError
+from ..positions.rope import Rotation
 from . import importance
 from .foreground import MixedCodec, TemporalVariance, foreground_mask, pack_mask
 from .method import StudyMethod
@@ -60,7 +61,7 @@ class StudyLayer(LayerCache):
         super().reset()
         self._clear()
 
-    def commit(self, step: Step, earlier: Earlier = NOTHING_YET) -> Earlier:
+    def commit(self, step: Step, earlier: Earlier = NOTHING_YET, rotation: Rotation | None = None) -> Earlier:
         """See `LayerCache`. The layout counts frames that are gone, too: their numbers are the others' positions."""
         if self.state.current is None:
             raise CacheError(f"layer {self.layer} has no current block to commit; call attend or append for every layer first")

@@ -21,7 +21,7 @@ from ..cache.spec import CacheBytes, CacheSpec
 from ..codec.span import PartsSpan, storage_bytes
 from ..config import QVGConfig
 from ..errors import CacheError, ConfigError
-from ..positions.rope import GridRope
+from ..positions.rope import GridRope, Rotation
 from . import importance
 from .foreground import foreground_mask
 from .method import StudyMethod
@@ -98,7 +98,7 @@ class PublishedLayer(LayerCache):
         super().append(k, v)
         self._written = False
 
-    def commit(self, step: Step, earlier: Earlier = NOTHING_YET) -> Earlier:
+    def commit(self, step: Step, earlier: Earlier = NOTHING_YET, rotation: Rotation | None = None) -> Earlier:
         """See `LayerCache`."""
         assert self.state.current is not None
         if not self._written:

@@ -85,6 +85,37 @@ def test_run_shows_previews_progress_and_the_video(page: ComfyPage) -> None:
     assert page.errors() == []
 
 
+GAUGE = "app.graph.nodes.find((n) => n.type === 'SamplerCustomAdvanced').widgets?.find((w) => w.name === '$$qvg-gauge')"
+
+
+def test_a_gauge_on_the_sampler_says_how_far_it_is(page: ComfyPage) -> None:
+    page.load(short())
+    page.page.js("window.gauges = [], app.api.addEventListener('qvg.gauge', (e) => gauges.push(e.detail))")
+    assert page.run()["end"][0] == "execution_success"
+    told = page.page.js("gauges")
+    assert [each["block"] for each in told] == list(range(1, 21)) and told[0]["seconds_left"] > 0 == told[-1]["seconds_left"]
+    assert all(0 < each["cache_bytes"] <= each["exact_bytes"] for each in told[-8:])
+    text = page.page.js(f"{GAUGE}.element.innerText")
+    assert f"{told[-1]['cache_bytes'] / 1e6:.1f} MB" in text and f"exact {told[-1]['exact_bytes'] / 1e6:.1f} MB" in text
+    assert "block 20 of 20" in text and "done" in text and "s/frame" in text
+    # It is in sight, inside its node, and in no saved workflow.
+    box, node = (
+        page.page.js(f"(() => {{ const r = {each}; return [r.left, r.top, r.right, r.bottom]; }})()")
+        for each in (
+            f"{GAUGE}.element.getBoundingClientRect()",
+            "(([x, y, w, h]) => { const { offset, scale } = app.canvas.ds;"
+            "const at = (a, b) => [(a + offset[0]) * scale, (b + offset[1]) * scale];"
+            "const [l, t] = at(x, y), [r, m] = at(x + w, y + h); const o = app.canvas.canvas.getBoundingClientRect();"
+            "return { left: l + o.left, top: t + o.top, right: r + o.left, bottom: m + o.top }; })"
+            "(app.graph.nodes.find((n) => n.type === 'SamplerCustomAdvanced').getBounding())",
+        )
+    )
+    assert box[2] - box[0] > 100 and box[3] - box[1] > 30
+    assert node[0] <= box[0] and node[1] <= box[1] and box[2] <= node[2] + 1 and box[3] <= node[3] + 1
+    assert "qvg-gauge" not in page.page.js("JSON.stringify(app.graph.serialize())")
+    assert page.errors() == []
+
+
 def test_a_report_out_of_the_execution_cache_still_shows_its_text(browser: Chromium, server: Client, page: ComfyPage) -> None:
     page.load(short(frames=12))
     assert page.run()["end"][0] == "execution_success"

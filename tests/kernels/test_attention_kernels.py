@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from comfyui_qvg.kernels import e4m3, quantize_groups
-from comfyui_qvg.kernels.attention import attention, merge_attention, nothing_seen
+from comfyui_qvg.kernels.attention import attention, attention_to_listed, merge_attention, nothing_seen
 from comfyui_qvg.kernels.attention import reference as attention_reference
 from comfyui_qvg.kernels.attention8 import attention8
 from comfyui_qvg.kernels.attention8 import reference as attention8_reference
@@ -136,6 +136,37 @@ def _eight(tokens: int, channels: int, eight: bool) -> tuple[Keys8, Values8]:
     keys = Keys8(torch.empty(1, 2, tokens, channels, dtype=torch.int8, device=DEVICE), torch.empty(1, 2, tokens, device=DEVICE))
     shape = (1, 2, channels, tokens) if eight else (1, 2, tokens, channels)
     return keys, Values8(torch.empty(shape, dtype=torch.uint8 if eight else torch.float16, device=DEVICE), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("queries", [16, 64])
+def test_triton_attention_to_listed_keys(triton_kernel: Load, queries: int, dtype: torch.dtype, poisoned_empty: None) -> None:
+    """Every block of queries its own keys, some lists shorter than others, one empty; against attention to those keys alone."""
+    count, keys = 2 * queries + 5, 150
+    q, k, v = (_randn(2, 2, each, 64, seed=seed, dtype=dtype) for seed, each in enumerate((count, keys, keys)))
+    order = torch.stack([torch.randperm(keys, generator=torch.Generator().manual_seed(i))[:70] for i in range(12)])
+    listed = order.view(2, 2, 3, 70).int()
+    listed[0, 1, 2, 33:40] = -1
+    listed[1, 0, 1] = -1
+    listed = listed.to(q.device)
+    out, lse = triton_kernel("attention").attention_to_listed(q, k, v, listed, queries)
+    wanted = attention_reference.attention_to_listed(q.float(), k, v, listed, queries)
+    assert_close("out", wanted[0], out, 8e-3 if dtype == torch.bfloat16 else 2e-3)
+    finite = wanted[1].isfinite()
+    assert torch.equal(finite, lse.isfinite()) and not bool(finite[1, 0, queries : 2 * queries].any())
+    assert_close("lse", wanted[1][finite], lse[finite], 8e-3 if dtype == torch.bfloat16 else 2e-3)
+    tokens = listed[0, 1, 2][listed[0, 1, 2] >= 0].long()
+    some = attention(q[:1, 1:2, 2 * queries :], k[:1, 1:2, tokens], v[:1, 1:2, tokens], "torch")
+    assert_close("by hand", some.out.float(), wanted[0][:1, 1:2, 2 * queries :], 1e-6 if dtype == torch.float32 else 8e-3)
+
+
+def test_lists_that_do_not_fit_are_refused() -> None:
+    q, k = _randn(1, 2, 20, 64), _randn(1, 2, 9, 64)
+    for wrong in (torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, 2, 4)):
+        with pytest.raises(ValueError, match="are not int32"):
+            attention_to_listed(q, k, k, wrong.int().to(q.device), 16, "torch")
+    with pytest.raises(ValueError, match="are not int32"):
+        attention_to_listed(q, k, k, torch.zeros(1, 2, 2, 4, device=q.device), 16, "torch")
 
 
 @pytest.mark.parametrize("eight", [True, False], ids=["e4m3", "float16"])

@@ -78,7 +78,7 @@ class CausalPlan:
     def as_core(self) -> bool:
         """Whether keys are kept as core keeps them: exact and rotated."""
         config = self.settings.config
-        return config.codec == "none" and not config.merges and not self.reindexed
+        return config.codec == "none" and not config.merges and not config.skips and not self.reindexed
 
     @property
     def recomputes(self) -> bool:

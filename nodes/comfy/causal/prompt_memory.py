@@ -17,7 +17,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ....qvg.attention.prompt import MergedPrompt, attend, merge_equal_rows
+from ....qvg.attention.prompt import MergedPrompt, attend_part, merge_equal_rows
 from ...records import PromptBytes
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,12 @@ Read = Callable[[int, Any, Tensor, Tensor], Tensor]
 
 
 class PromptMemory:
-    """Of one MODEL; holds something only while it is sampled. `merges`: padding is read once."""
+    """Of one MODEL; holds something only while it is sampled. `merges`: padding is read once; `rule`: which rows of those
+    that are left, see `qvg.attention.prompt.RULES`."""
 
-    def __init__(self, network: Any, merges: bool):
-        self.network, self.merges = network, merges
+    def __init__(self, network: Any, merges: bool, rule: str = "all"):
+        self.network, self.merges, self.rule = network, merges, rule
+        self._rows = [0, 0]  # read, of so many
         self._layers: dict[int, MergedPrompt | Unmerged] = {}
         self._of_core: list[Any] = []
         self._keys = 0
@@ -51,7 +53,7 @@ class PromptMemory:
 
     def clear(self) -> None:
         """Give everything back."""
-        self._layers, self._of_core, self._keys, self._read = {}, [], 0, None
+        self._layers, self._of_core, self._keys, self._read, self._rows = {}, [], 0, None, [0, 0]
 
     def forward_of(self, layer: int) -> Callable[..., Tensor]:
         """What takes the place of a layer's cross-attention. x [B, S, H * D], context [B, S', H * D] -> x's shape."""
@@ -73,14 +75,18 @@ class PromptMemory:
             keys = made[0]["k"].shape[1] if made else 0
             return PromptBytes(sum(cache["k"].nbytes + cache["v"].nbytes for cache in made), keys, keys)
         sizes = [_bytes_and_keys(prompt) for prompt in self._layers.values()]
-        return PromptBytes(sum(size for size, _ in sizes), self._keys, max((keys for _, keys in sizes), default=0))
+        read, rows = self._rows
+        share = read / rows if rows else 1.0
+        return PromptBytes(sum(size for size, _ in sizes), self._keys, max((keys for _, keys in sizes), default=0), share)
 
     def _attend(self, layer: int, module: Any, q: Tensor, context: Tensor) -> Tensor:
         if layer not in self._layers:
             self._layers[layer] = self._make(layer, module, context)
         prompt = self._layers[layer]
         if isinstance(prompt, MergedPrompt):
-            return attend(_by_heads(q, module), prompt).transpose(1, 2).flatten(2)
+            seen, read = attend_part(_by_heads(q, module), prompt, self.rule)
+            self._rows = [self._rows[0] + read, self._rows[1] + prompt.keys.shape[2]]
+            return seen.transpose(1, 2).flatten(2)
         out: Tensor = optimized_attention(q, *prompt, heads=module.num_heads)
         return out
 
@@ -95,13 +101,13 @@ class PromptMemory:
         return (k, v) if merged is None else merged
 
 
-def attach(clone: Any, merges: bool) -> PromptMemory:
+def attach(clone: Any, merges: bool, rule: str = "all") -> PromptMemory:
     """Put a clone of a causal Wan MODEL, which nobody else has yet, in charge of its prompt's memory."""
     refusal = _refusal(clone) if merges else ""
     if refusal:
         logger.warning("QVG: merge_padding has no effect on this model: %s", refusal)
     network = clone.model.diffusion_model
-    memory = PromptMemory(network, merges and not refusal)
+    memory = PromptMemory(network, merges and not refusal, rule)
     clone.add_object_patch("diffusion_model.init_crossattn_caches", memory.init_crossattn_caches)
     for layer in range(len(network.blocks) if memory.merges else 0):
         clone.add_object_patch(_PATCH.format(layer), memory.forward_of(layer))

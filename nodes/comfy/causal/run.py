@@ -19,6 +19,7 @@ from ....qvg.cache.merge_text import merge_text
 from ....qvg.cache.policy import Layout
 from ....qvg.positions.rope import pairs_apart
 from ...records import RunRecord
+from ..gauge import Gauge
 from ..keep import KeptRun
 from ..progress import say
 from .plan import CausalPlan
@@ -90,7 +91,7 @@ class CausalRun:
         self.blocks: list[_Block] = []
         self._pass = CausalPass(0, 0, False)
         self._next_layer, self._joined_bytes = 0, 0
-        self._began = time.perf_counter()
+        self._began, self._gauge = time.perf_counter(), Gauge(plan.blocks)
         # One moment's memory is no part of a compiled network. Who has not imported torch._dynamo does not compile, and
         # importing it takes seconds.
         self.attend: Attend = torch.compiler.disable(self._attend) if "torch._dynamo" in sys.modules else self._attend
@@ -189,6 +190,8 @@ class CausalRun:
         if self._kept is not None:
             self._kept.add(self.blocks[-1].latent)
         say(f"block {len(self.blocks)}/{self.plan.blocks}, cache {cache.total / 1e6:.1f} MB, {seconds / frames:.2f} s/frame")
+        exact = self.spec.exact_bytes(sum(block.frames for block in self.blocks))
+        self._gauge.finished(len(self.blocks) - 1, frames, seconds, cache.total, exact)
 
     def record(self, device: Any) -> RunRecord:
         """The run in numbers; must be made before the cache is freed."""

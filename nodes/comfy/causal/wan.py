@@ -44,7 +44,8 @@ def attach(clone: Any) -> None:
     _check_network(network)
     options = clone.model_options.setdefault("transformer_options", {})
     options[HOOKED_KEY] = True
-    prompt = prompt_memory.attach(clone, settings_of(clone.model_options).merge_padding)
+    settings = settings_of(clone.model_options)
+    prompt = prompt_memory.attach(clone, settings.merge_padding, settings.prompt_rows)
     sampling = CausalSampling(prompt, SETTINGS_KEY in options)
     clone.add_object_patch("diffusion_model.init_kv_caches", sampling.init_kv_caches)
     for layer, block in enumerate(network.blocks):

@@ -124,7 +124,7 @@ def sample_blocks(
                 finished.append(block)
                 if kept is not None:
                     kept.add(block.latent)
-                denoiser._progress.finished(block)
+                denoiser._progress.finished(block, spec.exact_bytes(block.first_frame + block.latent.shape[2]))
             record = _record(base_model, spec, settings, cache, finished, len(given), x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
         say_how_it_ended(error, cache, len(finished), len(blocks))

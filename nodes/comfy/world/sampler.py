@@ -70,7 +70,7 @@ def sample_world(
                 block = walk.paint(index, x, model.latent_image)
                 if kept is not None:
                     kept.add(block.latent)
-                progress.finished(block)
+                progress.finished(block, walk.exact_bytes[-1])
             record = walk.record(world_of(base_model).name, x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
         say_how_it_ended(error, walk.world.memory.cache, len(walk.world.latents), plan.chunks)
@@ -126,12 +126,17 @@ class _Walk:
         self._context_frames.append(len(context))
         return block
 
+    @property
+    def exact_bytes(self) -> list[int]:
+        """For every painted chunk, what its context takes at 16 bits per value."""
+        spec = self.world.memory.cache.spec
+        return [self.plan.memories * spec.exact_bytes(frames) for frames in self._context_frames]
+
     def record(self, name: str, device: Any) -> RunRecord:
         """The run in numbers; must be made before the cache is freed."""
         plan, cache = self.plan, self.world.memory.cache
         skipped = plan.given_chunks * CHUNK_FRAMES
         sizes = [block.cache.total for block in self.blocks]
-        exact = [plan.memories * cache.spec.exact_bytes(frames) for frames in self._context_frames]
         seconds = [block.seconds / CHUNK_FRAMES for block in self.blocks]
         return RunRecord(
             model=name,
@@ -139,7 +144,7 @@ class _Walk:
             config=plan.settings.config,
             span_frames=cache.policy.span_chunks * cache.spec.chunk_frames,
             cache_bytes=_per_frame(skipped, sizes),
-            exact_bytes=_per_frame(skipped, exact),
+            exact_bytes=_per_frame(skipped, self.exact_bytes),
             seconds=_per_frame(skipped, seconds),
             components=_cache_bytes(self.world),
             workspace_bytes=cache.workspace.nbytes,

@@ -193,7 +193,7 @@ def world_memory(spec: CacheSpec, config: QVGConfig, rope: GridRope, layout: str
         raise ConfigError(f"layout is {layout!r}, but must be one of {', '.join(map(repr, LAYOUTS))}; choose one of these")
     if config.window_frames is not None:
         raise ConfigError(f"window_frames is {config.window_frames}, but a world's plan says what it remembers; leave it out")
-    refuse_merging(config)
+    refuse_fixed_places(config)
     if config.keys == "after_rope":
         raise ConfigError(
             "keys is 'after_rope', but a world's keys are rotated in two ways; use keys 'before_rope', or layout 'vendor'"
@@ -203,8 +203,12 @@ def world_memory(spec: CacheSpec, config: QVGConfig, rope: GridRope, layout: str
     return StoredAsVendor(KVCache(replace(spec, head_dim=2 * spec.head_dim), config), rope)
 
 
-def refuse_merging(config: QVGConfig) -> None:
-    """Raise ConfigError where settings would merge what a world places anew before every chunk."""
+def refuse_fixed_places(config: QVGConfig) -> None:
+    """Raise ConfigError where settings would merge, or put into tiles, what a world places anew before every chunk."""
+    if config.skips:
+        raise ConfigError(
+            f"sparse is {config.sparse:g}, but a world's frames are placed anew and seen through cameras; use sparse 0"
+        )
     if config.merges:
         raise ConfigError(
             f"merge is {config.merge:g}, but a world's frames are placed anew and seen through cameras; use merge 0"

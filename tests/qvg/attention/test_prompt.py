@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from comfyui_qvg.qvg.attention.prompt import attend, merge_equal_rows
+from comfyui_qvg.qvg.attention.prompt import LEAST_SHARE, attend, attend_part, kept_rows, merge_equal_rows
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -87,3 +87,55 @@ def test_the_whole_prompt_is_not_kept_alive() -> None:
     merged = merge_equal_rows(k, v)
     assert merged is not None
     assert merged.keys.untyped_storage().nbytes() == 61 * 3 * 64 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_without_mass_become_one(dtype: torch.dtype) -> None:
+    """Words that no query asks for are one row with the logarithm of their number; what is asked for is read as it is."""
+    q, k, v = _prompt(60, dtype=dtype)
+    # Queries look one way; twenty words lie there, all others behind them.
+    toward = torch.nn.functional.normalize(q[:, :, :1].float(), dim=-1)
+    q = (6 * toward + 0.1 * q.float()).to(dtype)
+    k = (k.float() - 3 * toward).to(dtype)
+    k[:, :, :20] = (k[:, :, :20].float() + 6 * toward).to(dtype)
+    merged = merge_equal_rows(k, v)
+    assert merged is not None
+    kept = kept_rows(q, merged, "mass")
+    shares = (q.float() @ merged.keys.float().mT / 8 + merged.bias.float()).softmax(-1).amax((0, 1, 2))
+    # Those that are asked for, and at most the padding, which counts 452 times.
+    assert torch.equal(kept, shares >= LEAST_SHARE) and int(kept[:20].sum()) > 5 and not bool(kept[20:60].any())
+    seen, rows = attend_part(q, merged, "mass")
+    assert rows == int(kept.sum()) + 1 and rows < merged.keys.shape[2]
+    whole = attend(q, merged)
+    # What is put together has less than a tenth of the attention in all.
+    lost = float(shares[~kept].sum())
+    assert lost < 0.1 and _error(seen, whole.double()) < 2 * lost + attention_error(q, k, v, dtype)
+    dropped = F.scaled_dot_product_attention(
+        q, merged.keys[:, :, kept], merged.values[:, :, kept], attn_mask=merged.bias[..., kept]
+    )
+    assert _error(seen, whole.double()) < _error(dropped, whole.double()) or dtype != torch.float32
+
+
+def test_buckets_keep_what_shares_one_with_a_query() -> None:
+    q, k, v = _prompt(60)
+    k[:, :, :7] = 0.5 * q[:, :, :7]  # the same direction, and so the same buckets
+    merged = merge_equal_rows(k, v)
+    assert merged is not None
+    kept = kept_rows(q, merged, "buckets")
+    assert bool(kept[:7].all()) and not bool(kept.all())
+    seen, rows = attend_part(q, merged, "buckets")
+    assert rows == int(kept.sum())
+    wanted = F.scaled_dot_product_attention(
+        q, merged.keys[:, :, kept], merged.values[:, :, kept], attn_mask=merged.bias[..., kept]
+    )
+    assert torch.equal(seen, wanted)
+    assert torch.equal(kept_rows(q, merged, "buckets"), kept), "from a seed of its own"
+
+
+def test_where_all_or_none_are_kept_all_are_read() -> None:
+    q, k, v = _prompt(60, rows=63)  # equal shares are 1 / 63 each
+    merged = merge_equal_rows(k, v)
+    assert merged is not None
+    for rule, queries in (("all", q), ("mass", 0 * q), ("buckets", q[:, :, :0])):
+        seen, rows = attend_part(queries, merged, rule)
+        assert rows == 61 and torch.equal(seen, attend(queries, merged))

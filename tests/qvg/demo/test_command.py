@@ -15,7 +15,7 @@ import av
 import pytest
 import torch
 from comfyui_qvg.qvg.cli import main
-from comfyui_qvg.qvg.demo.command import RUNS
+from comfyui_qvg.qvg.demo.memories import RUNS
 from comfyui_qvg.qvg.demo.unfinished import Unfinished
 from PIL import Image
 
@@ -49,7 +49,7 @@ def test_writes_what_it_promises(finished: Path) -> None:
     assert Image.open(finished / "demo.png").size[0] >= 1000
     summary: dict[str, Any] = json.loads((finished / "demo.json").read_text())
     assert set(summary) >= {"runs", "device", "versions", "seed"} and summary["seed"] == 3
-    assert [run["name"] for run in summary["runs"]] == ["exact", "qvg", "window"]
+    assert [run["name"] for run in summary["runs"]] == ["exact", "qvg", "balanced", "window"]
     keys = {
         "name",
         "codec",
@@ -62,14 +62,15 @@ def test_writes_what_it_promises(finished: Path) -> None:
         "seconds_per_frame",
         "frames",
     }
-    exact, qvg, window = summary["runs"]
+    exact, qvg, balanced, window = summary["runs"]
     for run in summary["runs"]:
         assert set(run) >= keys and run["frames"] == 50 and run["exact_bytes"] == exact["cache_bytes"]
         assert run["ratio"] == pytest.approx(run["exact_bytes"] / run["cache_bytes"], abs=1e-3)
         assert sum(run["bytes"].values()) == run["cache_bytes"]
-    assert exact["psnr_db"] is None and (exact["bits"], qvg["bits"]) == (16, 2)
-    assert window["cache_bytes"] <= qvg["cache_bytes"] < exact["cache_bytes"]
-    assert qvg["psnr_db"] > window["psnr_db"] and qvg["revisit_psnr_db"] > window["revisit_psnr_db"]
+    assert exact["psnr_db"] is None and (exact["bits"], qvg["bits"], qvg["codec"], balanced["codec"]) == (16, 2, "qvg", "klt")
+    assert window["cache_bytes"] <= balanced["cache_bytes"] < qvg["cache_bytes"] < exact["cache_bytes"]
+    for better, worse in ((balanced, qvg), (qvg, window)):
+        assert better["psnr_db"] > worse["psnr_db"] and better["revisit_psnr_db"] > worse["revisit_psnr_db"]
 
 
 def test_the_same_seed_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
@@ -118,8 +119,8 @@ def test_bad_arguments_get_one_sentence(
 @pytest.mark.parametrize("frames", [5, 6, 13])
 def test_the_shortest_walks_are_encoded_too(frames: int, tmp_path: Path) -> None:
     assert main(["demo", "--out", str(tmp_path), "--frames", str(frames)]) == 0
-    exact, qvg, window = json.loads((tmp_path / "demo.json").read_text())["runs"]
-    assert "codes" in qvg["bytes"] and window["cache_bytes"] <= exact["cache_bytes"]
+    exact, qvg, balanced, window = json.loads((tmp_path / "demo.json").read_text())["runs"]
+    assert "codes" in qvg["bytes"] and "codes" in balanced["bytes"] and window["cache_bytes"] <= exact["cache_bytes"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -265,8 +265,8 @@ def test_missing_and_foreign(tmp_path: Path) -> None:
 
 def test_newer_version(tmp_path: Path) -> None:
     file = tmp_path / "cache.safetensors"
-    save_file({"x": torch.zeros(1)}, file, {"format": "qvg-cache", "version": "5"})
-    with pytest.raises(CacheFileError, match="version 5, this version reads 1, 2, 3 and 4; update the pack"):
+    save_file({"x": torch.zeros(1)}, file, {"format": "qvg-cache", "version": "6"})
+    with pytest.raises(CacheFileError, match="version 6, this version reads 1, 2, 3, 4 and 5; update the pack"):
         load_cache(file)
 
 

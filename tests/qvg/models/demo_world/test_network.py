@@ -11,18 +11,10 @@ import pytest
 import torch
 from comfyui_qvg.qvg import KVCache, QVGConfig, UnsupportedModelError
 from comfyui_qvg.qvg.camera import visits
-from comfyui_qvg.qvg.demo.command import (
-    EXACT,
-    GIVEN_FRAMES,
-    QUANTIZED,
-    Picture,
-    Walk,
-    plan_walk,
-    pooled_psnr_db,
-    revisit_psnr_db,
-    settings,
-)
-from comfyui_qvg.qvg.demo.command import picture as picture_of
+from comfyui_qvg.qvg.demo.memories import EXACT, QUANTIZED
+from comfyui_qvg.qvg.demo.summary import pooled_psnr_db, revisit_psnr_db
+from comfyui_qvg.qvg.demo.walk import GIVEN_FRAMES, Picture, Walk, plan_walk, settings
+from comfyui_qvg.qvg.demo.walk import picture as picture_of
 from comfyui_qvg.qvg.models.demo_world import WEIGHTS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.models.demo_world.painted_map import JUDGED, TRAINING, paint
 from comfyui_qvg.qvg.sampling import generate
