@@ -11,7 +11,7 @@ from ..bench.judge import Settings
 from ..bench.methods import METHODS
 from ..bench.methods import SHIPPED as SHIPPED_METHODS
 from ..config import PRESETS, QVGConfig
-from ..demo.command import EXACT
+from ..demo.memories import EXACT
 from ..errors import ConfigError, quoted
 from ..study.registry import STUDY
 from ..study.run import StudyRun

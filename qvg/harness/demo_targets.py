@@ -18,7 +18,10 @@ from ..cache import KVCache
 from ..cache.spec import CacheSpec
 from ..camera import visits
 from ..config import QVGConfig
-from ..demo.command import EXACT, FRAMES_PER_SECOND, GIVEN_FRAMES, VISIT_GAP_FRAMES, picture, plan_walk, revisit_psnr_db, settings
+from ..demo.memories import EXACT
+from ..demo.summary import revisit_psnr_db
+from ..demo.video import FRAMES_PER_SECOND
+from ..demo.walk import GIVEN_FRAMES, VISIT_GAP_FRAMES, picture, plan_walk, settings
 from ..errors import ConfigError, quoted, shown
 from ..metrics import psnr_db
 from ..models.demo_film.directions import BLOCK_FRAMES
