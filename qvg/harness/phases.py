@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cache
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -18,11 +18,44 @@ from ..cache import KVCache
 
 PHASES = ("denoise", "encode", "decode")
 SAMPLE_SECONDS = 0.02
-STAND_IN = "stand-in: the process's resident memory above what it was before the run, every 20 ms; no GPU whose allocator counts"
+STAND_IN = (
+    "stand-in for a GPU's allocator: bytes that the process has from malloc above what it had before the run, where phases begin "
+    "and end and every 20 ms"
+)
 BY_ALLOCATOR = "bytes that torch's allocator gave out on the GPU"
-NOTHING = "not measured: this system does not say what a process takes"
-_STATM = Path("/proc/self/statm")
+NOTHING = "not measured: no GPU, and this system's C library does not say what it gave out (glibc 2.33 does)"
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Given(ctypes.Structure):
+    """glibc's struct mallinfo2; `hblkhd` are bytes by mmap, `uordblks` all others that are in use."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+@cache
+def _mallinfo() -> Callable[[], _Given] | None:
+    """None where the C library has no such function."""
+    try:
+        function = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):  # another library, another system
+        return None
+    function.restype = _Given
+    return cast(Callable[[], _Given], function)
 
 
 class PhaseWatch:
@@ -39,7 +72,7 @@ class PhaseWatch:
         self._samples: dict[str, list[int]] = {name: [] for name in PHASES}
         self._peaks = dict.fromkeys(PHASES, 0)
         self._lock, self._ended = threading.RLock(), threading.Event()
-        self.how = BY_ALLOCATOR if self._cuda else STAND_IN if _STATM.exists() else NOTHING
+        self.how = BY_ALLOCATOR if self._cuda else STAND_IN if _mallinfo() is not None else NOTHING
 
     def __enter__(self) -> PhaseWatch:
         self._before = self._now()
@@ -110,9 +143,11 @@ class PhaseWatch:
     def _now(self) -> int:
         if self._cuda:
             return torch.cuda.memory_allocated(self._device)
-        if self.how == NOTHING:
+        given = _mallinfo()
+        if given is None:
             return 0
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        found = given()
+        return int(found.hblkhd + found.uordblks)
 
     def memory(self) -> dict[str, Any]:
         """{phase: {"peak_bytes", "plateau_bytes"}} and "how" it was measured. The plateau is the median of the phase's last

@@ -7,6 +7,7 @@ import io
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +100,10 @@ def perform(work: Job, exact: bytes | None, server: str = "") -> Outcome:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # tensors of small models gain little from a second thread
     choice, made_by = choices()[work.method], maker(work.target)
-    watch = PhaseWatch(made_by.device)
+    watch, started = PhaseWatch(made_by.device), time.process_time()
     with watch:
         video = made_by.make(work.case, choice, watch, server)
+    processor_seconds = time.process_time() - started
     reference = video.pictures if exact is None else unpacked(exact)
     shown = encoded(video)
     with tempfile.TemporaryDirectory(prefix="qvg-study-") as folder:
@@ -109,6 +111,7 @@ def perform(work: Job, exact: bytes | None, server: str = "") -> Outcome:
         file.write_bytes(shown)
         more = perceptual(reference, video.pictures, video.given_frames, file if shown else None, work.metrics)
     row = _row(work, choice, video, watch, closeness(reference, video.pictures, video.given_frames, work.window_frames), more)
+    row["seconds"]["processor"] = processor_seconds  # of this process: what other programs on the machine do not change
     return Outcome(rounded(row), shown, packed(video.pictures) if exact is None else None)
 
 

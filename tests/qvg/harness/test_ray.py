@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,16 @@ from ray.cluster_utils import Cluster
 from ...helpers import ROOT
 
 
+def ports() -> dict[str, int]:
+    """Chosen beforehand: a node waits but seconds for programs of its own to choose theirs, and a busy machine takes longer."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in names]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
+
+
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without room for tasks and two workers with one CPU each, which import this tree."""
@@ -29,9 +41,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     (tmp_path / "path" / "comfyui_qvg").symlink_to(ROOT, target_is_directory=True)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "5")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **ports()})
     try:
         yield made
     finally:
@@ -53,8 +63,8 @@ def plan(**changes: Any) -> StudyPlan:
 def test_one_worker_is_killed_and_another_joins(cluster: Cluster, tmp_path: Path) -> None:
     asked, store, told = plan(), Store(tmp_path / "out"), Counter[str]()
     store.prepare(asked)
-    victim = cluster.add_node(num_cpus=1)
-    cluster.add_node(num_cpus=1)
+    victim = cluster.add_node(num_cpus=1, **ports())
+    cluster.add_node(num_cpus=1, **ports())
     cluster.wait_for_nodes()
     nodes = []
 
@@ -64,7 +74,7 @@ def test_one_worker_is_killed_and_another_joins(cluster: Cluster, tmp_path: Path
         if len(told) == 5:
             cluster.remove_node(victim, allow_graceful=False)
         if len(told) == 9:
-            cluster.add_node(num_cpus=2)
+            cluster.add_node(num_cpus=2, **ports())
         nodes.append(sum(node["Alive"] for node in ray.nodes()))
 
     report = run_ray(batches(asked, store), store, hear, address=cluster.address, retries=5)
@@ -79,7 +89,7 @@ def test_a_video_that_fails_is_told_and_the_others_go_on(cluster: Cluster, tmp_p
         Store(tmp_path),
     )
     store.prepare(asked)
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1, **ports())
     os.environ["OMP_NUM_THREADS"] = "1"
     report = run_ray(batches(asked, store), store, lambda job, failure="": None, address=cluster.address)
     assert report.made == 6 and len(report.failed) == 6
