@@ -15,6 +15,7 @@ from .compare import QVGCompare
 from .decode import QVGSaveVideo
 from .film import QVGFilmPrompt, QVGFilmStart, QVGLoadDemoFilm
 from .loaders import QVGLoadDemoWorld
+from .longcat import QVGLoadLongCat, QVGLongCatSampler, QVGLongCatStart
 from .plan import QVGPlan
 from .prompts import QVGPromptAtFrame
 from .report import QVGCacheReport
@@ -44,6 +45,9 @@ NODES: list[type[Node]] = [
     QVGLoadDemoFilm,
     QVGFilmPrompt,
     QVGFilmStart,
+    QVGLoadLongCat,
+    QVGLongCatStart,
+    QVGLongCatSampler,
 ]
 
 

@@ -305,10 +305,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
+    from .models.common.eight_bits import FP8_NAME
     from .models.common.found import AUTO
     from .models.common.weight_sets import WEIGHTS
     from .models.convert import DTYPE_NAMES
-    from .models.registry import families, variants
+    from .models.registry import families, joined, variants
 
     made = "; ".join(f"of {family.title}, {family.converts}" for family in families() if family.converts)
 
@@ -318,13 +319,17 @@ def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Read a checkpoint as it was released, or repackaged, and write it as one .safetensors file: "
         f"{made}. Memory holds one tensor at a time. Nothing is overwritten; a run that is broken off leaves nothing behind.",
     )
-    command.add_argument("source", type=Path, metavar="IN", help=".pt, .pth or .safetensors")
+    command.add_argument(
+        "source", type=Path, metavar="IN", help=".pt, .pth, .safetensors, one of several parts, or a release's folder"
+    )
     command.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
     command.add_argument("--variant", default=AUTO, metavar="NAME", help=f"{AUTO}, {', '.join(variants())}")
     command.add_argument(
         "--weights", default=AUTO, metavar="NAME", help=f"weights of the file to take: {AUTO} (as released), {', '.join(WEIGHTS)}"
     )
-    command.add_argument("--dtype", metavar="NAME", help=f"what to store: {', '.join(DTYPE_NAMES)}; default bf16")
+    eight = joined([family.title for family in families() if family.files and family.files.fp8])
+    names = f"{', '.join(DTYPE_NAMES)}; of {eight} also {FP8_NAME}, with a scale for each matrix"
+    command.add_argument("--dtype", metavar="NAME", help=f"what to store: {names}; default bf16")
     command.add_argument("--lora", type=Path, metavar="FILE", help="a LoRA to merge, as LongLive's lora.pt into longlive_base.pt")
     command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     command.set_defaults(run=_convert)

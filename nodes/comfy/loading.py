@@ -19,6 +19,7 @@ from ...qvg import UnsupportedModelError
 from ...qvg.models.common.checkpoint import CausalCheckpoint
 from ...qvg.models.common.found import AUTO
 from ...qvg.models.common.lora import read_lora
+from ...qvg.models.common.lora_changes import Stacked
 from ...qvg.models.common.lora_fit import FittedLora, fitted
 from ...qvg.models.common.packing import packed_layers
 from ...qvg.models.common.tensor_names import some
@@ -96,7 +97,10 @@ def load(file: str, node: str, variant: str = AUTO, weights: str = AUTO, dtype: 
     """`file` and `lora` as ComfyUI lists them. Raises ConfigError and UnsupportedModelError for what cannot be loaded."""
     source = Source(model_path(file), node, variant, weights)
     family, loader, checkpoint = source.read(has_lora=lora is not None)
-    merged = _fitted(lora, family, checkpoint) if lora else None
+    merged: FittedLora | None = None
+    if lora:
+        checkpoint, merged = _fitted(lora, family, checkpoint)
+        loader.check(checkpoint)
     options, in_bf16 = dtype_options(checkpoint, dtype)
     # Before loading: ComfyUI takes the tensors out of the dictionary.
     text = f"{loader.text(checkpoint)}\n{_weights_text(checkpoint, merged)}"
@@ -118,10 +122,12 @@ def load(file: str, node: str, variant: str = AUTO, weights: str = AUTO, dtype: 
     return Loaded(model, "\n".join([text, *(f"note: {remark}" for remark in remarks)]))
 
 
-def _fitted(name: str, family: Family, checkpoint: CausalCheckpoint) -> FittedLora:
-    """Raises UnsupportedModelError."""
+def _fitted(name: str, family: Family, checkpoint: CausalCheckpoint) -> tuple[CausalCheckpoint, FittedLora]:
+    """The model as it is run with this LoRA, and that. Raises UnsupportedModelError."""
     assert family.files is not None, "it was read"
-    return fitted(read_lora(lora_path(name)), checkpoint.tensors, family.files.in_loras)
+    lora = read_lora(lora_path(name))
+    changed = fitted(lora, checkpoint.whole, family.files.in_loras)
+    return family.files.with_lora(checkpoint, lora), changed
 
 
 def _load_again(source: Source, options: dict[str, Any], in_bf16: bool, disable_dynamic: bool = False) -> Any:
@@ -170,15 +176,25 @@ def put_variant(model: Any, variant: CausalVariant) -> None:
 
 def _put_lora(model: Any, lora: FittedLora) -> None:
     """As ComfyUI's LoRA nodes do, so that nothing is merged on disk or in memory."""
-    patches: dict[str, Any] = {}
-    for number, (name, change) in enumerate(lora.changes.items()):
+    patches: dict[Any, Any] = {}
+    # A matrix that several layers were joined in has a LoRA for each: of some of its rows.
+    changes = [
+        (at, change)
+        for name, whole in lora.changes.items()
+        for at, change in (
+            [((f"diffusion_model.{name}", (0, first, rows)), part) for first, rows, part in whole.rows]
+            if isinstance(whole, Stacked)
+            else [(f"diffusion_model.{name}", whole)]
+        )
+    ]
+    for number, (at, change) in enumerate(changes):
         parts = {f"{number}.{part}": tensor for part, tensor in change.parts.items()}
-        patches |= comfy.lora.load_lora(parts, {str(number): f"diffusion_model.{name}"})
+        patches |= comfy.lora.load_lora(parts, {str(number): at})
     without = set(patches) - set(model.add_patches(patches, 1.0))
-    if without or len(patches) < len(lora.changes):
+    if without or len(patches) < len(changes):
         raise UnsupportedModelError(
-            f"this ComfyUI does not take what {lora.file_name} adds to {some(sorted(without or lora.changes))}; update ComfyUI, "
-            "or merge it with 'qvg convert --lora'"
+            f"this ComfyUI does not take what {lora.file_name} adds to {some(map(str, without or lora.changes))}; update "
+            "ComfyUI, or merge it with 'qvg convert --lora'"
         )
 
 

@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "film": (),
     "network": ("family", "weights", "width", "height"),
     "comfyui": ("workflow", "cache_node", "prompt_input", "seed_inputs", "frames_input", "set", "given_frames"),
-    "longcat": ("weights",),
+    "longcat": ("weights", "width", "height", "steps", "distilled"),
     "rehearsal": ("seconds",),
 }
 

@@ -16,15 +16,11 @@ from ..errors import ConfigError
 from .choices import Choice
 from .comfyui_target import ComfyUITarget
 from .demo_targets import FilmTarget, WorldTarget
+from .longcat_target import LongCatTarget
 from .network_target import NetworkTarget
 from .phases import PhaseWatch
 from .plan import Case, Target
 from .videos import Video
-
-LONGCAT = (
-    "target longcat is Quant VideoGen's protocol (73 condition pictures, 20 new ones a segment), which needs LongCat-Video's "
-    "network, and this version can plan that model but not run it; leave the target out, or run it on a ComfyUI server that can"
-)
 
 
 class Maker(Protocol):
@@ -87,4 +83,4 @@ def _maker(kind: str, options_json: str, name: str) -> Maker:
     if kind == "comfyui":
         return ComfyUITarget(options, name)
     assert kind == "longcat", kind
-    raise ConfigError(LONGCAT)
+    return LongCatTarget(options)

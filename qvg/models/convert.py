@@ -16,15 +16,16 @@ from ..errors import ConfigError, QVGError, UnsupportedModelError, quoted
 from ..files import written_new
 from ..safetensors_writer import DTYPES, LateTensor, safetensors_bytes, write_safetensors
 from .common.checkpoint import LORA_KEY, CausalCheckpoint
+from .common.eight_bits import FP8_NAME, EightBits, packed_metadata
 from .common.found import AUTO, METADATA_KEY
 from .common.lora import read_lora
 from .common.lora_changes import Change, added
 from .common.lora_fit import FittedLora, fitted
 from .family import FileFormat
-from .registry import read
+from .registry import families, joined, read
 
 DTYPE_NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DEFAULT_DTYPE = "bf16"  # what the family is trained and run in
+DEFAULT_DTYPE = "bf16"  # what the family is trained and run in; with 8 bits for what is not in 8 bits
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,26 @@ def plan_conversion(
     assert known is not None, "it was read"
     if lora and known.no_lora:
         raise ConfigError(f"{source.name} {known.no_lora}")
-    if dtype is not None and dtype not in DTYPE_NAMES:
-        raise ConfigError(f"dtype is {quoted(dtype)}; choose one of {', '.join(DTYPE_NAMES)}")
+    _require_dtype(dtype, known)
     if checkpoint.quantized and (dtype or lora):
         raise ConfigError(
             f"the weights of {source.name} come with scales, in 8 bits or fewer, and are copied as they are: leave out "
             f"{'--dtype' if dtype else '--lora'}, or start from the model that they were made of"
         )
-    merged = fitted(read_lora(lora), checkpoint.tensors, known.in_loras) if lora else None
+    merged: FittedLora | None = None
+    if lora:
+        adding = read_lora(lora)
+        merged = fitted(adding, checkpoint.whole, known.in_loras)
+        checkpoint = known.with_lora(checkpoint, adding)
+    to = None if checkpoint.quantized else DTYPE_NAMES.get(dtype or DEFAULT_DTYPE, DTYPE_NAMES[DEFAULT_DTYPE])
+    parted = {name: (tensor,) for name, tensor in checkpoint.tensors.items()} | checkpoint.joined
     changes = merged.changes if merged else {}
-    to = None if checkpoint.quantized else DTYPE_NAMES[dtype or DEFAULT_DTYPE]
-    tensors = {
-        name: _late(name, tensor, _stored(name, to, known), changes.get(name)) for name, tensor in checkpoint.tensors.items()
-    }
-    tensors |= {name: _late_joined(name, parts, _stored(name, to, known)) for name, parts in checkpoint.joined.items()}
+    tensors = {name: _late(name, parts, _stored(name, to, known), changes.get(name)) for name, parts in parted.items()}
     metadata = dict(checkpoint.metadata)
+    if dtype == FP8_NAME:
+        assert known.fp8 is not None, "it was looked at"
+        tensors, layers = _in_eight_bits(tensors, known.fp8)
+        metadata |= packed_metadata(layers)
     metadata |= {METADATA_KEY: checkpoint.variant.name} if checkpoint.variant else {}
     # A name of bytes that are no text is none in JSON.
     metadata |= {LORA_KEY: merged.file_name.encode("utf-8", "backslashreplace").decode()} if merged else {}
@@ -129,21 +135,47 @@ def _stored(name: str, to: torch.dtype | None, known: FileFormat) -> torch.dtype
     return torch.float32 if to is not None and name.startswith(known.float32) else to
 
 
-def _late(name: str, tensor: Tensor, to: torch.dtype | None, change: Change | None) -> LateTensor:
-    if tensor.dtype not in DTYPES:
-        raise UnsupportedModelError(f"{name} is in {tensor.dtype}, which is no type for weights in safetensors files")
-    if to is None or not tensor.is_floating_point():
-        return LateTensor(tensor.shape, tensor.dtype, lambda: tensor)
-    return LateTensor(tensor.shape, to, partial(_made, name, tensor, to, change))
+def _require_dtype(dtype: str | None, known: FileFormat) -> None:
+    if dtype is None or dtype in DTYPE_NAMES or (dtype == FP8_NAME and known.fp8 is not None):
+        return
+    if dtype != FP8_NAME:
+        raise ConfigError(f"dtype is {quoted(dtype)}; choose one of {', '.join([*DTYPE_NAMES, FP8_NAME])}")
+    titles = joined([family.title for family in families() if family.files is not None and family.files.fp8 is not None])
+    raise ConfigError(
+        f"dtype {FP8_NAME} is written for {titles} alone; choose one of {', '.join(DTYPE_NAMES)}, and an fp8 as dtype of the "
+        "node that loads the file"
+    )
 
 
-def _late_joined(name: str, parts: tuple[Tensor, ...], to: torch.dtype | None) -> LateTensor:
-    first = _late(name, parts[0], to, None)
-    shape = torch.Size((sum(part.shape[0] for part in parts), *first.shape[1:]))
-    return LateTensor(shape, first.dtype, lambda: torch.cat([_made(name, part, first.dtype, None) for part in parts]))
+def _in_eight_bits(tensors: dict[str, LateTensor], fp8: Callable[[str], bool]) -> tuple[dict[str, LateTensor], list[str]]:
+    """The same, those with a scale beside them that are stored so, and the names of their layers."""
+    found: dict[str, LateTensor] = {}
+    layers = []
+    for name, late in tensors.items():
+        if not fp8(name):
+            found[name] = late
+            continue
+        packed, layer = EightBits(late), name.removesuffix(".weight")
+        layers.append(layer)
+        found |= {name: packed.values, f"{layer}.weight_scale": packed.scale}
+    return found, layers
 
 
-def _made(name: str, tensor: Tensor, dtype: torch.dtype, change: Change | None) -> Tensor:
+def _late(name: str, parts: tuple[Tensor, ...], to: torch.dtype | None, change: Change | None) -> LateTensor:
+    """Of a tensor that is there whole, or in parts."""
+    first = parts[0]
+    if first.dtype not in DTYPES:
+        raise UnsupportedModelError(f"{name} is in {first.dtype}, which is no type for weights in safetensors files")
+    shape = torch.Size((sum(part.shape[0] for part in parts), *first.shape[1:])) if len(parts) > 1 else first.shape
+    if to is None or not first.is_floating_point():
+        return LateTensor(shape, first.dtype, lambda: first if len(parts) == 1 else torch.cat(parts))
+    return LateTensor(shape, to, partial(_made, name, parts, to, change))
+
+
+def _made(name: str, parts: tuple[Tensor, ...], dtype: torch.dtype, change: Change | None) -> Tensor:
+    if len(parts) > 1 and change is None:
+        return torch.cat([_made(name, (part,), dtype, None) for part in parts])
+    tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
     whole = tensor if change is None else added(change, tensor)
     made = whole.to(dtype)
     if not bool(made.isfinite().all()):

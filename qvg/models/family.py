@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from ..camera.selection import MemoryRule
 from .common.checkpoint import CausalCheckpoint
 from .common.found import AUTO, Members
+from .common.lora import Lora
 from .common.shape import NetworkShape
 from .common.variants import CausalVariant
 from .common.weight_files import WeightFile
@@ -57,6 +59,10 @@ class FileFormat:
                loads to the same model as the original
     no_lora    why `qvg convert` merges no LoRA into it, a sentence's second half; "" where it does
     in_loras   further names that a layer has in LoRAs, such as Diffusers'
+    in_folder  the file that a folder is opened by, if it is a release of this model; None of other folders
+    with_lora  a read model as it is run with this LoRA. Raises UnsupportedModelError for one that it is not run with
+    fp8        whether `qvg convert` stores a tensor of this name in 8 bits, with a scale, where that is asked for; None: it
+               writes no such files of this model
     """
 
     recognise: Callable[[WeightFile], bool]
@@ -65,6 +71,9 @@ class FileFormat:
     float32: tuple[str, ...] = ()
     no_lora: str = ""
     in_loras: Callable[[str], tuple[str, ...]] = lambda layer: ()
+    in_folder: Callable[[Path], Path | None] = lambda folder: None
+    with_lora: Callable[[CausalCheckpoint, Lora], CausalCheckpoint] = lambda checkpoint, lora: checkpoint
+    fp8: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True)

@@ -121,12 +121,19 @@ def read(
 ) -> tuple[Family, CausalCheckpoint]:
     """The model in a file, and its family; of a causal file that does not say which member it is, the first that has such files.
     Raises ConfigError and UnsupportedModelError."""
-    file = source if isinstance(source, WeightFile) else open_weights(source)
+    file = source if isinstance(source, WeightFile) else open_weights(_file_of(source))
     known = format_of(file, node)
     checkpoint = known.read(file, ReadOptions(members_of(known), variant, weights, has_lora))
     sharing = [family for family in _FAMILIES if family.files is known]
     named = checkpoint.variant.name if checkpoint.variant else None
     return next((family for family in sharing if named in family.variants), sharing[0]), checkpoint
+
+
+def _file_of(source: Path) -> Path:
+    """What a folder that is a model's release is opened by; anything else as it is."""
+    if not source.is_dir():
+        return source
+    return next((path for each in _formats(lambda family: True) if (path := each.in_folder(source))), source)
 
 
 def members_of(files: FileFormat) -> Members:

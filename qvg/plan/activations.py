@@ -67,7 +67,7 @@ def activations(
     stays = [
         block.tokens * network.head_dim * _ANGLE_BYTES,
         text * (network.text_channels * (4 + value_bytes) + width * value_bytes),  # the prompt as it comes, cast, embedded
-        network.layers * 2 * text * width * value_bytes,  # its keys and values
+        (network.layers if network.keeps_prompt else 1) * 2 * text * width * value_bytes,  # its keys and values
         # A weight that is kept in another type than it is used in is cast when its turn comes.
         width * network.mlp * value_bytes if weight_bytes != value_bytes else 0,
     ]

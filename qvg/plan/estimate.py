@@ -22,6 +22,7 @@ from ..cache.peak import EvenPeaks, Peak
 from ..cache.spec import CacheSpec
 from ..config import QVGConfig
 from ..errors import ConfigError, quoted, shown
+from ..models.common.condition import condition_config
 from ..models.common.shape import NetworkShape
 from ..models.common.video_decoder import decode_bytes
 from ..models.common.world_memory import refuse_fixed_places, vendor_config
@@ -70,7 +71,8 @@ class Plan:
     below 0 where the codebooks that an encoder gets copies of are more than that. Of codec "klt", whose cache grows where scenes
     change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span;
     `short_spans` says so where a window makes spans too short to learn from. `merges`: tokens that look alike are counted, so
-    what the cache takes is bounded from above.
+    what the cache takes is bounded from above. `recording_bytes`: of a video of segments, while the memory of one is made; 0 for
+    other models and where nothing is remembered.
     """
 
     latent_frames: int
@@ -89,6 +91,7 @@ class Plan:
     most_cache_bytes: int = 0
     short_spans: str = ""
     merges: bool = False
+    recording_bytes: int = 0
 
     @property
     def sampling_bytes(self) -> int:
@@ -119,7 +122,8 @@ def plan(
     end = run.last_peak(frames)
     decode = 0 if network.decoder is None else decode_bytes(video.width, video.height, network.decoder)
     sampling = run.device_bytes(frames, end.device_bytes)
-    most = max(sampling, decode)
+    recording = run.recording_bytes(frames)
+    most = max(sampling, decode, recording)
     fits = None if device_bytes is None else most <= device_bytes
     longest = None if device_bytes is None else run.longest(device_bytes, decode)
     if fits and longest is not None:
@@ -141,6 +145,7 @@ def plan(
         most_cache_bytes=end.now_bytes + run.further_bytes(frames),
         short_spans=run.spec.short_spans_text(run.config),
         merges=run.config.merges,
+        recording_bytes=recording,
     )
 
 
@@ -162,9 +167,10 @@ class Run:
             refuse_fixed_places(config)
         self.mode = _mode(network, video, config)
         # The context that is written in one piece before every block.
-        self._context_frames = network.context_frames if self.mode == "vendor" else None
+        self._context_frames = network.context_frames if self.mode == "vendor" else _condition_frames(network, video)
         if self._context_frames:
-            config = vendor_config(config, self._context_frames)
+            written_once = vendor_config if network.segment_frames is None else condition_config
+            config = written_once(config, self._context_frames)
         self.network, self.video, self.config, self.weights = network, video, config, weights or Weights()
         self._device_type, self._triton = device_type, triton
         self.weights_bytes = _weights_bytes(network, self.weights)
@@ -172,7 +178,7 @@ class Run:
         if self._context_frames:
             self.spec = replace(self.spec, chunk_frames=self._context_frames)
         self.spec.check(config)
-        self.activations = self._activations(self.spec.chunk_frames)
+        self.activations = self._activations(self._pass_frames, network.branches)
 
     def chunks(self, frames: int) -> list[int]:
         """What is committed one after the other: the blocks of a video, or a context."""
@@ -181,7 +187,11 @@ class Run:
         return even_chunks(frames, self._block_frames, self._lead_frames)
 
     def remembered_frames(self, frames: int) -> int:
-        """Latent frames that memory holds at the end, the last block counted as history except where a context is chosen."""
+        """Latent frames that memory holds at the end, the last block counted as history except where a context is chosen; none in
+        a first segment that begins with a text or a picture."""
+        if self.network.segment_frames is not None:
+            goes_on = frames > self.network.segment_frames or self.video.given_frames > 1
+            return (self._context_frames or 0) if goes_on else 0
         if self._context_frames is None:
             return frames
         return min(self._context_frames, max(frames - self._block_frames, min(frames, self._block_frames)))
@@ -207,13 +217,22 @@ class Run:
     def activation_bytes(self, frames: int) -> int:
         """At most, of what the network and the codec work in; a short run encodes nothing."""
         works_in = self.activations
+        if self.network.segment_frames is not None:  # its memory is made before the passes, see `recording_bytes`
+            return works_in.total(frames, encodes=False)
         if self.mode == "persistent":  # every context pass runs over all earlier frames
-            works_in = self._activations(max(self.spec.chunk_frames, frames - self._block_frames))
+            works_in = self._activations(max(self.spec.chunk_frames, frames - self._block_frames), self.network.branches)
         return works_in.total(frames, self._context_frames is not None or frames > self._frames_before_encoding)
 
     def device_bytes(self, frames: int, cache_peak_bytes: int) -> int:
         """While blocks are made."""
         return self.weights_bytes + cache_peak_bytes + self.workspace_bytes(frames) + self.activation_bytes(frames)
+
+    def recording_bytes(self, frames: int) -> int:
+        """While the memory of a segment is made, in one pass over what it is conditioned on; 0 where none is."""
+        kept = self.remembered_frames(frames)
+        if self.network.segment_frames is None or not kept:
+            return 0
+        return self.weights_bytes + self.last_peak(frames).device_bytes + self._activations(kept, branches=1).total(frames)
 
     def longest(self, device_bytes: int, decode: int) -> int | None:
         """Pictures of the longest video of whole blocks that fits; 0 if none does, None if any does."""
@@ -227,13 +246,19 @@ class Run:
         return pictures(lengths[fitting - 1], self.network) if fitting else 0
 
     def _takes(self, frames: int) -> int:
-        return self.device_bytes(frames, self.last_peak(frames).device_bytes)
+        return max(self.device_bytes(frames, self.last_peak(frames).device_bytes), self.recording_bytes(frames))
 
     def _lengths(self) -> range:
         """Latent frames of videos of whole blocks, up to the first that is as long as any may be."""
         each = self._block_frames
-        most, lead = self.network.most_frames or MOST_LATENT_FRAMES, self._lead_frames
+        most, lead = self.network.most_frames or MOST_LATENT_FRAMES, self.network.segment_frames or self._lead_frames
         return range(lead or each, lead + -(-most // each) * each + 1, each)
+
+    @property
+    def _pass_frames(self) -> int:
+        """Of the longest pass; without a video to go on from, a first segment is all new, or has its picture in every pass."""
+        whole = self.network.segment_frames
+        return self.spec.chunk_frames if whole is None else whole if self.video.given_frames <= 1 else self._block_frames
 
     @property
     def _block_frames(self) -> int:
@@ -261,14 +286,14 @@ class Run:
         compute, exact = self.weights.compute, self.config.codec == "none" and self.network.by_layer
         return compute if exact or compute.itemsize == 2 else torch.bfloat16
 
-    def _activations(self, pass_frames: int) -> Activations:
-        """Of passes over at most so many latent frames."""
+    def _activations(self, pass_frames: int, branches: int) -> Activations:
+        """Of passes over at most so many latent frames, and so many texts."""
         spec, video, network = self.spec, self.video, self.network
         pixels = network.decoder.latent_pixels if network.decoder else 1
         policy = spec.check(self.config)
         block = Block(
-            batch=video.batch,
-            tokens=video.batch * pass_frames * spec.tokens_per_frame,
+            batch=video.batch * branches,
+            tokens=video.batch * branches * pass_frames * spec.tokens_per_frame,
             frame_values=video.batch * network.channels * (video.width // pixels) * (video.height // pixels),
             span_tokens=video.batch * policy.span_chunks * spec.chunk_frames * spec.tokens_per_frame,
         )
@@ -305,7 +330,23 @@ def cache_spec(network: NetworkShape, video: Video, dtype: torch.dtype = torch.b
 
 
 def _block_frames(video: Video, network: NetworkShape) -> int:
+    if network.segment_frames is not None and video.block_frames is None:
+        return network.segment_frames - network.condition_frames
     return network.chunk_frames if video.block_frames is None else video.block_frames
+
+
+def _condition_frames(network: NetworkShape, video: Video) -> int | None:
+    """What a segment remembers: all of it but its new frames. None for models that make no segments."""
+    if network.segment_frames is None:
+        return None
+    new = _block_frames(video, network)
+    if not 1 <= new < network.segment_frames:
+        raise ConfigError(
+            f"block frames is {new}, but of a segment's {network.segment_frames} latent frames from 1 to "
+            f"{network.segment_frames - 1} are new; use {network.segment_frames - network.condition_frames}, as {network.title} "
+            "was released"
+        )
+    return network.segment_frames - new
 
 
 def latent_frames(frames: int, network: NetworkShape) -> int:

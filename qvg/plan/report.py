@@ -48,12 +48,12 @@ def report(
 ) -> str:
     """Several lines: whether it fits, which a small node shows first; what is to be made, and what each part takes. `make_plan`
     of the same run as another video: a world's other modes are planned by it."""
-    seconds = f", {video.frames / PICTURES_PER_SECOND:.1f} s" if network.frame_pictures > 1 else ""
+    seconds = f", {video.frames / network.pictures_per_second:.1f} s" if network.frame_pictures > 1 else ""
     batch = f", {video.batch} at once" if video.batch > 1 else ""
     made = f"{video.frames} frames of {video.width}x{video.height}{seconds} ({found.latent_frames} latent frames){batch}"
     mode = None if network.context_frames is None else video.mode or MODES[0]
     label = label if mode is None else f"{label}, mode {mode}"
-    ratio, most = found.exact_cache_bytes / found.cache_end_bytes, "at most " if found.merges else ""
+    ratio, most = found.exact_cache_bytes / max(1, found.cache_end_bytes), "at most " if found.merges else ""
     saved = f" ({ratio:.1f} times less)" if ratio > 1 else ""
     lines = [
         (f"{network.title}: {made}", ""),
@@ -65,6 +65,7 @@ def report(
         *([("  of which in main memory", gigabytes(found.away_bytes))] if found.away_bytes > 0 else []),
         ("transient: attention's workspace", gigabytes(found.workspace_bytes)),
         ("transient: one block, prompt, latents", gigabytes(found.activation_bytes)),
+        *([("making a segment's memory", gigabytes(found.recording_bytes))] if found.recording_bytes else []),
         ("all of that, while sampling", gigabytes(found.sampling_bytes)),
         ("decoding, when the cache is freed", gigabytes(found.decode_bytes) if found.decode_bytes else "not known"),
     ]

@@ -37,6 +37,15 @@ class CausalCheckpoint:
         return self.found.variant
 
     @property
+    def whole(self) -> dict[str, Tensor]:
+        """All tensors of the model, for their shapes: those that the file has in parts without values."""
+        made = {
+            name: torch.empty((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), dtype=parts[0].dtype, device="meta")
+            for name, parts in self.joined.items()
+        }
+        return {**self.tensors, **made}
+
+    @property
     def quantized(self) -> bool:
         """Whether weights come with scales, in 8 bits or fewer; such are for ComfyUI to understand."""
         return is_quantized(self.tensors)

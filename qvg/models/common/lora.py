@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
-from .lora_changes import Change, Difference, Hadamard, Kronecker, LowRank
+from .lora_changes import Change, Difference, Hadamard, Kronecker, LowRank, Stacked
 from .lora_names import (
     ALPHA,
     COMFYUIS,
     DOWN,
+    SCALE,
     UP,
     UP_BIAS,
+    UP_OF,
     is_beside,
     is_text_encoders,
     no_sum,
@@ -53,6 +55,11 @@ def read_lora(path: Path) -> Lora:
     parts, remarks = _parts(tensors, path.name)
     ranks = {layer: rank for layer, of in parts.items() if (rank := _rank(of))}
     own = {layer: _number(parts[layer][ALPHA], f"{layer}.{ALPHA}", path.name) for layer in ranks if ALPHA in parts[layer]}
+    own |= {
+        layer: _number(parts[layer][SCALE], f"{layer}.{SCALE}", path.name) * rank
+        for layer, rank in ranks.items()
+        if SCALE in parts[layer]
+    }
     word = next(iter(parts)).partition(".")[0]
     found = scales(ranks, own, records_of(file.metadata, pickled, path), word)
     layers = {layer: _changes(layer, of, found.by_layer.get(layer, 1.0), path.name) for layer, of in parts.items()}
@@ -116,8 +123,12 @@ def _no_lora(file_name: str, tensors: Mapping[str, Tensor], left_out: list[str])
 
 def _changes(layer: str, parts: Mapping[str, Tensor], scale: float, file_name: str) -> dict[str, Change]:
     """What a layer's tensors add, and to what of it. UnsupportedModelError: half of something, or two things."""
-    left = {what for what in parts if what != ALPHA}
+    left = {what for what in parts if what not in (ALPHA, SCALE)}
     found: list[tuple[str, Change]] = []
+    stacked = _stacked(parts, scale)
+    if stacked is not None:
+        found.append(("weight", stacked))
+        left = {what for what in left if what != DOWN and not what.startswith(UP_OF)}
     if {DOWN, UP} <= left:
         found.append(("weight", LowRank(parts[DOWN], parts[UP], scale)))
         left -= {DOWN, UP}
@@ -141,11 +152,21 @@ def _changes(layer: str, parts: Mapping[str, Tensor], scale: float, file_name: s
     if len({target for target, _ in found}) < len(found):
         raise UnsupportedModelError(f"{file_name} changes {shown(layer)} in two ways; give a file with one LoRA")
     if any(change.made() is None for _, change in found):
-        sides = " and ".join(str(list(tensor.shape)) for what, tensor in parts.items() if what != ALPHA)
+        sides = " and ".join(str(list(tensor.shape)) for what, tensor in parts.items() if what not in (ALPHA, SCALE))
         raise UnsupportedModelError(
             f"{file_name} has {sides} for {shown(layer)}, which make no product; take another copy of this file"
         )
     return dict(found)
+
+
+def _stacked(parts: Mapping[str, Tensor], scale: float) -> Stacked | None:
+    """Of a matrix that several layers were joined in; None: it is no such, or some of it are not there. Rows of `down` are shared
+    out evenly."""
+    names = [f"{UP_OF}{number}" for number in range(sum(what.startswith(UP_OF) for what in parts))]
+    ups, down = [parts[name] for name in names if name in parts], parts.get(DOWN)
+    if not ups or len(ups) < len(names) or down is None or down.ndim < 2 or down.shape[0] % len(ups):
+        return None
+    return Stacked(tuple(LowRank(rows, up, scale) for rows, up in zip(down.chunk(len(ups)), ups, strict=True)))
 
 
 def _factor(parts: Mapping[str, Tensor], name: str) -> tuple[Tensor, ...]:

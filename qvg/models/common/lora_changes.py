@@ -1,5 +1,6 @@
 """What a LoRA file may add to a tensor, of the kinds that are sums: a product of two matrices, two such products multiplied
-entry by entry (LoHa) or by Kronecker (LoKr), or the difference itself.
+entry by entry (LoHa) or by Kronecker (LoKr), or the difference itself; and several products, one below the other, for a matrix
+that several layers were joined in.
 
 `parts` are the tensors by the names that ComfyUI's own LoRA code knows, for its weight patches.
 """
@@ -69,6 +70,35 @@ class LowRank:
 
     def difference(self) -> Tensor:
         return self.scale * (_flat(self.up) @ _flat(self.down))
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One below the other, each of some rows of a matrix, in order."""
+
+    changes: tuple[LowRank, ...]
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """As one product, whose `up` is zero off the diagonal: so many times as large. See `rows`."""
+        up = torch.block_diag(*(change.up for change in self.changes))
+        return LowRank(torch.cat([change.down for change in self.changes]), up, self.changes[0].scale).parts
+
+    @property
+    def rows(self) -> list[tuple[int, int, LowRank]]:
+        """First row, how many, and what is added to them."""
+        counts = [change.up.shape[0] for change in self.changes]
+        return [(sum(counts[:at]), count, change) for at, (count, change) in enumerate(zip(counts, self.changes, strict=True))]
+
+    def made(self) -> list[int] | None:
+        sides = [change.made() for change in self.changes]
+        known = [side for side in sides if side is not None]
+        if len(known) < len(sides) or len({side[1] for side in known}) > 1:
+            return None
+        return [sum(side[0] for side in known), known[0][1]]
+
+    def difference(self) -> Tensor:
+        return torch.cat([change.difference() for change in self.changes])
 
 
 @dataclass(frozen=True)

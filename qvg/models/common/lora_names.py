@@ -1,7 +1,8 @@
 """Names in LoRA files of every trainer whose files ComfyUI takes, and of PEFT and Diffusers: which part of which layer.
 
 In front of a layer stand words for the model, `diffusion_model.`, `base_model.model.`, `transformer.`; kohya's trainers write
-`lora_unet_` and the layer with underscores for dots. Behind it stands what the tensor is.
+`lora_unet_` and the layer with underscores for dots, LongCat-Video's authors `lora___lorahyphen___` and that word for dots.
+Behind it stands what the tensor is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 DOWN, UP, UP_BIAS, ALPHA = "down", "up", "up_bias", "alpha"
+# Of LongCat-Video's own: alpha / rank; and an `up` for each of the layers that a matrix was joined of, by their numbers.
+SCALE, UP_OF = "alpha_scale", "up of "
+# What it writes for the dots of a layer's name, and in front of it.
+_HYPHEN = "___lorahyphen___"
+_JOINED = re.compile(r"^(?P<layer>.+)\.lora_up\.blocks\.(?P<number>\d{1,3})\.weight$")
 _WAYS = {"A": DOWN, "down": DOWN, "B": UP, "up": UP}
 # PEFT puts an adapter's name behind: lora_A.default.weight.
 _ADAPTER = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"
@@ -20,7 +26,7 @@ _LORA = (
     re.compile(r"^(?P<layer>.+)\.lora_linear_layer\.(?P<way>down|up)\.(?P<what>weight)$"),
 )
 _OTHERS = re.compile(
-    rf"^(?P<layer>.+)\.(?P<what>alpha|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|diff|diff_[bm]|w_norm|b_norm){_ADAPTER}$"
+    rf"^(?P<layer>.+)\.(?P<what>alpha|alpha_scale|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|diff|diff_[bm]|w_norm|b_norm){_ADAPTER}$"
 )
 # What is more than a sum, and what it is called.
 _NO_SUMS = (
@@ -55,6 +61,10 @@ class Part:
 
 def part_of(name: str) -> Part | None:
     """None: not of a kind that is added to weights."""
+    if _HYPHEN in name:
+        name = name.removeprefix(f"lora{_HYPHEN}").replace(_HYPHEN, ".")
+    if joined := _JOINED.match(name):
+        return Part(joined["layer"], f"{UP_OF}{int(joined['number'])}")
     for pattern in _LORA:
         if found := pattern.match(name):
             adapter, way = found.groupdict().get("adapter") or "", _WAYS[found["way"]]

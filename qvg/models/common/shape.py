@@ -19,7 +19,10 @@ class NetworkShape:
     its layers' description. `by_layer`: whether a layer's block is committed before the next layer makes its own, and the exact
     cache read by ComfyUI's attention, as in ComfyUI's own networks. `sizes`: width and height of its videos, where it makes no
     others. `context_frames`: of a world, earlier latent frames that a chunk was trained to see, which World Sampler's mode vendor
-    runs again before every chunk; None for other models. `most_frames`: latent frames at which a session ends.
+    runs again before every chunk; None for other models. `most_frames`: latent frames at which a session ends. `segment_frames`:
+    of a model that makes a video in segments, latent frames of one; `condition_frames` of them, at its beginning, are there
+    already, and they are all that it remembers. `branches`: texts that run side by side under guidance. `keeps_prompt`: whether a
+    prompt's keys and values stay for a run.
     """
 
     title: str
@@ -45,6 +48,11 @@ class NetworkShape:
     sizes: tuple[int, int] | None = None
     context_frames: int | None = None
     most_frames: int | None = None
+    segment_frames: int | None = None
+    condition_frames: int = 0
+    branches: int = 1
+    keeps_prompt: bool = True
+    pictures_per_second: int = 16
 
     @property
     def width(self) -> int:

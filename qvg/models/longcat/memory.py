@@ -18,6 +18,7 @@ from ...cache import KVCache
 from ...config import QVGConfig
 from ...errors import CacheError, ConfigError
 from ...positions.rope import GridRope, rotate
+from ..common.condition import condition_config as condition_config
 from .config import LongCatConfig
 
 SDPA = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -135,17 +136,6 @@ class _Record:
             k = rotate(k, self._cache.positions.block_rotation(k))
         self._cache.layers[layer].append(k, v)
         self._cache.commit_layer(layer)
-
-
-def condition_config(config: QVGConfig, condition_frames: int) -> QVGConfig:
-    """The settings of a memory that is written once: one span of everything, nothing of it exact beside. ConfigError where tokens
-    are to be merged: what comes at once waits for nothing to be compared with."""
-    if config.merges:
-        raise ConfigError(
-            f"merge {config.merge:g} does not go with LongCat-Video, whose memory is made once for a segment and does not grow; "
-            "use merge 0"
-        )
-    return config.with_changes(sink_frames=0, recent_frames=0, span_frames=condition_frames, window_frames=None)
 
 
 def places(first_frame: int, frames: int) -> Sequence[tuple[float, float, float]]:

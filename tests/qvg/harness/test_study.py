@@ -23,7 +23,6 @@ from comfyui_qvg.qvg.harness.plan import StudyPlan, load_plan, read_plan
 from comfyui_qvg.qvg.harness.published import read_published
 from comfyui_qvg.qvg.harness.statistics import paired, sign_test
 from comfyui_qvg.qvg.harness.store import Store
-from comfyui_qvg.qvg.harness.targets import LONGCAT
 from comfyui_qvg.qvg.harness.videos import closeness, drift
 from comfyui_qvg.qvg.harness.work import batches, check, counted, perform
 
@@ -96,7 +95,6 @@ def test_what_is_wrong_in_a_plan_is_one_sentence(changes: dict[str, Any], said: 
 def test_what_no_target_can_make_is_said_before_anything_is_made(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check(plan(**changes))
-    assert "73" in LONGCAT
 
 
 def test_a_plan_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

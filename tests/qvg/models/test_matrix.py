@@ -17,7 +17,7 @@ from comfyui_qvg.qvg.models.worldplay_wan.names import wan_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ... import golden_worldplay, golden_worldplay_hunyuan
+from ... import golden_worldplay, golden_worldplay_hunyuan, tiny_longcat
 from ...integration import tiny_wan
 from ...untrained_film import untrained
 from .common.test_shards import split
@@ -35,6 +35,10 @@ def wan() -> Tensors:
 def ours(tensors: Tensors) -> Tensors:
     """WorldPlay 5B by ComfyUI's names."""
     return wan_names(tensors)
+
+
+def longcat() -> Tensors:
+    return tiny_longcat.state_dict(1, tiny_longcat.sizes(text=32))
 
 
 def film() -> Tensors:
@@ -65,6 +69,8 @@ KINDS = {
     "worldplay 5B": Kind("worldplay-wan", False, "model", golden_worldplay.weights),
     "worldplay 5B, ComfyUI's names": Kind("worldplay-wan", False, "world", lambda: ours(golden_worldplay.weights())),
     "worldplay 8B": Kind("worldplay-hunyuan", False, "worldplay_8b_rl", golden_worldplay_hunyuan.weights),
+    "longcat": Kind("longcat", False, "diffusion_pytorch_model", lambda: longcat()),
+    "longcat, repacked": Kind("longcat", False, "LongCat_TI2V_comfy", lambda: tiny_longcat.repacked(longcat())),
 }
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from comfyui_qvg.qvg import ConfigError, QVGConfig
-from comfyui_qvg.qvg.models.longcat import ConditionCache, LongCat, LongCatSettings, SegmentFrames, load_longcat
+from comfyui_qvg.qvg.models.longcat import (
+    ConditionCache,
+    LongCat,
+    LongCatConfig,
+    LongCatSettings,
+    SegmentFrames,
+    load_longcat,
+)
+from comfyui_qvg.qvg.models.longcat.memory import condition_config
 from comfyui_qvg.qvg.sampling.longcat import (
     LongCatDenoiser,
     SegmentPlan,
@@ -16,6 +24,7 @@ from comfyui_qvg.qvg.sampling.longcat import (
     segment_noise,
     through_pictures,
 )
+from comfyui_qvg.qvg.sampling.longcat_protocol import FRAMES, QVG_PAPER, run_protocol
 from torch import Tensor
 
 from ... import golden_longcat as given
@@ -173,3 +182,35 @@ def test_what_does_not_go_is_refused(model: LongCat, texts: Texts) -> None:
         SegmentPlan([], SegmentFrames(), LongCatSettings(), EXACT)
     with pytest.raises(ConfigError, match="0 pictures"):
         SegmentPlan([texts, texts], SegmentFrames(condition=0), LongCatSettings(), EXACT)
+
+
+def test_the_papers_protocol(model: LongCat, texts: Texts) -> None:
+    """On a tiny network: rows in order, bytes as predicted, the first new picture nearer to the exact one than all are apart."""
+    frames = SegmentFrames(21, 13)
+    denoiser = LongCatDenoiser(model, Texts(texts.prompt), LongCatSettings(4, 1.0, enhance_hf=False))
+    condition = given.condition("continue").transpose(1, 2)
+    shown: list[Tensor] = []
+
+    def decode(latents: Tensor) -> Tensor:
+        shown.append(latents)
+        colours = (latents[0, :, :3].movedim(1, -1) / 8 + 0.5).clamp(0, 1)
+        return torch.cat([colours[:1], colours[1:].repeat_interleave(4, 0)])
+
+    methods = {"exact": EXACT, "qvg": QVGConfig(clusters=16), "near-exact": QVGConfig.preset("near-exact")}
+    exact, qvg, near = run_protocol(denoiser, condition, methods, decode, frames)
+    assert exact.first_psnr_db == exact.all_psnr_db == 100 and len(shown) == 4
+    assert 100 > near.all_psnr_db > qvg.all_psnr_db > 10 and near.first_psnr_db > qvg.first_psnr_db
+    spec = model.config.condition_spec(ROWS, COLS, CONDITION)
+    assert qvg.cache_bytes == spec.predict(condition_config(methods["qvg"], CONDITION), CONDITION).total
+    assert qvg.exact_bytes == spec.exact_bytes(CONDITION) and qvg.ratio == qvg.exact_bytes / qvg.cache_bytes
+    with pytest.raises(ConfigError, match="73 pictures are 19; encode as many"):
+        next(run_protocol(denoiser, condition, methods, decode))
+    with pytest.raises(ConfigError, match="made 5 pictures of a segment of 21"):
+        next(run_protocol(denoiser, condition, methods, lambda latents: decode(latents)[:5], frames))
+
+
+def test_the_papers_settings_are_its_bytes() -> None:
+    spec = LongCatConfig().condition_spec(60, 104, FRAMES.condition_latents)
+    found = spec.predict(condition_config(QVG_PAPER, 19), 19)
+    assert found.total == 48 * 70_587_904 and round(found.total / 48 / 2**20, 3) == 67.318
+    assert FRAMES.new_pictures == 20
