@@ -88,7 +88,7 @@ def test_one_worker_is_killed_and_another_joins(cluster: Cluster, tmp_path: Path
 
 def test_a_video_that_fails_is_told_and_the_others_go_on(cluster: Cluster, tmp_path: Path) -> None:
     asked, store = (
-        plan(targets=[{"kind": "world"}], prompts=["d-4,a-4", "no path"], frames=[6], methods=["balanced"]),
+        plan(targets=[{"kind": "world"}], prompts=["d-4,a-4", "no path"], frames=[6], methods=["RTN_INT4"]),
         Store(tmp_path),
     )
     store.prepare(asked)
