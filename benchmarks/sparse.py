@@ -28,8 +28,8 @@ import bootstrap_package  # noqa: F401
 import merge
 from comfyui_qvg.qvg import PRESETS, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values
-from comfyui_qvg.qvg.demo.command import STEP_PIXELS, picture, plan_walk, settings
-from comfyui_qvg.qvg.models.demo_world import DemoWorld, DemoWorldDenoiser, load_demo_world
+from comfyui_qvg.qvg.demo.walk import picture, plan_walk, settings
+from comfyui_qvg.qvg.models.demo_world import STEP_PIXELS, DemoWorld, DemoWorldDenoiser, load_demo_world
 from comfyui_qvg.qvg.models.demo_world.painted_map import paint
 from comfyui_qvg.qvg.sampling import SamplerSettings, generate
 from rows import conditions, report

@@ -8,15 +8,14 @@ from ..qvg import PRESETS, QVGConfig
 from ..qvg.attention.prompt import RULES
 from ..qvg.config import MERGE_KEYS, OFFLOADS, TRANSFORMS, require_bits
 from ..qvg.errors import ConfigError
-from ..qvg.study.registry import STUDY, study_method
+from ..qvg.study.registry import study_method
 from ..qvg.study.shipped import SHIPPED
+from ..qvg.study.verdict import MENU, UNKNOWN, VERDICTS, by_verdict, with_bits
 from .api import CATEGORY, io
 from .widgets import Node, number, unknown_mode
 
 # What people see first is what most of them want.
 CHOICES = ("preset", "custom", "exact", "klt", "kivi", "quarot", "rtn", "study")
-# What reuses the denoiser's velocity changes nothing of the cache.
-STUDY_MENU = (*(method.name for method in STUDY if not method.reuse and method.name != "BF16"), *SHIPPED)
 _DEFAULT = QVGConfig()
 
 
@@ -158,12 +157,19 @@ def _study_config(name: str, advanced: dict[str, Any]) -> QVGConfig:
 def _study_input() -> Any:
     return io.Combo.Input(
         "method",
-        options=list(STUDY_MENU),
+        options=list(MENU),
         default="FLOWCACHE_SOFT_PRUNE_INT4",
-        tooltip="To compare with. Names of arXiv 2603.27469, corrected: INT4 takes 3.2 times less than exact, INT2 5.3 times and "
-        "pictures suffer; FLOWCACHE_SOFT_PRUNE_INT4 5.5 times, old frames as one token. Then what others ship: NVFP4 3.6 times, "
-        "FP8 2 times. Methods that reuse steps are in the library only.",
+        tooltip="To compare with; names of arXiv 2603.27469, corrected, and what others ship. Bits per value (exact: 16), by how "
+        f"near to exact the demo world came: {_verdicts()}. Methods that reuse steps are in the library only.",
     )
+
+
+def _verdicts() -> str:
+    """Of all methods in the menu, out of rows."""
+    least = dict(VERDICTS)
+    said = {words: f"{words} ({least[words]:.0f} dB)" if least.get(words) else words for words in by_verdict()}
+    known = [f"{said[words]}: {with_bits(names)}" for words, names in by_verdict().items() if words != UNKNOWN]
+    return "; ".join(known) + (f"; the others were {UNKNOWN}" if UNKNOWN in said else "")
 
 
 def _preset_input() -> Any:

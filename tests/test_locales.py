@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -73,6 +74,13 @@ def test_it_is_a_translation(language: str) -> None:
     assert [at for at, text in long.items() if text == english[at]] == []
     if language in SCRIPTS:
         assert [at for at, text in long.items() if len(re.findall(SCRIPTS[language], text)) < 4] == []
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
+def test_verdicts_of_the_study_are_those_of_its_rows(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    made = importlib.import_module("verdict_texts").tooltip(language)
+    assert texts(language)["QVGKVCache"]["inputs"]["cache_method"]["tooltip"] == made, "run tools/update_locales.py --schemas"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -1,10 +1,16 @@
-"""Tables of docs/methods.md out of benchmarks/results: what others ship on the demo world, and what the paper takes apart."""
+"""Tables of docs/methods.md and docs/quality.md out of benchmarks/results: what others ship on the demo world, the study's
+methods, verdicts for menus, and what the paper takes apart."""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
 from pathlib import Path
+
+from comfyui_qvg.qvg.study.bytes import ratio
+from comfyui_qvg.qvg.study.registry import STUDY, study_method
+from comfyui_qvg.qvg.study.shipped import SHIPPED
+from comfyui_qvg.qvg.study.verdict import MENU, VERDICTS, Measured, by_verdict
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 _LABELS = {
@@ -37,6 +43,58 @@ def shipped() -> str:
             f"{float(row['revisit_db']):.1f} dB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _walked() -> dict[tuple[str, str, str], dict[str, str]]:
+    """Rows of the study by model, method and form."""
+    return {(row["model"], row["method"], row["form"]): row for row in _rows("study")}
+
+
+def study_rows() -> str:
+    """The study's methods on both instruments, corrected and as published; those with the fewest bits first."""
+    found = _walked()
+    kinds = [(model, form) for model in ("demo world", "demo film") for form in ("node", "corrected", "published")]
+    lines = [
+        "| method | bits per value | world, by the node | corrected | as published | film, by the node | corrected "
+        "| as published |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in sorted(STUDY, key=lambda method: -ratio(method)):
+        cells = {kind: found.get((kind[0], method.name, kind[1])) for kind in kinds}
+        decibels = [f"{float(row['psnr_db']):.1f} dB" if row else "–" for row in cells.values()]
+        lines.append(f"| `{method.name}` | {16 / ratio(method):.2f} | {' | '.join(decibels)} |")
+    return "\n".join(lines)
+
+
+def _measured() -> dict[str, Measured]:
+    """Of the menu's methods, in its order."""
+    walked, others, found = _walked(), {row["preset"]: row for row in _rows("shipped")}, dict[str, Measured]()
+    for name in MENU:
+        if name in SHIPPED:
+            bits, row = float(others[name]["bits_per_value_amortised"]), others[name]
+        else:
+            method = study_method(name)
+            bits, row = 16 / ratio(method), walked.get(("demo world", name, "node"))
+            if row is None and not method.plain:  # both forms are the same run
+                row = walked.get(("demo world", name, "corrected"))
+        found[name] = Measured(round(bits, 2), round(float(row["psnr_db"]), 1) if row else None)
+    return found
+
+
+def measured() -> str:
+    """Of `qvg/study/verdict.py`."""
+    lines = [f'    "{name}": Measured({bits}, {psnr_db}),' for name, (bits, psnr_db) in _measured().items()]
+    return "\n".join(["MEASURED: dict[str, Measured] = {", *lines, "}"])
+
+
+def verdicts() -> str:
+    """Of the node's help: a line per verdict."""
+    found, least = _measured(), dict(VERDICTS)
+    lines = ["| PSNR to exact, demo world | methods, with bits per value |", "|---|---|"]
+    for words, names in by_verdict(found).items():
+        said = f"{words}, {least[words]:.0f} dB and more" if least.get(words) else words
+        lines.append(f"| {said} | {', '.join(f'`{name}` {found[name].bits:.2f}' for name in names)} |")
     return "\n".join(lines)
 
 

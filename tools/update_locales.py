@@ -2,7 +2,8 @@
 
     python tools/update_locales.py [--schemas]
 
-Writes locales/en/nodeDefs.json, deletes from the other languages what is of nothing any more, and lists what is to be translated.
+Writes locales/en/nodeDefs.json and, in every language, the verdicts of the study's menu, deletes from the other languages what is
+of nothing any more, and lists what is to be translated.
 With --schemas it first writes object_info.json anew from the nodes, whose menus and texts follow the models' registry.
 """
 
@@ -84,6 +85,10 @@ def main() -> None:
         file = folder / "nodeDefs.json"
         texts = truth if folder.name == "en" else json.loads(file.read_text(encoding="utf-8"))
         texts = _without(texts, keys(texts) - keys(truth))
+        if folder.name != "en":
+            texts["QVGKVCache"]["inputs"]["cache_method"]["tooltip"] = importlib.import_module("verdict_texts").tooltip(
+                folder.name
+            )
         file.write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         for key in sorted(keys(truth) - keys(texts)):
             print(f"{folder.name}: {key} is to be translated")

@@ -1,9 +1,10 @@
-"""Write the parts of README.md and docs/ that are made: tables out of the registry and of what was measured, the house's picture.
+"""Write the parts of README.md, docs/ and a few others that are made: tables out of the registry and of what was measured, the
+house's picture.
 
     python tools/write_docs.py            writes them
     python tools/write_docs.py --check    exit code 1 where one is out of date, and writes nothing
 
-A made part stands between `<!-- made by tools/write_docs.py: NAME -->` and `<!-- end -->`.
+A made part stands between `<!-- made by tools/write_docs.py: NAME -->` and `<!-- end -->`, in code behind `#`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from comfyui_qvg.qvg.study.table import study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PART = re.compile(r"(<!-- made by tools/write_docs\.py: (\w+) -->\n)(?:(?!<!-- ).*\n)*(<!-- end -->)")
+PART = re.compile(r"((?:<!--|#) made by tools/write_docs\.py: (\w+)(?: -->)?\n)(?:(?!<!-- |# end).*\n)*(<!-- end -->|# end)")
 
 BALANCED = "balanced"
 # What methods are called on the page, in the order of the table; those that are not here are not shown.
@@ -287,6 +288,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "sparse": sparse,
     "study": study_table,
     "shipped": compared_tables.shipped,
+    "measured": compared_tables.measured,
+    "verdicts": compared_tables.verdicts,
+    "study_rows": compared_tables.study_rows,
     "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,
@@ -294,14 +298,16 @@ PARTS: dict[str, Callable[[], str]] = {
     "instructions": instructions,
     "costs": cost_tables.costs,
     "anchors": cost_tables.anchor_table,
+    "launches": cost_tables.launches,
     "house": architecture.picture,
     "rooms": architecture.table,
 }
 
 
 def pages() -> list[Path]:
-    """Those that may have made parts."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """Those that may have made parts; what others are made of comes first."""
+    code = ROOT / "qvg" / "study" / "verdict.py"
+    return [code, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web" / "docs").glob("*.md"))]
 
 
 def renewed(text: str) -> str:

@@ -51,12 +51,14 @@ def _add_study(topics: argparse._SubParsersAction[Any]) -> None:
     study = topics.add_parser(
         "study",
         help="the 33 methods of arXiv 2603.27469 and what others ship, on the demo world",
-        description="Walk with every method, corrected and as published. Writes study.csv after every walk. A run that was "
-        "broken off goes on there.",
+        description="Walk with every method: corrected, as published, and as QVG KV Cache sets it. Writes study.csv after every "
+        "walk. A run that was broken off goes on there.",
     )
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
     study.add_argument("--methods", metavar="LIST", help="names separated by semicolons; default all")
-    study.add_argument("--forms", metavar="LIST", help="corrected, published; default both")
+    study.add_argument(
+        "--forms", metavar="LIST", help="corrected, published, node (corrected, with the node's exact frames); default all"
+    )
     study.add_argument("--worlds", type=int, default=2, metavar="N", help="worlds to walk through; default 2")
     study.add_argument("--model", default="world", metavar="NAME", help="world or film: what the methods are judged on")
     study.add_argument("--frames", type=int, metavar="N", help="latent frames of each; default 54, of films 60")

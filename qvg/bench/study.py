@@ -1,4 +1,4 @@
-"""`qvg bench study`: the 33 methods on the demo world or the demo film, corrected and as published -> study.csv."""
+"""`qvg bench study`: the 33 methods on the demo world or the demo film, corrected, as published, by the node -> study.csv."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..config import QVGConfig
 from ..errors import ConfigError, MediaError, quoted, shown
 from ..files import written_whole
 from ..models.demo_film.directions import BLOCK_FRAMES
+from ..study.method import StudyMethod
 from ..study.published_plan import published_ratio
 from ..study.registry import STUDY, study_method
 from ..study.run import StudyRun
@@ -27,7 +29,9 @@ from .walks import DEMO_WORLD, PATHS, Walker, cases
 
 FRAMES, WORLDS = 54, 2
 MOST_WORLDS = 1000
-FORMS = ("corrected", "published")
+# "node": corrected, as QVG KV Cache sets it, which keeps the first frame and the newest three exact where a method does not
+# decide itself what is exact.
+FORMS = ("corrected", "published", "node")
 MODELS = ("world", "film")
 # Beside the study's rows: what others ship, and what they are all measured against.
 BESIDE = ("qvg, asymmetric", "balanced", *(method.name for method in SHIPPED))
@@ -51,7 +55,7 @@ def bench_study(
         raise ConfigError(f"model is {quoted(model)}, but must be one of {', '.join(MODELS)}; leave it out for the world")
     for form in forms:
         if form not in FORMS:
-            raise ConfigError(f"form is {quoted(form)}, but must be one of {', '.join(FORMS)}; leave it out for both")
+            raise ConfigError(f"form is {quoted(form)}, but must be one of {', '.join(FORMS)}; leave it out for all")
     work = chosen(names, forms)
     try:
         (out / "walks").mkdir(parents=True, exist_ok=True)
@@ -68,7 +72,7 @@ def bench_study(
             for key, settings in work.items():
                 same = settings.same_as if isinstance(settings, StudyRun) else settings
                 found[key][case] = judge.compare(case, same)
-                write_rows(found, out / "study.csv", instrument)
+                write_rows(found, out / "study.csv", instrument, judge.weights)
                 bar.update()
     print(f"wrote {out / 'study.csv'}")
     return 0
@@ -96,12 +100,21 @@ def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], 
         if name in others:
             work[name, "shipped"] = others[name]
             continue
-        work |= {(name, form): StudyRun(study_method(name), form == "published") for form in forms}
+        work |= {(name, form): in_form(study_method(name), form) for form in forms}
     return work
 
 
-def study_row(name: str, form: str, results: dict[Any, WalkResult], instrument: Instrument) -> dict[str, Any]:
-    """One method in one form, over the walks or films that it has made. `revisit_db` of a film is against the real one."""
+def in_form(method: StudyMethod, form: str) -> Settings:
+    """A method's memory in one of FORMS."""
+    if form == "node" and method.plain and not method.reuse:
+        exact = QVGConfig()
+        return method.coding.config().with_changes(sink_frames=exact.sink_frames, recent_frames=exact.recent_frames)
+    return StudyRun(method, form == "published")
+
+
+def study_row(name: str, form: str, results: dict[Any, WalkResult], instrument: Instrument, weights: str) -> dict[str, Any]:
+    """One method in one form, over the walks or films that it has made. `revisit_db` of a film is against the real one;
+    `weights`: the SHA-256 of the model's file, of which a row has the beginning."""
     given, walks = instrument.given_frames, list(results.values())
     frames = {case.frames for case in results}
     psnr = bootstrap_mean([walk.psnr_db(given) for walk in walks])
@@ -132,12 +145,13 @@ def study_row(name: str, form: str, results: dict[Any, WalkResult], instrument: 
         "frames": max(frames),
         "seeds": " ".join(str(seed) for seed in sorted({case.seed for case in results})),
         "seconds_per_frame": round(float(np.mean([walk.seconds_per_frame for walk in walks])), 3),
+        "weights": weights[:12],
     }
 
 
-def write_rows(found: dict[tuple[str, str], dict[Any, WalkResult]], path: Path, instrument: Instrument) -> None:
+def write_rows(found: dict[tuple[str, str], dict[Any, WalkResult]], path: Path, instrument: Instrument, weights: str) -> None:
     """Those that have at least one walk. The file appears whole or not at all."""
-    rows = [study_row(*key, results, instrument) for key, results in found.items() if results]
+    rows = [study_row(*key, results, instrument, weights) for key, results in found.items() if results]
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

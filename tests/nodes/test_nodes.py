@@ -172,7 +172,7 @@ def test_settings_of_a_mode_that_do_not_fit_the_model(
 def test_the_study_s_menu_makes_the_method_s_own_cache(part: Any, name: str) -> None:
     """Those that reuse the denoiser are not in the menu, and what keeps everything exact has a mode of its own."""
     offered = name in SHIPPED or not (study_method(name).reuse or name == "BF16")
-    assert (name in part("cache").STUDY_MENU) == offered
+    assert (name in part("cache").MENU) == offered
     if not offered:
         return
     choice = {"cache": "study", "method": name}

@@ -16,9 +16,9 @@ from torch import Tensor
 
 
 def test_what_is_walked_and_what_is_walked_once() -> None:
-    """66 rows and those beside them; corrected, REFRESH and tiers of one coding are other names of plain methods."""
+    """99 rows and those beside them; corrected, REFRESH and tiers of one coding are other names of plain methods."""
     work = chosen((), FORMS)
-    assert len([key for key in work if key[1] != "shipped"]) == 2 * len(STUDY) and ("NVFP4", "shipped") in work
+    assert len([key for key in work if key[1] != "shipped"]) == 3 * len(STUDY) and ("NVFP4", "shipped") in work
 
     def same(name: str, form: str) -> Settings:
         run = work[name, form]
@@ -27,6 +27,10 @@ def test_what_is_walked_and_what_is_walked_once() -> None:
 
     for one, other in (("RTN_INT4", "RTN_INT4_REFRESH"), ("RTN_INT4", "AGE_TIER_INT4"), ("KIVI_INT4", "KIVI_INT4_REFRESH")):
         assert same(one, "corrected") == same(other, "corrected") and same(one, "published") != same(other, "published")
+    for name in ("AGE_TIER_INT2", "FLOWCACHE_NATIVE"):
+        assert same(name, "node") == same(name, "corrected")
+    set_by_node = work["RTN_INT4", "node"]
+    assert isinstance(set_by_node, QVGConfig) and (set_by_node.sink_frames, set_by_node.recent_frames) == (1, 3)
     assert same("FLOWCACHE_SOFT_PRUNE_INT4", "corrected") != same("FLOWCACHE_NATIVE_SOFT_PRUNE_INT4", "corrected")
     assert same("FLOWCACHE_SOFT_PRUNE_INT4", "corrected") != same("FLOWCACHE_PRUNE_INT4", "corrected")
 
@@ -35,7 +39,7 @@ def test_what_is_walked_and_what_is_walked_once() -> None:
     ("changes", "message"),
     [
         ({"names": ["RTN_INT5"]}, "method is 'RTN_INT5', but the study has"),
-        ({"forms": ["mended"]}, "form is 'mended', but must be one of corrected, published"),
+        ({"forms": ["mended"]}, "form is 'mended', but must be one of corrected, published, node; leave it out for all"),
         ({"worlds": 0}, "worlds is 0"),
         ({"paths": 3}, "paths is 3, but 1 to 2"),
         ({"model": "photo"}, "model is 'photo', but must be one of world, film"),
@@ -60,12 +64,17 @@ def test_the_command_walks_writes_and_goes_on(tmp_path: Path) -> None:
     assert list(rows) == [
         ("RTN_INT2", "corrected"),
         ("RTN_INT2", "published"),
+        ("RTN_INT2", "node"),
         ("FLOWCACHE_SOFT_PRUNE_INT4", "corrected"),
         ("FLOWCACHE_SOFT_PRUNE_INT4", "published"),
+        ("FLOWCACHE_SOFT_PRUNE_INT4", "node"),
     ]
     # 64 tokens are four whole groups of 16, so corrected ratios are what the core says; everything is counted at the end.
     assert rows["RTN_INT2", "corrected"]["ratio"] == "5.333" and rows["RTN_INT2", "published"]["ratio"] == "5.333"
     assert float(rows["FLOWCACHE_SOFT_PRUNE_INT4", "corrected"]["psnr_db"]) > 20
+    # Four of eight frames exact: 16 and 3 bits per value, 9.5 on average.
+    assert rows["RTN_INT2", "node"]["bits_per_value"] == "9.5" and float(rows["RTN_INT2", "node"]["psnr_db"]) > 20
+    assert len({row["weights"] for row in rows.values()}) == 1 and len(rows["RTN_INT2", "node"]["weights"]) == 12
 
 
 class _Denoiser:
