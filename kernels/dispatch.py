@@ -29,6 +29,7 @@ OPS = (
     "reconstruct",
     "coefficients",
     "spans",
+    "code_spans",
     "attention",
     "direct",
     "direct_coefficients",

@@ -5,6 +5,7 @@ The error is about 1/400 of a vector's largest component; E4M3, with three manti
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,9 +23,9 @@ class Rows8(NamedTuple):
     values: Tensor
     scales: Tensor
 
-    def dequantize(self) -> Tensor:
-        """-> float32 [..., N, D]."""
-        return self.values.float() * self.scales.float()[..., None]
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """-> [..., N, D] in float32, or float64: exact in both, eight bits times eleven."""
+        return self.values * self.scales.to(dtype)[..., None]
 
 
 def quantize_rows(x: Tensor) -> Rows8:
@@ -47,17 +48,24 @@ def synthesis(directions: Tensor | None, scales: Tensor) -> Tensor:
     return hadamard(scales.shape[-1]).to(scales.device) * scales.float()[..., None, :]
 
 
-def dual_rows(rows: Tensor) -> Tensor:
+def dual_rows(rows: Tensor, squares: Tensor | None = None) -> Tensor:
     """Rows [..., R, D] that are nearly at right angles -> the dual ones: inner products with them are the coefficients of the
-    nearest sum of `rows` (least squares). In the type of `rows`."""
-    norms = rows.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-30)
+    nearest sum of `rows` (least squares). In the type of `rows`. `squares`: their lengths squared [..., R], if they are known."""
+    squares = rows.square().sum(-1) if squares is None else squares
+    norms = squares[..., None].sqrt().clamp(min=1e-30)
     unit = rows / norms
     gram = torch.matmul(unit, unit.transpose(-1, -2))
-    even = torch.eye(gram.shape[-1], dtype=rows.dtype, device=rows.device)
+    twice = _twice_one(gram.shape[-1], rows.dtype, rows.device)
     # Two of Newton's steps towards the inverse of a matrix that is nearly 1: what eight-bit rounding left (1e-2) falls to 1e-8.
-    inverse = 2 * even - gram
-    inverse = torch.matmul(inverse, 2 * even - torch.matmul(gram, inverse))
+    inverse = twice - gram
+    inverse = torch.matmul(inverse, twice - torch.matmul(gram, inverse))
     return torch.matmul(inverse, unit) / norms
+
+
+@lru_cache(maxsize=32)
+def _twice_one(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Twice the unit matrix."""
+    return 2 * torch.eye(size, dtype=dtype, device=device)
 
 
 def _next_up(x: Tensor) -> Tensor:

@@ -107,6 +107,34 @@ def test_what_a_kernel_stores_to_is_read_from_its_source(tools: None) -> None:
     assert all(found.values()), found
 
 
+def test_of_a_table_the_tokens_of_a_tile_are_counted(tools: None) -> None:
+    """Two stretches of 100 tokens, of which the second hides 60, and two of three heads: of a tile from token 80 to 150 only 20
+    tokens are read and written, of all 200 tokens 140. A type that is said, and turns that are not, cost nothing."""
+    if reason := why_not():
+        pytest.skip(reason)
+    done = _python(
+        "import bootstrap_package, json, torch\n"
+        "from counting_pack import counting\n"
+        "from comfyui_qvg.kernels.spans import Place, StretchTable, Tiles, copy_stretches\n"
+        "rows = []\n"
+        "with torch.no_grad(), counting() as gpu:\n"
+        "    x = [torch.empty(1, 3, 100, 64, dtype=torch.bfloat16, device='cuda') for _ in range(4)]\n"
+        "    table = StretchTable(tuple(x[:2]), tuple(x[2:]), (Place(0), Place(100, 60)))\n"
+        "    table.rows\n"
+        "    for start, tokens in ((80, 70), (0, 200)):\n"
+        "        tiles = [torch.empty(1, 2, tokens, 64, device='cuda') for _ in range(2)]\n"
+        "        counts = gpu.counted(lambda: copy_stretches(table, (0, 2), Tiles(*tiles, start, 1)))\n"
+        "        rows.append([counts.read_bytes, counts.written_bytes])\n"
+        "print(json.dumps(rows))"
+    )
+    numbers, value = 2 * 2 * 7 * 8, 2 * 2 * 64  # the table; of a token, keys and values of two heads
+    first = 20  # tokens 100 to 150 of the second stretch are hidden
+    assert json.loads(done.stdout) == [
+        [numbers + first * value * 2, first * value * 4],
+        [numbers + (100 + 40) * value * 2, (100 + 40) * value * 4],
+    ]
+
+
 @pytest.mark.parametrize(
     ("found", "frozen", "says"),
     [

@@ -106,6 +106,7 @@ def test_commands_are_all_described() -> None:
     assert {
         "qvg demo",
         "qvg plan",
+        "qvg cards",
         "qvg run",
         "qvg convert",
         "qvg check-gpu",
@@ -113,7 +114,8 @@ def test_commands_are_all_described() -> None:
         "qvg bench study",
         "qvg bench ablations",
     } <= set(re.findall(r"^## (.*)$", TEXTS["commands.md"], re.MULTILINE))
-    assert {command.split()[1] for command in COMMANDS} == {"demo", "plan", "run", "convert", "check-gpu", "bench", "study"}
+    shown = {"demo", "plan", "cards", "run", "convert", "check-gpu", "bench", "study"}
+    assert {command.split()[1] for command in COMMANDS} == shown
 
 
 def test_a_plan_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

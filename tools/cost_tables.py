@@ -30,6 +30,27 @@ def costs() -> str:
     return "\n".join(lines)
 
 
+def launches() -> str:
+    """Kernels that one layer's call starts, and encoding keys and values of a span, by layout and preset; as they are frozen."""
+    frozen = launch_gate.read_frozen()
+    lines = [
+        "| layer | preset | exact | fast | direct | first span | next span | exact, GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for layout in LAYOUTS:
+        for preset in PRESETS:
+            reads = [frozen.get(f"{layout}/{preset}/{read}", {}).get("then") for read in launch_gate.READS]
+            commit = frozen.get(f"{layout}/{preset}/commit", {})
+            cells = [_launches(row) for row in (*reads, commit.get("first span"), commit.get("next span"))]
+            moved = "" if reads[0] is None else f"{(reads[0]['read'] + reads[0]['written']) / 1e9:.2f}"
+            lines.append(f"| {layout} | `{preset}` | {' | '.join(cells)} | {moved} |")
+    return "\n".join(lines)
+
+
+def _launches(row: dict[str, int] | None) -> str:
+    return "" if row is None else str(row["launches"])
+
+
 def anchor_table() -> str:
     """Every published number beside the model's."""
     lines = ["| what | published | model | miss | |", "|---|---|---|---|---|"]

@@ -17,11 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
+from counting_driver import driver
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -167,7 +166,7 @@ class CountingGpu(TorchDispatchMode):
         self._driver = contextlib.ExitStack()
 
     def __enter__(self) -> CountingGpu:
-        for patch in _driver():
+        for patch in driver():
             self._driver.enter_context(patch)
         super().__enter__()
         return self
@@ -191,10 +190,10 @@ class CountingGpu(TorchDispatchMode):
         call()
         return self.counts
 
-    def kernel(self, name: str, reads: list[Tensor], writes: list[Tensor], more_read: int = 0) -> None:
-        """One launch; `more_read` bytes are not those of whole tensors."""
+    def kernel(self, name: str, reads: list[Tensor], writes: list[Tensor], more_read: int = 0, share: float = 1.0) -> None:
+        """One launch; `more_read` bytes are not those of whole tensors, and a `share` of what is written is."""
         if not self._quiet:
-            read, written = traffic(reads) + more_read, traffic(writes)
+            read, written = traffic(reads) + more_read, int(traffic(writes) * share)
             self.counts.kernels[name] += 1
             self.counts.traffic[name] += read + written
             self.counts.read_bytes += read
@@ -339,6 +338,11 @@ def tensors_in(values: Any) -> list[Tensor]:
     return [x for value in values for x in tensors_in(value)] if isinstance(values, list | tuple) else []
 
 
+def at_address(address: int) -> Tensor:
+    """The tensor whose address was asked for."""
+    return _ADDRESSES[address]
+
+
 def pointed_to(tensors: list[Tensor]) -> list[Tensor]:
     """What tables of addresses among these lead to."""
     tables = [x.inner for x in tensors if isinstance(x, OnGpu) and x.dtype == torch.int64 and not x.inner.is_meta]
@@ -355,50 +359,3 @@ def traffic(tensors: list[Tensor]) -> int:
         key = (inner.untyped_storage()._cdata, inner.storage_offset(), *inner.shape, *inner.stride())
         seen[key] = size * inner.element_size()
     return sum(seen.values())
-
-
-# -------------------------------------------------------------------------------------------------------- instead of the driver
-
-
-class _Stream:
-    """A stream or an event: nothing to wait for."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        pass
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *arguments, **options: _Stream()
-
-
-def _driver() -> Iterator[Any]:
-    """torch.cuda."""
-    properties = SimpleNamespace(name="counting GPU", multi_processor_count=132, major=9, minor=0, warp_size=32)
-    nothing: Callable[..., Any] = lambda *arguments, **options: contextlib.nullcontext()  # noqa: E731
-    for name, stand_in in {
-        "_lazy_init": lambda: None,
-        "is_available": lambda: True,
-        "current_device": lambda: 0,
-        "device_count": lambda: 1,
-        "get_device_properties": lambda device=None: properties,
-        "get_device_capability": lambda device=None: (9, 0),
-        "get_device_name": lambda device=None: properties.name,
-        "current_stream": _Stream,
-        "Stream": _Stream,
-        "Event": _Stream,
-        "stream": nothing,
-        "device_of": nothing,
-        "synchronize": lambda device=None: None,
-    }.items():
-        yield mock.patch.object(torch.cuda, name, stand_in)
-    yield _lifting()
-
-
-@contextlib.contextmanager
-def _lifting() -> Iterator[None]:
-    """torch.tensor(..., device="cuda") makes its numbers on the host and copies them where the mode sees it."""
-    before = torch._C._only_lift_cpu_tensors()
-    torch._C._set_only_lift_cpu_tensors(True)
-    try:
-        yield
-    finally:
-        torch._C._set_only_lift_cpu_tensors(before)

@@ -4,8 +4,9 @@ like an H100, and attention by a library is one kernel.
     with counting() as gpu:
         counts = gpu.counted(lambda: cache.attend(0, q, k, v))
 
-What a Triton kernel reads and writes are its arguments: those that its source stores to (`stored_arguments.py`) and all others,
-and what tables of addresses lead to. With `values=True` its reference computes what it would have written.
+What a Triton kernel reads and writes are its arguments: those that its source stores to (`stored_arguments.py`) and all others;
+of what tables of addresses lead to, the tokens of its tile (`table_traffic.py`). With `values=True` its reference computes what
+it would have written.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from comfyui_qvg.kernels import dispatch
 from comfyui_qvg.kernels.attention import library
 from counting_gpu import CountingGpu, OnGpu, pointed_to, tensors_in, traffic
 from stored_arguments import stored_arguments
+from table_traffic import moved_by_table
 from torch import Tensor
 
 # Attention that every such card has: torch's, and our own.
@@ -79,20 +81,14 @@ def _launch(gpu: CountingGpu, kernel: Any, args: tuple[Any, ...], options: dict[
     for name, tensors in parts.items():
         if strangers := [x for x in tensors if not isinstance(x, OnGpu)]:
             raise RuntimeError(f"{kernel.__name__} got {name} on {strangers[0].device}; kernels read the GPU's memory alone")
-    reads = [x for name, tensors in parts.items() if name not in stored for x in tensors]
+    reads = {name: tensors for name, tensors in parts.items() if name not in stored}
     writes = [x for name, tensors in parts.items() if name in stored for x in tensors]
-    gpu.kernel(kernel.__name__.lstrip("_"), reads, writes, _found_in_tables(reads, options.get("grid")))
-
-
-def _found_in_tables(tables: list[Tensor], grid: Any) -> int:
-    """Bytes that addresses lead to. The pack's kernels have a program for every (batch row, head) along the grid's second axis:
-    where these are some of all, so much of each tensor is read."""
-    rows = grid[1] if isinstance(grid, tuple) and len(grid) > 1 else None
-    found = 0
-    for x in pointed_to(tables):
-        every = x.shape[0] * x.shape[1] if x.dim() > 2 else 1
-        found += traffic([x]) if rows is None or rows >= every else traffic([x]) * rows // every
-    return found
+    moved = moved_by_table(named, reads, options.get("grid"))
+    if moved is None:
+        whole = [x for tensors in reads.values() for x in tensors]
+        gpu.kernel(kernel.__name__.lstrip("_"), whole, writes, traffic(pointed_to(whole)))
+    else:
+        gpu.kernel(kernel.__name__.lstrip("_"), moved.reads, writes, moved.more, moved.share)
 
 
 def _backends(gpu: CountingGpu) -> Iterator[Any]:

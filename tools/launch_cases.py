@@ -19,6 +19,7 @@ from comfyui_qvg.qvg.codec import KeyValueCodecs, KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
 from comfyui_qvg.qvg.codec.klt_sizes import added_codewords, directions, first_codewords
+from comfyui_qvg.qvg.codec.klt_tables import Tables
 from comfyui_qvg.qvg.codec.span import Basis, Group, Span, TransformCodebook, TransformSpan
 from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.positions.projective import Projector
@@ -161,7 +162,7 @@ class _UncutKLT(KLTCodec):
         gains, ids = torch.empty(2, batch, heads, tokens, dtype=torch.uint8, device=x.device).unbind()
         return TransformSpan(codes, gains, ids, codebook)
 
-    def is_new(self, x: Tensor, known: TransformCodebook) -> bool:
+    def is_new(self, x: Tensor, known: TransformCodebook, tables: Tables | None = None) -> bool:
         """More of the same."""
         return False
 

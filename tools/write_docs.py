@@ -298,6 +298,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "instructions": instructions,
     "costs": cost_tables.costs,
     "anchors": cost_tables.anchor_table,
+    "launches": cost_tables.launches,
     "house": architecture.picture,
     "rooms": architecture.table,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -17,25 +17,12 @@ from torch import Tensor
 
 from ..attention.triton_kernel import add_bias, softmax_step, store_result
 from ..compile_case import CompileCase, Tile, strides
-from ..launch import LOG2_E, RDNA_TARGETS, Launch, dense_rows, flat_rows, gpu_kind, key_splits, query_block, row_stride
+from ..launch import LOG2_E, RDNA_TARGETS, Launch, flat_rows, gpu_kind, key_splits, query_block
 from ..tiles.triton_kernel import decode_e4m3
+from .operand import STRIDE_TYPES, Operand, operand_types
 
 if TYPE_CHECKING:
     from . import CosSin, Stored
-
-
-class CodeStrides(NamedTuple):
-    """Elements from one place to the next in the tensors of one operand; a row is a (b, h). All others are dense."""
-
-    codes_row: int
-    codes_token: int
-    scales_row: int = 0
-    scales_group: int = 0
-    zeros_row: int = 0
-    zeros_group: int = 0
-    ids_row: int = 0
-    ids_stage: int = 0
-    centroids_row: int = 0
 
 
 @triton.jit
@@ -290,46 +277,6 @@ def needs_fence(device: torch.device) -> bool:
     return version >= (3, 7) and gpu_kind(device).fed_from_registers
 
 
-class Operand:
-    """One tensor of keys or values as the kernels take it: pointers, strides and what is known at compile time."""
-
-    def __init__(self, stored: Stored):
-        if isinstance(stored, Tensor):
-            rows = flat_rows(stored)
-            anything = rows.tensor
-            self.pointers = (rows.tensor, anything, anything, anything, anything)
-            self.strides = CodeStrides(rows.row, rows.token)
-            self.clusters, self.options = 0, {"BITS": 16, "GROUP": 1, "STAGES": 0, "ASYMMETRIC": False}
-            return
-        codes, scales, ids = flat_rows(stored.codes), dense_rows(stored.scales), dense_rows(stored.ids)
-        zeros = scales if stored.zero_points is None else dense_rows(stored.zero_points)
-        centroids = stored.centroids if stored.centroids[0, 0].is_contiguous() else stored.centroids.contiguous()
-        centroids = dense_rows(centroids)
-        self.pointers = (codes.tensor, scales, zeros, ids, centroids)
-        self.strides = CodeStrides(
-            codes_row=codes.row,
-            codes_token=codes.token,
-            scales_row=row_stride(scales),
-            scales_group=scales.stride(2),
-            zeros_row=row_stride(zeros),
-            zeros_group=zeros.stride(2),
-            ids_row=row_stride(ids),
-            ids_stage=ids.stride(2),
-            centroids_row=row_stride(centroids),
-        )
-        self.clusters = centroids.shape[3]
-        self.options = {
-            "BITS": stored.bits,
-            "GROUP": stored.group_size,
-            "STAGES": ids.shape[2],
-            "ASYMMETRIC": stored.zero_points is not None,
-        }
-
-    def named(self, prefix: str) -> dict[str, int | bool]:
-        """Compile-time options under a kernel's names."""
-        return {prefix + name: value for name, value in self.options.items()}
-
-
 def attend_codes(
     q: Tensor, keys: Stored, values: Stored, rotation: CosSin | None, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -357,16 +304,6 @@ def attend_codes(
             BLOCK_M=block.rows, BLOCK_N=tile.keys, DIM=channels, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
     return out, lse
-
-
-# Types of a `CodeStrides`, for `tools/compile_gate.py`.
-STRIDE_TYPES = CodeStrides(*("i32",) * len(CodeStrides._fields))
-
-
-def operand_types(prefix: str) -> dict[str, str]:
-    """Pointers of one operand, for `tools/compile_gate.py`."""
-    bytes_ = dict.fromkeys((prefix, f"{prefix}_SCALES", f"{prefix}_ZEROS", f"{prefix}_IDS"), "*u8")
-    return {**bytes_, f"{prefix}_CENTROIDS": "*fp16"}
 
 
 def compile_cases() -> list[CompileCase]:

@@ -17,15 +17,16 @@ def assign_clusters(x: Tensor, centroids: Tensor, backend: str = "auto") -> Tens
     return _module(x, backend).assign_clusters(x, centroids)  # type: ignore[no-any-return]
 
 
-def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor, backend: str = "auto") -> Tensor:
-    """Mean of every cluster; an empty one keeps its centroid. x, ids, centroids as above -> centroids [B, H, C, D] float32.
+def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor, backend: str = "auto", kept: int = 0) -> Tensor:
+    """Mean of every cluster; an empty one keeps its centroid, and so do the first `kept`. x, ids, centroids as above -> centroids
+    [B, H, C, D] float32.
 
     Deterministic on every device: two runs give the same bits.
     """
     _check(x, centroids)
     if ids.shape != x.shape[:-1]:
         raise ValueError(f"ids {tuple(ids.shape)} must be one per token of x {tuple(x.shape)}")
-    return _module(x, backend).update_centroids(x, ids, centroids)  # type: ignore[no-any-return]
+    return _module(x, backend).update_centroids(x, ids, centroids, kept)  # type: ignore[no-any-return]
 
 
 def subtract_centroids(x: Tensor, ids: Tensor, centroids: Tensor, backend: str = "auto") -> Tensor:

@@ -23,7 +23,7 @@ def assign_clusters(x: Tensor, centroids: Tensor) -> Tensor:
     return ids.view(batch, heads, tokens)
 
 
-def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
+def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor, kept: int = 0) -> Tensor:
     """See `kernels.update_centroids`."""
     batch, heads, clusters, channels = centroids.shape
     flat = x.float().reshape(batch * heads, -1, channels)
@@ -32,7 +32,10 @@ def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
     counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float32))
     sums = _cluster_sums(flat, rows, clusters).view(batch, heads, clusters, channels)
     counts = counts.view(batch, heads, clusters, 1)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), centroids.float())
+    means = torch.where(counts > 0, sums / counts.clamp(min=1), centroids.float())
+    if kept:
+        means[:, :, :kept] = centroids[:, :, :kept]
+    return means
 
 
 def subtract_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:

@@ -64,11 +64,12 @@ def _prepare(
 
 @triton.jit
 def _average(
-    SUMS, COUNTS, CENTROIDS, OUT, heads, clusters, splits,
+    SUMS, COUNTS, CENTROIDS, OUT, heads, clusters, splits, kept,
     centroids_batch, centroids_head, centroids_cluster, centroids_channel,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Means [B, H, C, D] of what `_sum_clusters` wrote, part after part; a cluster without members keeps its centroid."""
+    """Means [B, H, C, D] of what `_sum_clusters` wrote, part after part; the first `kept` clusters, and those without members,
+    keep their centroids."""
     row = tl.program_id(1).to(tl.int64)
     cluster = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = cluster < clusters
@@ -82,7 +83,8 @@ def _average(
         CENTROIDS, row, heads, cluster, known, centroids_batch, centroids_head, centroids_cluster, centroids_channel, CHANNELS
     )
     members = tl.maximum(counts, 1).to(tl.float32)
-    means = tl.where((counts > 0)[:, None], tl.div_rn(sums, tl.broadcast_to(members[:, None], sums.shape)), old)
+    moves = (counts > 0) & (cluster >= kept)
+    means = tl.where(moves[:, None], tl.div_rn(sums, tl.broadcast_to(members[:, None], sums.shape)), old)
     place = (row * clusters + cluster)[:, None] * CHANNELS + channel[None, :]
     tl.store(OUT + place, means, mask=known[:, None])
 
@@ -204,7 +206,7 @@ def _assign_tiles(exact: bool, channels: int, rdna: bool) -> dict[str, int | boo
     return {"EXACT": exact, "CHANNELS": channels, **tiles}
 
 
-def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
+def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor, kept: int = 0) -> Tensor:
     """See `kernels.update_centroids`."""
     batch, heads, tokens, channels = x.shape
     clusters, rows, splits = centroids.shape[2], batch * heads, max(1, triton.cdiv(tokens, _SPLIT_TOKENS))
@@ -219,7 +221,7 @@ def update_centroids(x: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
                 x, ids.contiguous(), sums, counts, heads, tokens, clusters, splits, *x.stride(), SPLIT=_SPLIT_TOKENS, **config
             )
             _average[(triton.cdiv(clusters, _PREPARED_CLUSTERS), rows)](
-                sums, counts, centroids, out, heads, clusters, splits, *centroids.stride(),
+                sums, counts, centroids, out, heads, clusters, splits, kept, *centroids.stride(),
                 CHANNELS=channels, BLOCK_C=_PREPARED_CLUSTERS,
             )  # fmt: skip
     return out
@@ -283,6 +285,6 @@ def compile_cases() -> list[CompileCase]:
     types = {"CENTROIDS": "*fp32", "HIGH": "*bf16", "LOW": "*bf16", "HALF_NORMS": "*fp32", **own, **dict.fromkeys(wide, "i32")}
     tile = Tile(_PREPARED_CLUSTERS * 128)
     cases.append(CompileCase("prepare", _prepare, types, constants, wide, tile=tile))
-    types = {"SUMS": "*fp32", "COUNTS": "*i32", "CENTROIDS": "*fp32", "OUT": "*fp32", "splits": "i32", **own}
+    types = {"SUMS": "*fp32", "COUNTS": "*i32", "CENTROIDS": "*fp32", "OUT": "*fp32", "splits": "i32", "kept": "i32", **own}
     cases.append(CompileCase("average", _average, {**types, **dict.fromkeys(wide, "i32")}, constants, wide, tile=tile))
     return cases

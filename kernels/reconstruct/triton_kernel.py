@@ -19,13 +19,16 @@ _BLOCK_S = 64
 
 
 @triton.jit
-def _stretch(
-    CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live, scales_group, ids_stage, centroids_stage, centroids_cluster,
+def load_stretch_of_codes(
+    CODES, SCALES, PLACES, IDS, CENTROIDS, rows, offsets, named, live,
+    scales_group, ids_stage, centroids_stage, centroids_cluster,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+    ZEROS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """float32 [BLOCK_S, WIDTH]: channels FIRST to FIRST + WIDTH, before rotation."""
-    x = dequantize_stretch(CODES, SCALES, ZEROS, rows, offsets, live, scales_group, FIRST, WIDTH, BITS, GROUP, CHANNELS, BLOCK_S)
+    """float32 [BLOCK_S, WIDTH]: channels FIRST to FIRST + WIDTH, before rotation. PLACES: zero points, if there are ZEROS."""
+    x = dequantize_stretch(
+        CODES, SCALES, PLACES, rows, offsets, live, scales_group, FIRST, WIDTH, BITS, GROUP, ZEROS, CHANNELS, BLOCK_S
+    )
     for stage in tl.static_range(STAGES):
         ids = tl.load(IDS + named + stage * ids_stage, mask=live, other=0).to(tl.int64)
         centroids = (
@@ -56,15 +59,15 @@ def _reconstruct(
     target = OUT + batch * out_batch + head * out_head + token[:, None] * out_token
     column = tl.arange(0, WIDTH)[None, :].to(tl.int64)
     for index in tl.static_range(HALF // WIDTH):
-        low = _stretch(
+        low = load_stretch_of_codes(
             CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live,
             scales_group, ids_stage, centroids_stage, centroids_cluster,
-            index * WIDTH, WIDTH, STAGES, BITS, GROUP, CHANNELS, BLOCK_S,
+            index * WIDTH, WIDTH, STAGES, BITS, GROUP, ZEROS is not None, CHANNELS, BLOCK_S,
         )  # fmt: skip
-        high = _stretch(
+        high = load_stretch_of_codes(
             CODES, SCALES, ZEROS, IDS, CENTROIDS, rows, offsets, named, live,
             scales_group, ids_stage, centroids_stage, centroids_cluster,
-            index * WIDTH + HALF, WIDTH, STAGES, BITS, GROUP, CHANNELS, BLOCK_S,
+            index * WIDTH + HALF, WIDTH, STAGES, BITS, GROUP, ZEROS is not None, CHANNELS, BLOCK_S,
         )  # fmt: skip
         if COS is not None:
             angle = token[:, None] * angles_token + index * WIDTH + column

@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 
 def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, turns: Turns | None) -> None:
     """See `kernels.spans.decode_spans`."""
-    pieces = list(_pieces(table.places, [span.num_tokens for span in table.keys], spans, tiles))
+    pieces = list(pieces_of(table.places, [span.num_tokens for span in table.keys], spans, tiles))
     for side, tile, own in ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns))):
         for some in [] if tile is None else _together(side, pieces):
             assert tile is not None
@@ -55,7 +55,7 @@ def copy_stretches(
     current: tuple[Tensor, Tensor, int] | None,
 ) -> None:
     """See `kernels.spans.copy_stretches`."""
-    pieces = list(_pieces(table.places, [x.shape[2] for x in table.keys], stretches, tiles))
+    pieces = list(pieces_of(table.places, [x.shape[2] for x in table.keys], stretches, tiles))
     sides = ((table.keys, tiles.keys, turns), (table.values, tiles.values, turns_of_values(turns)))
     for which, (side, tile, own) in enumerate(sides):
         if tile is None:
@@ -66,7 +66,7 @@ def copy_stretches(
             out = tile[:, :, start : start + count]
             _gather([_some(side[piece.number], heads, piece.tokens) for piece in some], out)
             if own is not None:
-                _turn(out, own.tokens(start, start + count))
+                turn(out, own.tokens(start, start + count))
         if current is not None:
             x, at = (current[1] if which else current[0])[:, heads], current[2] - tiles.start
             low, high = max(0, -at), min(x.shape[2], tile.shape[2] - at)
@@ -96,11 +96,11 @@ def decode_codes(parts: Sequence[TransformCodes], out: Tensor, turns: Turns | No
             levels *= e4m3.decode(gains[batch, :, some])[..., None]
             target.baddbmm_(levels, rows)
     if turns is not None:
-        _turn(exact, turns)
+        turn(exact, turns)
     return exact if exact is out else out.copy_(exact)
 
 
-def _pieces(places: Sequence[Place], counts: Sequence[int], numbers: tuple[int, int], tiles: Tiles) -> Iterator[Piece]:
+def pieces_of(places: Sequence[Place], counts: Sequence[int], numbers: tuple[int, int], tiles: Tiles) -> Iterator[Piece]:
     """What lies in the tiles of stretches first:stop."""
     stop = tiles.start + tiles.either.shape[2]
     for number in range(*numbers):
@@ -165,7 +165,7 @@ def _gather(parts: Sequence[Tensor], out: Tensor) -> None:
         out.copy_(torch.cat(list(parts), 2))
 
 
-def _turn(x: Tensor, turns: Turns) -> None:
+def turn(x: Tensor, turns: Turns) -> None:
     """Tokens of any dtype, turned in float32."""
     if isinstance(turns, Projection):
         turns.apply_(x)

@@ -53,11 +53,17 @@ def address(ROW, field: tl.constexpr, TYPE: tl.constexpr):
 @triton.jit
 def load_angles(COS, SIN, tokens, live, grid, HALF: tl.constexpr):
     """Cosines and sines [tokens, HALF] of `Angles`."""
+    return load_some_angles(COS, SIN, tokens, live, grid, 0, HALF)
+
+
+@triton.jit
+def load_some_angles(COS, SIN, tokens, live, grid, FIRST: tl.constexpr, WIDTH: tl.constexpr):
+    """Those of WIDTH channel pairs from FIRST on."""
     place = tokens + grid.first
     per_frame = grid.rows * grid.cols
     frame, within = place // per_frame, place % per_frame
     row, col = within // grid.cols, within % grid.cols
-    pair = tl.arange(0, HALF)
+    pair = FIRST + tl.arange(0, WIDTH)
     of_row = (pair >= grid.time) & (pair < grid.time + grid.row)
     of_col = pair >= grid.time + grid.row
     # Behind the axes before: `rows` or `cols` times as many places as there are pairs of that axis.
@@ -271,7 +277,7 @@ def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, turns: 
     batch, tile_heads, tokens, channels = out.shape
     options = decoding_tiles(channels, gpu_kind(out.device).rdna)
     blocks = triton.cdiv(table.longest, options["BLOCK_S"])
-    keys, values, side, sides = _sides(tiles)
+    keys, values, side, sides = sides_of(tiles)
     cos, sin, grid, kind = turns_for_kernel(turns, out)
     with torch.cuda.device_of(out):
         _decode_spans[((spans[1] - spans[0]) * blocks, batch * tile_heads, sides)](
@@ -293,7 +299,7 @@ def copy_stretches(
     batch, tile_heads, tokens, channels = out.shape
     source = Stretches(table, stretches, current, out)
     blocks = triton.cdiv(source.longest, _COPIED_TOKENS)
-    keys, values, side, sides = _sides(tiles)
+    keys, values, side, sides = sides_of(tiles)
     cos, sin, grid, kind = turns_for_kernel(turns, out)
     with torch.cuda.device_of(out):
         _copy_stretches[(source.programs * blocks, batch * tile_heads, sides)](
@@ -324,7 +330,7 @@ class Stretches:
         self.current = (first, tokens, OutStrides(*keys.stride()[:3]), OutStrides(*values.stride()[:3]))
 
 
-def _sides(tiles: Tiles) -> tuple[Tensor, Tensor, int, int]:
+def sides_of(tiles: Tiles) -> tuple[Tensor, Tensor, int, int]:
     """Where keys and values go, the first side that is wanted, and how many are."""
     keys, values = tiles.keys, tiles.values
     if keys is not None and values is not None and keys.stride() != values.stride():

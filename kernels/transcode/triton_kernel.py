@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..compile_case import CompileCase, Tile, strides
-from ..direct.triton_kernel import STRIDE_TYPES, Operand, decode_channels, decode_halves, half_float, operand_types
+from ..direct.operand import STRIDE_TYPES, Operand, operand_types
+from ..direct.triton_kernel import decode_channels, decode_halves, half_float
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, dense_rows, gpu_kind, row_stride
 from ..rotary import Grid
 from ..spans import SPAN_FIELDS

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.dispatch import shape_refusal, triton_refusal
+from ...kernels.launch import on_gpu
 from ..config import QVGConfig
 
 _LOG = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 # of traffic: a second block of queries, for which all is decoded anew, would lose on an H100 (56 more instructions take 2.0 ps,
 # four bytes 1.4) and win on a GeForce card. Not measured.
 DIRECT_QUERIES = {"qvg": 250, "klt": 64}
+# A weighted sum of codes or coefficients is brought back once for all keys; through cameras, once for every frame's matrix.
+_NOT_PROJECTED = "no kernel projects what it reads: every frame's sums would go through a matrix of their own"
 
 
 @dataclass
@@ -71,6 +74,8 @@ class Readings:
 
 
 def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int, projected: bool) -> Reading:
+    if config.read == "direct" and projected and config.workspace_mb > 0 and on_gpu(device):
+        return Reading("exact", f"direct was asked for, but {_NOT_PROJECTED}")
     if config.read != "auto":
         return Reading(config.read, "asked for")
     if config.workspace_mb == 0:
@@ -85,7 +90,7 @@ def _choose(config: QVGConfig, device: torch.device, few: bool, channels: int, p
     refusal = "backend 'torch' was asked for" if config.backend == "torch" else triton_refusal(op, device)
     refusal = refusal or shape_refusal(channels, group_size)
     if refusal is None and projected:
-        refusal = "no kernel projects what it reads"
+        refusal = _NOT_PROJECTED
     if refusal is not None:
         return Reading("exact", f"few queries could read the codes directly, but {refusal}")
     return Reading("direct", f"at most {most} queries read the codes faster than they would be decoded")

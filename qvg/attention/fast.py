@@ -36,8 +36,8 @@ from .prefetch import prefetched, slots
 from .workspace import Workspace
 
 _SMALLEST_TILE_TOKENS = 16
-# Keys of all heads of a group decoded at a time where a codec's codes cannot be transcoded.
-_DECODE_TOKENS = 256
+# Tokens of all heads that are decoded at a time where codes cannot be transcoded: what an eighth of the workspace holds.
+_LEAST_DECODED, _MOST_DECODED = 256, 4096
 _E4M3_MAX = 448.0
 
 
@@ -45,16 +45,17 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
     """See `exact.attend`."""
     refusal = "backend 'torch' was asked for" if backend == "torch" else triton_refusal("attention8", q.device)
     eight = refusal is None and has_float8(q.device)
-    most = _tile_tokens(q, history.num_tokens, workspace.limit_bytes, eight)
+    decoded = _decoded_tokens(history, workspace.limit_bytes)
+    most = _tile_tokens(q, history.num_tokens, workspace.limit_bytes, eight, decoded)
     tiles = list(history.tiles(most))
     kernel = "the pack's Triton kernel in 8 bits" if refusal is None else f"torch's emulation of 8 bits ({refusal})"
     reading.note(kernel, f"{'E4M3' if eight else 'float16'} values, {most} keys at a time")
     # Any vector will do as long as all keys get the same one; the nearest keys' mean is at hand.
     common = history.current[0].float().mean(2)
-    scales = _value_scales(q, history) if eight else None
+    scales = _value_scales(history, decoded) if eight else None
 
     def make(index: int, slot: int) -> tuple[Keys8, Values8]:
-        return _transcode(history, tiles[index], common, scales, workspace, slot, backend)
+        return _transcode(history, tiles[index], common, scales, workspace, slot, backend, decoded)
 
     total = nothing_seen(q)
     for (start, stop), (keys, values) in zip(tiles, prefetched(make, len(tiles), q.device), strict=True):
@@ -64,11 +65,19 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
     return total.out.to(q.dtype)
 
 
-def _tile_tokens(q: Tensor, key_tokens: int, limit: int, eight: bool) -> int:
+def _decoded_tokens(history: History, limit: int) -> int:
+    """Tokens that are decoded at a time where codes cannot be transcoded."""
+    batch, heads, _, channels = history.current[0].shape
+    if not (history.plan.others or (history.projected and history.plan.of_codes)):
+        return _LEAST_DECODED
+    return max(_LEAST_DECODED, min(_MOST_DECODED, limit // 8 // (batch * heads * 6 * 4 * channels)))
+
+
+def _tile_tokens(q: Tensor, key_tokens: int, limit: int, eight: bool, decoded: int) -> int:
     """Keys of all heads that fit the workspace. Raises ConfigError if not even 16 do."""
     batch, heads, queries, channels = q.shape
     rows = batch * heads
-    fixed = rows * queries * (3 * 4 * channels + 64) + rows * _DECODE_TOKENS * 6 * 4 * channels
+    fixed = rows * queries * (3 * 4 * channels + 64) + rows * decoded * 6 * 4 * channels
     per_token = rows * (channels * (2 if eight else 3) + 4) * slots(q.device) + 4 * 4 * channels
     if not on_gpu(q.device):
         fixed += batch * TILE_TOKENS * 4 * (4 * channels + 4 * queries)  # torch's tiles of one head, and their logits
@@ -82,7 +91,14 @@ def _tile_tokens(q: Tensor, key_tokens: int, limit: int, eight: bool) -> int:
 
 
 def _transcode(
-    history: History, tile: tuple[int, int], common: Tensor, scales: Tensor | None, workspace: Workspace, slot: int, backend: str
+    history: History,
+    tile: tuple[int, int],
+    common: Tensor,
+    scales: Tensor | None,
+    workspace: Workspace,
+    slot: int,
+    backend: str,
+    decoded: int,
 ) -> tuple[Keys8, Values8]:
     """One tile of keys and values in eight bits, in the workspace."""
     start, stop = tile
@@ -95,7 +111,7 @@ def _transcode(
     )
     kind = torch.float16 if scales is None else torch.uint8
     values = Values8(workspace.take(f"values8 {slot}", shape, kind, device), scales)
-    turns, others = history.turns(start, stop), plan.others
+    turns, others = history.turns(start, stop), plan.one_by_one
     if isinstance(turns, Rotation):
         spans, exact, others, turns = (0, 0), (0, 0), list(range(len(plan.pairs))), None
     else:
@@ -105,7 +121,7 @@ def _transcode(
     current = None if stop <= plan.num_tokens else (*history.current, plan.num_tokens)
     if exact[0] < exact[1] or current is not None:
         transcode_stretches(plan.exact, exact, start, common, turns, keys, values, backend, current)
-    for low, high in _pieces(history, others, start, stop):
+    for low, high in _pieces(history, others, start, stop, decoded):
         _transcode_piece(history, low, high, common, keys.tokens(low - start, high - start), values, start, backend)
     return keys, values
 
@@ -123,27 +139,39 @@ def _transcode_piece(
     transcode_values(kept, values.tokens(low - start, high - start), backend)
 
 
-def _value_scales(q: Tensor, history: History) -> Tensor:
+def _value_scales(history: History, decoded: int) -> Tensor:
     """One scale per channel that holds all values: float32 [B, H, D]."""
     plan, own = history.plan, value_bounds(history.current[1])
     bounds = [own.clamp(min=1e-6)]
     turns = history.turns(0, history.num_tokens)
-    if plan.value_bounds is not None:
-        projection = turns_of_values(turns) if isinstance(turns, Projection) else None
-        bounds.append(plan.value_bounds if projection is None else projected_bounds(plan.value_bounds, projection))
-    for low, high in _pieces(history, plan.others, 0, history.num_tokens):
-        kept = history.kept(1, low, high)
-        bounds.append(value_bounds(_decoded(history, 1, low, high) if kept is None else kept))
+    projection = turns_of_values(turns) if isinstance(turns, Projection) else None
+    if plan.others and plan.other_bounds is None:
+        plan.other_bounds = _bounds_of_others(history, decoded)
+    for one in (plan.value_bounds, plan.other_bounds):
+        if one is not None:
+            bounds.append(one if projection is None else projected_bounds(one, projection))
     return torch.stack(bounds).amax(0) / _E4M3_MAX
 
 
-def _pieces(history: History, others: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int]]:
+def _bounds_of_others(history: History, decoded: int) -> Tensor:
+    """Of all values that are decoded one by one, before anything turns them: once for a plan, not at every call."""
+    bounds, like, heads = [], history.current[1], slice(0, history.current[1].shape[1])
+    for low, high in _pieces(history, history.plan.others, 0, history.committed_tokens, decoded):
+        span, tokens, _ = next(history.overlaps(1, low, high))
+        assert not isinstance(span, Tensor)
+        tile = torch.empty(*like.shape[:2], high - low, like.shape[3], device=like.device)
+        history.decode(span, tokens, heads, tile, None)
+        bounds.append(value_bounds(tile))
+    return torch.stack(bounds).amax(0)
+
+
+def _pieces(history: History, others: Sequence[int], start: int, stop: int, decoded: int) -> Iterator[tuple[int, int]]:
     """Tokens of one of these stretches each; short ones of a codec that has to be decoded first."""
     plan = history.plan
     first, last = plan.between(others, start, stop)
     for number in others[first:last]:
         low, high = max(start, plan.ends[number] - plan.counts[number]), min(stop, plan.ends[number])
-        step = high - low if history.kept(0, low, high) is not None else _DECODE_TOKENS
+        step = high - low if history.kept(0, low, high) is not None else decoded
         yield from ((at, min(at + step, high)) for at in range(low, high, step))
 
 

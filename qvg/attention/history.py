@@ -11,13 +11,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...kernels.direct import Codes, Stored
+from ...kernels.code_spans import decode_code_spans
+from ...kernels.direct import Stored
 from ...kernels.projective import Projection
 from ...kernels.rotary import Angles
 from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
 from ..codec.span import ExactSpan, QuantizedSpan, Span
 from ..positions.rope import Rotation
-from .plan import DecodePlan
+from .plan import DecodePlan, codes_of
 
 # What tokens go through on their way into attention.
 PositionEncoding = Rotation | Projection
@@ -158,6 +159,9 @@ class History:
             spans, exact = plan.between(plan.of_spans, start, stop), plan.between(plan.of_exact, start, stop)
             if plan.spans is not None and spans[0] < spans[1]:
                 decode_spans(plan.spans, spans, tiles, turns, self.backend)
+            codes = plan.between(plan.of_codes, start, stop)
+            if plan.codes is not None and codes[0] < codes[1]:
+                decode_code_spans(plan.codes, codes, tiles, turns, self.backend)
             self._fill_stretches(plan.others, start, stop, heads, (keys, values))
         current = None if stop <= plan.num_tokens else (*self.current, plan.num_tokens)
         if exact[0] < exact[1] or current is not None:
@@ -199,4 +203,4 @@ def _stored(source: Span | Tensor, tokens: slice) -> Stored | None:
         return None
     zero_points = None if source.zero_points is None else source.zero_points[..., tokens]
     codes, scales, ids = source.codes[:, :, tokens], source.scales[..., tokens], source.ids[..., tokens]
-    return Codes(codes, scales, zero_points, ids, source.codebook.centroids, source.bits, source.group_size)
+    return codes_of(source)._replace(codes=codes, scales=scales, zero_points=zero_points, ids=ids)

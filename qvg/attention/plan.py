@@ -11,9 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.code_spans import CodeTable, code_kind, code_table
+from ...kernels.direct import Codes, Stored
+from ...kernels.launch import on_gpu
 from ...kernels.spans import Place, SpanTable, StretchTable
 from ...kernels.transcode import span_value_bounds, value_bounds
-from ..codec.span import ExactSpan, Span, TransformSpan
+from ..codec.span import ExactSpan, QuantizedSpan, Span, TransformSpan
 
 
 class Pair(NamedTuple):
@@ -29,8 +32,12 @@ class DecodePlan:
     hidden   the number of a stretch, and how many of its first tokens nobody sees any more; they do not count
     counts   visible tokens of each stretch
     ends     where each ends among the visible tokens
-    spans    those kept as transform coefficients, exact ones those kept as they are; others are decoded one by one
+    spans    those kept as transform coefficients; exact: those kept as they are; codes: those kept as codes, on a GPU, where
+             launches count and all are of one kind. Others are decoded one by one.
     """
+
+    # A bound of every channel's largest value in `others` [B, H, D], once somebody has decoded them for it.
+    other_bounds: Tensor | None = None
 
     def __init__(self, pairs: Sequence[Pair], hidden: tuple[int, int] = (0, 0)):
         self.pairs, self.hidden = tuple(pairs), hidden
@@ -39,13 +46,19 @@ class DecodePlan:
             self.counts[hidden[0]] -= hidden[1]
         self.ends = list(itertools.accumulate(self.counts))
         kinds = [_kind(pair) for pair in self.pairs]
-        self.of_spans, self.of_exact, self.others = ([n for n, kind in enumerate(kinds) if kind == one] for one in range(3))
-        self.spans, self.exact = self._spans(), self._exact()
+        numbers = [[n for n, kind in enumerate(kinds) if kind == one] for one in range(4)]
+        if len({code_kind(codes_of(span)) for n in numbers[2] for span in self.pairs[n] if isinstance(span, QuantizedSpan)}) > 1:
+            numbers[2:] = [], sorted(numbers[2] + numbers[3])
+        self.of_spans, self.of_exact, self.of_codes, self.others = numbers
+        # What neither table holds that eight-bit kernels read.
+        self.one_by_one = sorted(self.of_codes + self.others)
+        self.spans, self.exact, self.codes = self._spans(), self._exact(), self._codes()
 
     @cached_property
     def value_bounds(self) -> Tensor | None:
-        """A bound of every channel's largest value in `spans` and `exact`: float32 [B, H, D]; None if there are none."""
-        bounds = [value_bounds(values) for values in self.exact.values]
+        """A bound of every channel's largest value in all but `others`: float32 [B, H, D]; None if there are none."""
+        kept: list[Stored] = [*self.exact.values, *(() if self.codes is None else self.codes.values)]
+        bounds = [value_bounds(values) for values in kept]
         bounds += [] if self.spans is None else [span_value_bounds(self.spans.values)]
         return torch.stack(bounds).amax(0) if bounds else None
 
@@ -60,7 +73,7 @@ class DecodePlan:
         return same and all(map(_is, pairs, self.pairs))
 
     def between(self, numbers: Sequence[int], start: int, stop: int) -> tuple[int, int]:
-        """Which of some stretches (`of_spans`, `of_exact` or `others`) hold tokens of start:stop: (first, stop) among them."""
+        """Which of some stretches (`of_spans`, `of_exact`, ...) hold tokens of start:stop: (first, stop) among them."""
         first, last = bisect_right(self.ends, start), bisect_left(self.ends, stop)
         return bisect_left(numbers, first), bisect_right(numbers, last)
 
@@ -81,13 +94,28 @@ class DecodePlan:
         keys, values = (tuple(span.values for pair in kept if isinstance(span := pair[which], ExactSpan)) for which in (0, 1))
         return StretchTable(keys, values, tuple(map(self.place, self.of_exact)))
 
+    def _codes(self) -> CodeTable | None:
+        if not self.of_codes:
+            return None
+        kept = [self.pairs[number] for number in self.of_codes]
+        keys, values = ([codes_of(span) for pair in kept if isinstance(span := pair[which], QuantizedSpan)] for which in (0, 1))
+        return code_table(keys, values, [self.place(number) for number in self.of_codes])
+
+
+def codes_of(span: QuantizedSpan) -> Codes:
+    """As kernels read them in place."""
+    return Codes(span.codes, span.scales, span.zero_points, span.ids, span.codebook.centroids, span.bits, span.group_size)
+
 
 def _is(one: Pair, other: Pair) -> bool:
     return one is other
 
 
 def _kind(pair: Pair) -> int:
-    """0: transform coefficients, 1: as they are, 2: something else."""
+    """0: transform coefficients, 1: as they are, 2: codes, 3: something else."""
     if all(isinstance(span, TransformSpan) for span in pair):
         return 0
-    return 1 if all(isinstance(span, ExactSpan) for span in pair) else 2
+    if all(isinstance(span, ExactSpan) for span in pair):
+        return 1
+    # A CPU decodes a span at a time, straight into contiguous memory.
+    return 2 if all(isinstance(span, QuantizedSpan) and on_gpu(span.codes.device) for span in pair) else 3

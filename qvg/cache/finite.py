@@ -19,7 +19,7 @@ def check_finite(layers: Sequence[LayerCache], frames_committed: int, under_way:
     committed theirs. Two numbers per layer and tensor, one synchronisation for all of them."""
     codec = layers[0].config.codec
     limit = LARGEST_VALUES.get(codec, LARGEST_VALUE)
-    ends = torch.stack([end.float() for layer in layers for x in layer.state.current or () for end in x.aminmax()])
+    ends = torch.stack([end for layer in layers for x in layer.state.current or () for end in x.aminmax()]).cpu().float()
     if bool((ends.abs() <= limit).all()):  # false for NaN
         return
     for layer in layers:

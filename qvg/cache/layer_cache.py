@@ -13,6 +13,7 @@ from ..attention.plan import Pair
 from ..attention.tiles import SpanTiles, make_order, tile_means
 from ..codec import ExactCodec, KLTCodec
 from ..codec.base import CodebookSize, EncodeHint, Room
+from ..codec.klt_tables import Tables
 from ..codec.span import Codebook, ExactSpan, Span, TransformCodebook, TransformSpan
 from ..config import QVGConfig
 from ..errors import CacheError
@@ -168,8 +169,9 @@ class LayerCache:
         x = torch.cat(exact, 2) if len(exact) > 1 else exact[0]
         hint = self._hint(which, Room(*(min(rows, earlier.all_rows) for rows in (own, own + earlier.spare_rows))))
         if isinstance(codec, KLTCodec) and isinstance(hint.reuse, TransformCodebook):
-            earlier = earlier._replace(new_scene=earlier.new_scene or codec.is_new(x, hint.reuse))
-            hint = replace(hint, new_scene=earlier.new_scene)
+            tables = Tables()
+            earlier = earlier._replace(new_scene=earlier.new_scene or codec.is_new(x, hint.reuse, tables))
+            hint = replace(hint, new_scene=earlier.new_scene, tables=tables)
         span = self._told(codec.encode(x, hint) if self.offloader is None else self.offloader.encode(codec, x, hint), x)
         if hint.reuse is None or not _same_group(span.codebook, hint.reuse):
             self.state.group_starts[which] = self.state.spans_encoded

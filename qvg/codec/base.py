@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..positions.rope import Rotation
+from .klt_tables import Tables
 from .span import Basis, Codebook, Span
 
 
@@ -45,6 +46,7 @@ class EncodeHint:
     new_scene  this layer's tokens, or those of one before it, are not more of the same: room does not count
     warm      codebook to start training from
     checked   the values are known to be finite; otherwise the codec looks, which costs a synchronisation on a GPU
+    tables    what `KLTCodec.is_new` has made of these tokens and of `reuse`, so that `encode` need not
     """
 
     seed: int = 0
@@ -54,6 +56,7 @@ class EncodeHint:
     new_scene: bool = False
     warm: Codebook | None = None
     checked: bool = False
+    tables: Tables | None = None
 
 
 def refuse_non_finite(x: Tensor, hint: EncodeHint) -> None:

@@ -31,7 +31,7 @@ from .base import CodebookSize, EncodeHint, refuse_non_finite
 from .klt_choice import FAILS, Choice, is_new
 from .klt_sizes import added_codewords, basis_row_bytes, directions, first_codewords, learns_basis, most_directions
 from .klt_tables import Tables
-from .klt_tokens import quantized, without_harm
+from .klt_tokens import without_harm
 from .span import Span, TransformCodebook, TransformSpan
 
 
@@ -50,11 +50,11 @@ class KLTCodec:
         known = hint.reuse
         if known is not None and not isinstance(known, TransformCodebook):
             raise ConfigError(f"codec 'klt' cannot extend a {type(known).__name__} of another codec; start a new cache")
-        tables, backend = Tables(), self.config.backend
-        best = Choice(x, known, hint, self.config, tables).made()
-        coded = quantized(x, best.codebook, tables, backend)
+        choice = Choice(x, known, hint, self.config, hint.tables or Tables())
+        best = choice.made()
+        coded = choice.coded(best.codebook)
         if best.worst > FAILS:
-            coded = without_harm(x, coded, best.codebook, backend)
+            coded = without_harm(x, coded, best.codebook, self.config.backend)
         return TransformSpan(*coded, best.codebook)
 
     def decode(self, span: Span, tokens: slice, heads: slice, out: Tensor, rotation: Rotation | None = None) -> Tensor:
@@ -110,6 +110,6 @@ class KLTCodec:
             return left - basis.directions
         return left + had - (0 if any(basis is one for one in (*hint.bases, known.basis)) else basis.directions)
 
-    def is_new(self, x: Tensor, known: TransformCodebook) -> bool:
-        """Whether tokens are not more of the same as their group's."""
-        return is_new(x, known, Tables())
+    def is_new(self, x: Tensor, known: TransformCodebook, tables: Tables | None = None) -> bool:
+        """Whether tokens are not more of the same as their group's. `tables`: for `encode`, too (`EncodeHint`)."""
+        return is_new(x, known, tables or Tables())

@@ -7,6 +7,7 @@ what two machines add up in different orders must not become different bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from ...kernels.lloyd_max import DISTORTION, MAX_BITS
 from ...kernels.rows8 import Rows8, dual_rows, quantize_rows
 from .klt_sizes import STEP_CHANNELS
+from .klt_tables import Tables, in_float64
 from .span import Basis
 
 # A direction without energy still needs a scale to divide by: the share of the mean variance that all get.
@@ -30,22 +32,28 @@ _TOO_MUCH_LEFT = 10**0.1
 _EXTRA_PLANES = 3
 
 
-def learn_basis(residual: Tensor, directions: int, bits: float) -> Basis:
+def learn_basis(residual: Tensor, directions: int, bits: float, tables: Tables) -> Basis:
     """The `directions` loudest directions of tokens [B, H, S, D] (Karhunen-Loeve transform) and `bits` per channel among them;
     all that get bits where the others hold too much to be left out."""
     covariance = second_moments(residual)
     channels = covariance.shape[-1]
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
-    ramp = torch.linspace(1, 0, channels, dtype=covariance.dtype, device=covariance.device) * _RAMP * mean
-    variances, vectors = torch.linalg.eigh(covariance + torch.diag_embed(ramp))  # ascending
+    ramp = _ramp(channels, covariance.device)
+    variances, vectors = torch.linalg.eigh(torch.addcmul(covariance, ramp, mean[..., None]))  # ascending
     variances, vectors = variances.flip(-1), vectors.flip(-1).transpose(2, 3)
     variances = torch.maximum(variances, _VARIANCE_FLOOR * mean).clamp(min=_SMALLEST_VARIANCE)
-    count = _enough(variances, directions, bits)
-    vectors = _pointing_up(vectors[:, :, :count])
-    rows = quantize_rows((vectors * variances[:, :, :count].sqrt()[..., None]).float())
+    count = _enough(variances.cpu(), directions, bits)
+    lengths = _pointing_up(variances[:, :, :count].sqrt(), vectors[:, :, :count])
+    rows = quantize_rows((vectors[:, :, :count] * lengths).float())
     rows = Rows8(*(part.to(residual.device) for part in _unit_variance(rows, covariance)))
-    planes = (allocate_planes(row, bits, channels) for row in _shares(rows.dequantize().square().sum(-1)))
+    planes = (allocate_planes(row, bits, channels) for row in _shares(tables.squares(rows).cpu()))
     return Basis(*rows, tuple(planes))
+
+
+@lru_cache(maxsize=16)
+def _ramp(channels: int, device: torch.device) -> Tensor:
+    """What directions get as shares of the mean variance: float64 [D, D], on the diagonal."""
+    return torch.diag(torch.linspace(1, 0, channels, dtype=torch.float64, device=device) * _RAMP)
 
 
 def _shares(variances: Tensor) -> list[list[float]]:
@@ -122,11 +130,6 @@ def expected_error(variances: Sequence[float], planes: Sequence[int]) -> float:
     return sum(variance * DISTORTION[width] for variance, width in zip(variances, widths, strict=True))
 
 
-def in_float64(x: Tensor) -> Tensor:
-    """The same numbers in float64; from an Apple GPU, which has none, in CPU memory."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
 def second_moments(x: Tensor) -> Tensor:
     """Mean outer product of tokens [B, H, S, D] -> [B, H, D, D] float64, rounded to float32's precision: two orders of summing
     give the same bits."""
@@ -134,17 +137,18 @@ def second_moments(x: Tensor) -> Tensor:
     return (torch.matmul(x.transpose(2, 3), x) / x.shape[2]).float().double()
 
 
-def _pointing_up(vectors: Tensor) -> Tensor:
-    """Directions have no sign of their own: the largest component is made positive."""
+def _pointing_up(lengths: Tensor, vectors: Tensor) -> Tensor:
+    """Directions have no sign of their own: lengths [..., R] become [..., R, 1] with the sign that makes the largest component
+    positive."""
     largest = vectors.gather(-1, vectors.abs().argmax(-1, keepdim=True))
-    return torch.where(largest < 0, -vectors, vectors)
+    return torch.copysign(lengths[..., None], largest)
 
 
 def _unit_variance(rows: Rows8, covariance: Tensor) -> Rows8:
     """Rows scaled up where their coefficients vary by more than 1. Rounded to eight bits, a faint direction catches a little of
     the loud ones; measured by its own deviation alone, that little would be the largest coefficient of all and set the token's
     spread (up to 40 times the error on tensors of low rank)."""
-    analysis = dual_rows(rows.dequantize().double())
+    analysis = dual_rows(rows.dequantize(torch.float64))
     variances = (torch.matmul(analysis, covariance) * analysis).sum(-1)
-    scales = rows.scales.double() * variances.clamp(min=1).sqrt()
+    scales = rows.scales * variances.clamp(min=1).sqrt()
     return Rows8(rows.values, scales.clamp(max=65504).half())

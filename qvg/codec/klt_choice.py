@@ -12,11 +12,11 @@ from ...kernels.kmeans import MAX_CLUSTERS
 from ...kernels.rows8 import Rows8
 from ..config import QVGConfig
 from .base import EncodeHint, Room
-from .klt_basis import channel_basis, fixed_basis, in_float64, learn_basis
+from .klt_basis import channel_basis, fixed_basis, learn_basis
 from .klt_codewords import add_codewords, learn_codewords
 from .klt_sizes import added_codewords, directions, first_codewords, has_hadamard, learns_basis
-from .klt_tables import Tables
-from .klt_tokens import Signal, Sorted, energy, energy_of, quantized, reconstructed, residual, sort
+from .klt_tables import Tables, in_float64
+from .klt_tokens import Coded, Signal, Sorted, quantized, reconstructed, sort
 from .span import Group, TransformCodebook
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
@@ -36,7 +36,8 @@ _SAMPLE_TOKENS = 512
 
 
 class Judged(NamedTuple):
-    """A codebook that a span could take, tried on a sample. `error`: of every batch row, as a share of its group's energy.
+    """A codebook that a span could take, tried on a sample. `error`: of every batch row, as a share of its group's energy, in CPU
+    memory.
     `worst`: the largest error of a head as a share of its own signal, over all channels or over those beside loud ones."""
 
     codebook: TransformCodebook
@@ -49,20 +50,30 @@ class Choice:
 
     def __init__(self, x: Tensor, known: TransformCodebook | None, hint: EncodeHint, config: QVGConfig, tables: Tables):
         self._x, self._known, self._hint, self._config, self._tables = x, known, hint, config, tables
+        # The last codewords that were tried on the sample, and those that a new group began with, and what they leave of x.
         self._sorted: tuple[Rows8, Sorted] | None = None
+        self._begun: tuple[Rows8, Sorted] | None = None
+        self._signal: Signal | None = None
 
     def made(self) -> Judged:
         """The codebook that x takes."""
         best = self._judged(self._begin(), self._own_energy) if self._known is None else self._going_on(self._known)
         return self._rescued(best) if best.worst > _NO_USE else best
 
+    def coded(self, codebook: TransformCodebook) -> Coded:
+        """All of x in a codebook."""
+        begun = self._begun[1] if self._begun is not None and self._begun[0] is codebook.codewords else None
+        self._begun = None
+        return quantized(self._x, codebook, self._tables, self._config.backend, begun)
+
     def _begin(self) -> TransformCodebook:
         """A new group. An opening that its codewords describe completely has nothing to teach a basis."""
         x, config = self._x, self._config
         codewords = learn_codewords(x, first_codewords(config, x.shape[2]), self._hint.seed, config)
-        left = self._residual(codewords)
-        moment = in_float64(x).square().mean((2, 3))
-        described = bool((in_float64(left).square().mean((2, 3)) <= _NOTHING_LEFT * moment).all())
+        self._begun = (codewords, sort(x, codewords, self._tables, config.backend))
+        left = self._begun[1].residual
+        moment, missed = torch.stack([in_float64(part).square().mean((2, 3)) for part in (x, left)]).cpu()
+        described = bool((missed <= _NOTHING_LEFT * moment).all())
         if described and has_hadamard(x.shape[3]):
             return TransformCodebook(codewords, fixed_basis(left, config.bits), Group())
         return self._with_basis(codewords, Group(), left)
@@ -75,9 +86,9 @@ class Choice:
         it bytes stay below those of one whole basis per group; what goes beyond has to be worth it.
         """
         x, hint, config = self._x, self._hint, self._config
-        measure = torch.maximum(self._own_energy, energy_of(known, self._tables))
+        measure = torch.maximum(self._own_energy, self._tables.energy_of(known))
         added = added_codewords(config, known.codewords.values.shape[2], x.shape[2])
-        grown = add_codewords(x, known.codewords, added, hint.seed, config)
+        grown = add_codewords(x, known.codewords, added, hint.seed, config, self._tables)
         bases = hint.bases or (known.basis,)
         best = min(
             (self._judged(TransformCodebook(grown, basis, known.group), measure) for basis in bases),
@@ -121,7 +132,7 @@ class Choice:
         count = self._more_codewords(self._x.shape[2])
         if known.codewords.values.shape[2] + count > MAX_CLUSTERS:
             return self._begin()
-        codewords = add_codewords(self._x, known.codewords, count, self._hint.seed, self._config)
+        codewords = add_codewords(self._x, known.codewords, count, self._hint.seed, self._config, self._tables)
         return self._with_basis(codewords, known.group)
 
     def _rescued(self, best: Judged) -> Judged:
@@ -147,21 +158,18 @@ class Choice:
         left, config, (tokens, channels) = self._residual(codewords) if left is None else left, self._config, self._x.shape[2:]
         if not learns_basis(config, tokens, channels):
             return TransformCodebook(codewords, fixed_basis(left, config.bits), group)
-        return TransformCodebook(codewords, learn_basis(left, directions(config, tokens, channels), config.bits), group)
+        basis = learn_basis(left, directions(config, tokens, channels), config.bits, self._tables)
+        return TransformCodebook(codewords, basis, group)
 
     # ---------------------------------------------------------------------------------------------------------- trials
 
     @cached_property
     def _own_energy(self) -> Tensor:
-        return energy(self._x)
+        return self._tables.energy(self._x)
 
     @cached_property
     def _sample(self) -> Tensor:
         return self._x[:, :, :: max(1, self._x.shape[2] // _SAMPLE_TOKENS)].float()
-
-    @cached_property
-    def _signal(self) -> Signal:
-        return Signal(in_float64(self._sample).square().mean(2))
 
     def _judged(self, codebook: TransformCodebook, measure: Tensor) -> Judged:
         """Encode and decode a sample of x. `measure`: the energy of the group."""
@@ -171,11 +179,15 @@ class Choice:
         coded = quantized(self._sample, codebook, self._tables, backend, self._sorted[1])
         got = reconstructed(coded, codebook, backend, torch.empty_like(self._sample))
         errors = in_float64(got - self._sample).square().mean(2)  # [B, H, D]
+        if self._signal is None:
+            errors, squares = torch.stack([errors, in_float64(self._sample).square().mean(2)]).cpu()
+            self._signal = Signal(squares)
+        errors = errors.cpu()
         least = _NO_MATTER * 4.0**-self._config.bits
         return Judged(codebook, (errors.mean(-1) / measure).mean(1) + least, float(self._signal.shares(errors).max()))
 
     def _residual(self, codewords: Rows8) -> Tensor:
-        return residual(self._x, codewords, self._tables, self._config.backend)
+        return sort(self._x, codewords, self._tables, self._config.backend).residual
 
 
 def _gain(before: Judged, after: Judged) -> float:
@@ -191,12 +203,11 @@ def _rescues(one: Judged, other: Judged) -> bool:
 def is_new(x: Tensor, known: TransformCodebook, tables: Tables) -> bool:
     """Whether tokens are not more of the same: they carry much more energy than their group, or its codewords were wasted on
     noise."""
-    left = in_float64(tables.weights(known.basis)).mean((1, 2))
-    wasted = left > _HARDLY_DESCRIBED * (left + energy(tables.centers(known.codewords)).mean(1))
+    left = tables.weights_on_host(known.basis).double().mean((1, 2))
+    wasted = left > _HARDLY_DESCRIBED * (left + tables.energy(tables.centers(known.codewords)).mean(1))
     return bool(wasted.any()) or is_louder(x, known, tables)
 
 
 def is_louder(x: Tensor, known: TransformCodebook, tables: Tables) -> bool:
     """Whether a video's tokens carry much more energy than their group."""
-    own = energy(x).mean(1)
-    return bool((own > _LOUDER * energy_of(known, tables).mean(1).to(own.device)).any())
+    return bool((tables.energy(x).mean(1) > _LOUDER * tables.energy_of(known).mean(1)).any())

@@ -10,8 +10,7 @@ from torch import Tensor
 from ...kernels import assign_clusters, quantize_coefficients, subtract_centroids
 from ...kernels.rows8 import Rows8
 from ...kernels.spans import Place, SpanTable, Tiles, decode_spans
-from .klt_basis import in_float64
-from .klt_tables import Tables
+from .klt_tables import Tables, in_float64
 from .span import TransformCodebook, TransformSpan
 
 # A channel is loud with more than so many times the energy that half of them have.
@@ -24,12 +23,6 @@ class Coded(NamedTuple):
     codes: Tensor
     gains: Tensor
     ids: Tensor
-
-
-def residual(x: Tensor, codewords: Rows8, tables: Tables, backend: str) -> Tensor:
-    """What codewords leave of tokens, float32."""
-    centers = tables.centers(codewords)
-    return subtract_centroids(x, assign_clusters(x, centers, backend), centers, backend)
 
 
 def quantized(x: Tensor, codebook: TransformCodebook, tables: Tables, backend: str, sorted_: Sorted | None = None) -> Coded:
@@ -95,14 +88,3 @@ class Signal:
         """Errors [B, H, D] as a share of the signal: over all channels, and beside loud ones. -> [2, B, H]"""
         sums = (errors * self._channels).sum(-1)
         return torch.where(sums > 0, sums / self._sums, 0.0)
-
-
-def energy(x: Tensor) -> Tensor:
-    """Mean squared distance of tokens [B, H, S, D] from their mean, per value: float64 [B, H], never 0."""
-    x = in_float64(x)
-    return (x - x.mean(2, keepdim=True)).square().mean((2, 3)).clamp(min=1e-30)
-
-
-def energy_of(codebook: TransformCodebook, tables: Tables) -> Tensor:
-    """The energy of the tokens that a codebook describes: what is between its codewords, and what its basis expects."""
-    return tables.energy(codebook, lambda centers, weights: (energy(centers) + in_float64(weights).mean(-1)).clamp(min=1e-30))

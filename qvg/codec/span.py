@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...kernels.hadamard import hadamard
-from ...kernels.rows8 import Rows8, dual_rows, synthesis
+from ...kernels.rows8 import Rows8, synthesis
 from ...kernels.transform_codes import TransformCodes
 
 # Puts a tensor somewhere else: on another device, into pinned memory.
@@ -100,18 +99,6 @@ class Basis:
     def heads(self, heads: slice) -> Basis:
         """A view of some heads."""
         return Basis(None if self.rows is None else self.rows[:, heads], self.scales[:, heads], self.planes)
-
-    def analysis(self) -> Tensor:
-        """The way there: residual @ analysis = coefficients of about unit variance. float32 [B, H, D, D]."""
-        if self.rows is None:
-            return hadamard(self.scales.shape[-1]).to(self.scales.device) / self.scales.float()[..., :, None]
-        rows = Rows8(self.rows, self.scales).dequantize()
-        columns = dual_rows(rows).transpose(-1, -2)
-        return torch.nn.functional.pad(columns, (0, self.rows.shape[3] - self.rows.shape[2]))
-
-    def weights(self) -> Tensor:
-        """What a squared error of 1 in each coefficient costs: float32 [B, H, D]."""
-        return self.synthesis().square().sum(-1)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""

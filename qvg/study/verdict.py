@@ -28,7 +28,7 @@ MEASURED: dict[str, Measured] = {
     "RTN_INT4_RECENT2": Measured(6.59, None),
     "RTN_INT4_REFRESH": Measured(5.01, 45.6),
     "KIVI_INT4": Measured(5.02, 40.9),
-    "KIVI_INT2": Measured(3.01, None),
+    "KIVI_INT2": Measured(3.01, 31.6),
     "KIVI_INT4_REFRESH": Measured(5.02, 40.9),
     "KIVI_K2_V4": Measured(4.01, None),
     "QUAROT_KV_INT4": Measured(5.01, None),

@@ -26,6 +26,11 @@ def check_config(base_model: Any, config: QVGConfig) -> None:
             f"window_frames is {config.window_frames}, but what a segment of {NAME} remembers is what it is conditioned on; set "
             "it to 0, and condition_pictures on 'LongCat Start'"
         )
+    if config.sparse:
+        raise ConfigError(
+            f"sparse is {config.sparse:g}, but {NAME} reads all of what a segment is conditioned on, which is made once; use "
+            "sparse 0"
+        )
     frames = latent_frames(CONDITION_PICTURES)
     shape = base_model.diffusion_model.config
     shape.condition_spec(*_CHECKED, frames).check(condition_config(config, frames))

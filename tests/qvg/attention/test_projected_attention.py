@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheError, CacheSpec, KVCache, QVGConfig
+from comfyui_qvg.qvg.attention import choice
 from comfyui_qvg.qvg.camera.cameras import Cameras
 from comfyui_qvg.qvg.positions.projective import Projector, project, projection_matrices
 from comfyui_qvg.qvg.positions.rope import pairs_apart, wan_rope
@@ -182,6 +183,29 @@ def test_what_is_refused() -> None:
         _read(turned, block, _projector(4))
     with pytest.raises(CacheError, match="as they were rotated"):
         turned.replace_origins([(0, 0, 0)] * 4)
+
+
+@pytest.mark.parametrize("read", ["exact", "fast"])
+def test_codes_in_a_table(read: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU reads spans of codes, many at a time: rotated, projected, and against reading them span by span."""
+    outs = []
+    for by_table in (False, True):
+        monkeypatch.setattr("comfyui_qvg.qvg.attention.plan.on_gpu", lambda device, by_table=by_table: by_table)
+        monkeypatch.setattr("comfyui_qvg.qvg.attention.exact._CPU_TILE_BYTES", 200_000)
+        cache, block = _filled(CODECS["qvg"].with_changes(read=read), 20)
+        outs.append((cache.attend(0, *block), _read(cache, block, _projector(20))))
+        assert bool(cache.reader._plans[0].of_codes) == by_table
+    for name, one, other in zip(("rotated", "projected"), *outs, strict=True):
+        assert_close(name, one, other, 1e-5 if read == "exact" else 1e-3)
+
+
+def test_direct_through_cameras_takes_the_workspace_on_a_gpu() -> None:
+    """One sentence says why; without a workspace a small tile at a time is left."""
+    card, config = torch.device("cuda"), CODECS["qvg"].with_changes(read="direct")
+    reading = choice._choose(config, card, True, 128, True)
+    assert reading.mode == "exact" and "direct was asked for, but no kernel projects what it reads" in reading.why
+    assert choice._choose(config, card, True, 128, False).mode == "direct"
+    assert choice._choose(config.with_changes(workspace_mb=0), card, True, 128, True).mode == "direct"
 
 
 def test_why_it_is_read_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -66,7 +67,6 @@ def test_one_worker_is_killed_and_another_joins(cluster: Cluster, tmp_path: Path
     victim = cluster.add_node(num_cpus=1, **ports())
     cluster.add_node(num_cpus=1, **ports())
     cluster.wait_for_nodes()
-    nodes = []
 
     def hear(job: Any, failure: str = "") -> None:
         assert not failure, failure
@@ -75,17 +75,20 @@ def test_one_worker_is_killed_and_another_joins(cluster: Cluster, tmp_path: Path
             cluster.remove_node(victim, allow_graceful=False)
         if len(told) == 9:
             cluster.add_node(num_cpus=2, **ports())
-        nodes.append(sum(node["Alive"] for node in ray.nodes()))
 
     report = run_ray(batches(asked, store), store, hear, address=cluster.address, retries=5)
     assert report.made == 24 and not report.failed and set(told.values()) == {1}
     assert len(list((tmp_path / "out" / "rows").iterdir())) == 24 and counted(batches(asked, store), store) == 0
-    assert min(nodes[5:]) < 3 <= max(nodes[9:]), nodes  # one was gone, and one came
+    # One was gone, which a cluster takes a while to believe, and one came.
+    deadline = time.monotonic() + 60
+    while all(node["Alive"] for node in ray.nodes()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert sorted(node["Alive"] for node in ray.nodes()) == [False, True, True, True]
 
 
 def test_a_video_that_fails_is_told_and_the_others_go_on(cluster: Cluster, tmp_path: Path) -> None:
     asked, store = (
-        plan(targets=[{"kind": "world"}], prompts=["d-4,a-4", "no path"], frames=[6], methods=["balanced"]),
+        plan(targets=[{"kind": "world"}], prompts=["d-4,a-4", "no path"], frames=[6], methods=["RTN_INT4"]),
         Store(tmp_path),
     )
     store.prepare(asked)
