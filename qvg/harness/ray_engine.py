@@ -4,6 +4,7 @@ and are written here, once; whatever dies, what is written stays, and a resumed 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +39,20 @@ def start(address: str | None) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # tasks without a GPU keep what the machine says
     if not ray.is_initialized():
         try:
+            _reach(address)
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"no cluster answers at {address} ({one_line(error)[:200]}); start one, see docs/cluster.md"
             ) from None
     return ray
+
+
+def _reach(address: str | None) -> None:
+    """OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def run_ray(
