@@ -110,16 +110,19 @@ def graph_picture(page: ComfyPage, workflow: dict[str, Any]) -> Image.Image:
 
 
 def stacked(program: Prompt, graph: Image.Image) -> Image.Image:
-    """Headline, curves, graph."""
+    """Headline, curves, graph. A video of one segment remembers nothing: there the graph alone."""
     pictures = _pictures()
     headline, sizes = memory(program)
-    curves = [pictures.Curve(name, values) for name, values in sizes.items()]
-    chart = Image.fromarray(pictures.chart("Memory of the video in GB, over latent frames", curves))
-    small = graph.resize((WIDTH, round(WIDTH * graph.height / graph.width)), Image.Resampling.LANCZOS)
-    sheet = Image.new("RGB", (WIDTH, HEADER + chart.height + small.height), GROUND)
+    parts = [graph.resize((WIDTH, round(WIDTH * graph.height / graph.width)), Image.Resampling.LANCZOS)]
+    if any(map(any, sizes.values())):
+        curves = [pictures.Curve(name, values) for name, values in sizes.items()]
+        parts.insert(0, Image.fromarray(pictures.chart("Memory of the video in GB, over latent frames", curves)))
+    sheet = Image.new("RGB", (WIDTH, HEADER + sum(part.height for part in parts)), GROUND)
     ImageDraw.Draw(sheet).text((WIDTH // 2, HEADER // 2 + 6), headline, INK, ImageFont.load_default(46), anchor="mm")
-    sheet.paste(chart, (0, HEADER))
-    sheet.paste(small, (0, HEADER + chart.height))
+    top = HEADER
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
     return sheet
 
 

@@ -11,9 +11,19 @@ import pytest
 from ..helpers import ROOT
 
 FILES = sorted((ROOT / "kernels").glob("*/triton_kernel.py"))
-AXES = {"batch", "head", "row", "token", "channel", "group", "stage", "cluster", "part", "outer"}
+AXES = {"batch", "head", "row", "block", "token", "channel", "group", "stage", "cluster", "part", "outer"}
 # Run-time integers that are no strides.
-OTHERS = {"query_count", "key_count", "value_count", "k_clusters", "v_clusters", "split_keys", "k_strides", "v_strides"}
+OTHERS = {
+    "query_count",
+    "key_count",
+    "value_count",
+    "listed_count",
+    "k_clusters",
+    "v_clusters",
+    "split_keys",
+    "k_strides",
+    "v_strides",
+}
 
 
 def _kernels(tree: ast.Module) -> Iterator[ast.FunctionDef]:
