@@ -16,7 +16,7 @@ from .klt_basis import channel_basis, fixed_basis, learn_basis
 from .klt_codewords import add_codewords, learn_codewords
 from .klt_sizes import added_codewords, directions, first_codewords, has_hadamard, learns_basis
 from .klt_tables import Tables, in_float64
-from .klt_tokens import Coded, Signal, Sorted, quantized, reconstructed, sort
+from .klt_tokens import Coded, Signal, Sorted, in_codes, quantized, reconstructed, sort
 from .span import Group, TransformCodebook
 
 # A basis of its own must lower a span's error by these factors: where its layer's codebooks have room for it (1.5 dB), where
@@ -62,9 +62,16 @@ class Choice:
 
     def coded(self, codebook: TransformCodebook) -> Coded:
         """All of x in a codebook."""
-        begun = self._begun[1] if self._begun is not None and self._begun[0] is codebook.codewords else None
-        self._begun = None
-        return quantized(self._x, codebook, self._tables, self._config.backend, begun)
+        begun, self._begun = self._begun, None
+        if begun is None or begun[0] is not codebook.codewords:
+            begun = (codebook.codewords, sort(self._x, codebook.codewords, self._tables, self._config.backend))
+        ids, left = begun[1]
+        # Trials are over: nothing of them, nor what codewords leave of x, stays beside the work on all coefficients.
+        self._sorted = None
+        self.__dict__.pop("_sample", None)
+        y = torch.matmul(left, self._tables.analysis(codebook.basis))
+        del begun, left
+        return in_codes(ids, y, codebook, self._tables, self._config.backend)
 
     def _begin(self) -> TransformCodebook:
         """A new group. An opening that its codewords describe completely has nothing to teach a basis."""

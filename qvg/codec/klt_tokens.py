@@ -28,7 +28,12 @@ class Coded(NamedTuple):
 def quantized(x: Tensor, codebook: TransformCodebook, tables: Tables, backend: str, sorted_: Sorted | None = None) -> Coded:
     """Tokens in a codebook. `sorted_`: what is known of x and its codewords."""
     ids, left = sorted_ or sort(x, codebook.codewords, tables, backend)
-    y, weights = torch.matmul(left, tables.analysis(codebook.basis)), tables.weights(codebook.basis)
+    return in_codes(ids, torch.matmul(left, tables.analysis(codebook.basis)), codebook, tables, backend)
+
+
+def in_codes(ids: Tensor, y: Tensor, codebook: TransformCodebook, tables: Tables, backend: str) -> Coded:
+    """Tokens of which ids and coefficients [B, H, S, D] are known."""
+    weights = tables.weights(codebook.basis)
     parts = [
         quantize_coefficients(y[row : row + 1], weights[row : row + 1], planes, backend)
         for row, planes in enumerate(codebook.basis.planes)

@@ -14,6 +14,8 @@ from typing import Any
 FILE_LISTS: dict[tuple[str, str], list[str]] = {
     ("QVGLoadCausalWan", "file"): [],
     ("QVGLoadCausalWan", "lora"): ["none"],
+    ("QVGLoadLongCat", "file"): [],
+    ("QVGLoadLongCat", "lora"): ["none"],
     ("QVGLoadWorldPlay", "file"): [],
 }
 COMPARED = (
