@@ -105,7 +105,7 @@ def test_what_is_published_is_small_and_for_users():
     files = published_files()
     assert {path.split("/")[0] for path in files if "/" in path} <= set(PACK_FOLDERS)
     bytes_of = {path: (ROOT / path).stat().st_size for path in files}
-    assert sum(bytes_of.values()) < 24e6  # nine of them are the demo world's weights, nine the demo film's, one pictures of templates
+    assert sum(bytes_of.values()) < 24e6  # nine of them are the demo world's weights, nine the demo film's
     assert all(f"web/docs/{name}.md" in files for name in ("QVGKVCache", "QVGSampler"))
     assert all(f"docs/{name}.md" in files for name in ("comfyui", "format", "memory", "models"))
 
