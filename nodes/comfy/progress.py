@@ -66,5 +66,9 @@ def say_what_is_left_out(text: str, left_out: list[str]) -> None:
 def say_how_it_ended(error: BaseException, cache: KVCache, finished: int, total: int) -> None:
     """A line in the log about a run that did not end well; the cache is free by now."""
     held = cache.nbytes().total + cache.workspace.nbytes
-    how = "interrupted" if isinstance(error, mm.InterruptProcessingException) else f"ended by {type(error).__name__}"
-    logger.info("QVG: %s after block %d of %d; the cache holds %d bytes now", how, finished, total, held)
+    logger.info("QVG: %s after block %d of %d; the cache holds %d bytes now", how_it_ended(error), finished, total, held)
+
+
+def how_it_ended(error: BaseException) -> str:
+    """In a word or two."""
+    return "interrupted" if isinstance(error, mm.InterruptProcessingException) else f"ended by {type(error).__name__}"

@@ -27,6 +27,7 @@ _SHOWN_FAILURES = 20
 
 
 def run(options: argparse.Namespace) -> int:
+    """Make the videos of a plan that are not there. -> exit code"""
     store, shard = Store(options.out), _shard(options.shard)
     if options.engine not in ENGINES:
         raise ConfigError(f"engine is {quoted(options.engine)}, but must be {' or '.join(ENGINES)}; leave it out for local")
@@ -140,6 +141,7 @@ def _span(seconds: float) -> str:
 
 
 def size(options: argparse.Namespace) -> int:
+    """Say how many videos a plan has; makes none. -> exit code"""
     plan, nowhere = load_plan(options.plan), Store(Path("/nonexistent"))
     work = batches(plan, nowhere)
     print(f"{described(plan)}; {counted(work, nowhere)} differ{_about(1, work, nowhere)}")
@@ -149,6 +151,7 @@ def size(options: argparse.Namespace) -> int:
 
 
 def page(options: argparse.Namespace) -> int:
+    """Write the page of what is there. -> exit code"""
     from .page import write_page
 
     if not 0 <= options.video_mb <= 2000:

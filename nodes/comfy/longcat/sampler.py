@@ -23,7 +23,7 @@ from ....qvg.models.longcat.schedule import LongCatSettings
 from ....qvg.sampling.longcat import sample_segment
 from ...records import RECORDS, RunRecord
 from ..keep import finished_blocks
-from ..progress import Progress, say
+from ..progress import Progress, how_it_ended, say
 from ..world.run import conds_from
 from .model import PASS_KEY, LongCatPass
 from .pictures import through_pictures
@@ -75,8 +75,8 @@ def sample_longcat(
                     condition = _carried(plan, guider, latents)
             record = video.record(x.device)
     except BaseException as error:  # an interrupt is no Exception to ComfyUI
-        how = "interrupted" if isinstance(error, mm.InterruptProcessingException) else f"ended by {type(error).__name__}"
-        logger.info("QVG: %s after segment %d of %d; the memory is free", how, len(video.latents), len(plan.segments))
+        made, total = len(video.latents), len(plan.segments)
+        logger.info("QVG: %s after segment %d of %d; the memory is free", how_it_ended(error), made, total)
         if kept is not None:
             kept.keep([latent.transpose(1, 2) for latent in video.latents])
         raise
