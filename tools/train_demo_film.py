@@ -5,7 +5,7 @@
     python tools/train_demo_film.py train   RUN                    goes on from the newest checkpoint in RUN until it is stopped
     python tools/train_demo_film.py decay   RUN --from 4000 --steps 600    a branch whose learning rate falls to nothing
     python tools/train_demo_film.py export  RUN --checkpoint decayed --out assets/demo_film.safetensors
-    python tools/train_demo_film.py average RUN --weights EARLIER LATER --out assets/demo_film.safetensors    halfway between two files
+    python tools/train_demo_film.py average RUN --weights EARLIER LATER    the mean of two files
 
 Every scene, clip, noise and initial weight comes from the seed and the step's number, so that a run which was stopped and taken
 up again gives the same weights as one that was not. Teacher forcing: a clip holds clean blocks at noise level 0 and noisy twins
@@ -630,8 +630,8 @@ def export(run: Path, checkpoint: str, out: Path) -> None:
 
 
 def average(earlier: Path, later: Path, out: Path) -> None:
-    """The mean of two written files, one trained on from the other (weight averaging, Izmailov et al. 2018): it keeps what the later
-    one learned, and its copies of copies fade more slowly than those of either."""
+    """The mean of two written files, one trained on from the other (weight averaging, Izmailov et al. 2018): it keeps what the
+    later one learned, and its copies of copies fade more slowly than those of either."""
     files = [read_demo_film(path) for path in (earlier, later)]
     if any(not torch.equal(weight, files[1].codec[name]) for name, weight in files[0].codec.items()):
         raise SystemExit(f"{earlier} and {later} have different encoders; average two files of one run")
