@@ -21,7 +21,7 @@ from ..study.method import StudyMethod
 from ..study.published_plan import published_ratio
 from ..study.registry import STUDY, study_method
 from ..study.run import StudyRun
-from .films import FILM, QUICK_FRAMES, FilmJudge, film_cases
+from .films import FILM, FIRST_SCENE, QUICK_FRAMES, FilmCase, FilmJudge
 from .judge import Instrument, Judge, Settings, WalkResult
 from .methods import METHODS, SHIPPED
 from .statistics import bootstrap_mean
@@ -33,6 +33,8 @@ MOST_WORLDS = 1000
 # decide itself what is exact.
 FORMS = ("corrected", "published", "node")
 MODELS = ("world", "film")
+# What a scene is seen by, where a world has its paths: where the camera goes after its first turn, and the light.
+SCENE_PATHS = (("on", "day"), ("back", "night"))
 # Beside the study's rows: what others ship, and what they are all measured against.
 BESIDE = ("qvg, asymmetric", "balanced", *(method.name for method in SHIPPED))
 
@@ -88,8 +90,17 @@ def _instrument(
                 f"frames is {shown(frames, 20)}, but a film gives {FILM.given_frames} and goes on by {BLOCK_FRAMES}; "
                 f"use a multiple of {BLOCK_FRAMES} above {FILM.given_frames}"
             )
-        return FilmJudge(folder), FILM, film_cases(worlds, frames or QUICK_FRAMES)
+        return FilmJudge(folder), FILM, scene_cases(worlds, paths, frames or QUICK_FRAMES)
     return Walker(folder), DEMO_WORLD, cases(worlds, paths, frames or FRAMES)
+
+
+def scene_cases(scenes: int, paths: int, frames: int) -> list[FilmCase]:
+    """Scenes that were not trained on, each on every path, the noise by the scene's number: the cases of `qvg study`."""
+    return [
+        FilmCase(scene, path, frames, light, noise=scene)
+        for scene in range(FIRST_SCENE, FIRST_SCENE + scenes)
+        for path, light in SCENE_PATHS[:paths]
+    ]
 
 
 def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], Settings]:
