@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config import QVGConfig
 from ..errors import ConfigError, MediaError, quoted, shown
 from ..files import written_whole
 from ..models.demo_film.directions import BLOCK_FRAMES
-from ..study.method import StudyMethod
 from ..study.published_plan import published_ratio
 from ..study.registry import STUDY, study_method
 from ..study.run import StudyRun
 from .films import FILM, FIRST_SCENE, QUICK_FRAMES, FilmCase, FilmJudge
 from .judge import Instrument, Judge, Settings, WalkResult
-from .methods import METHODS, SHIPPED
+from .methods import METHODS, SHIPPED, in_form
 from .statistics import bootstrap_mean
 from .walks import DEMO_WORLD, PATHS, Walker, cases
 
@@ -113,14 +111,6 @@ def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], 
             continue
         work |= {(name, form): in_form(study_method(name), form) for form in forms}
     return work
-
-
-def in_form(method: StudyMethod, form: str) -> Settings:
-    """A method's memory in one of FORMS."""
-    if form == "node" and method.plain and not method.reuse:
-        exact = QVGConfig()
-        return method.coding.config().with_changes(sink_frames=exact.sink_frames, recent_frames=exact.recent_frames)
-    return StudyRun(method, form == "published")
 
 
 def study_row(name: str, form: str, results: dict[Any, WalkResult], instrument: Instrument, weights: str) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def read_plan(data: Any, folder: Path, name: str = "plan") -> StudyPlan:
     if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
         raise ConfigError("the plan has no targets; add at least one [[targets]] with its kind")
     exploratory = _typed(data, "exploratory", bool, False)
-    targets = tuple(_target(table, data, folder, exploratory) for table in tables)
+    targets = tuple(_target(table, data, folder, _typed(table, "exploratory", bool, exploratory)) for table in tables)
     repeated = [each.name for each in targets if sum(other.name == each.name for other in targets) > 1]
     if repeated:
         raise ConfigError(f"two targets are called {quoted(repeated[0])}; give each a name of its own")
@@ -168,7 +168,7 @@ def _target(table: Mapping[str, Any], plan: Mapping[str, Any], folder: Path, exp
     kind = table.get("kind")
     if kind not in KINDS:
         raise ConfigError(f"target {quoted(kind)} is not known; kind is one of {', '.join(KINDS)}")
-    _only(table, ("kind", "name", *_SHARED, *KINDS[kind]), f"target {kind}")
+    _only(table, ("kind", "name", "exploratory", *_SHARED, *KINDS[kind]), f"target {kind}")
     asked = {name: table.get(name, plan.get(name)) for name in _SHARED}
     name = _typed(table, "name", str, kind)
     for key, value in asked.items():
