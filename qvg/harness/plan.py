@@ -22,6 +22,7 @@ METRICS = ("psnr", "ssim", "lpips", "vbench")
 # A sign test of two cases can never say anything.
 LEAST_SEEDS = 3
 MOST_SEED = (1 << 40) - 1
+FILES = ("workflow", "weights", "picture")
 _SHARED = ("methods", "prompts", "seeds", "frames")
 _PLAN_KEYS = ("name", "about", "metrics", "window_frames", "baseline", "exploratory", "targets", *_SHARED)
 # What each kind of target may be told beside these, and what it must be.
@@ -29,7 +30,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "world": (),
     "film": (),
     "network": ("family", "weights", "width", "height"),
-    "comfyui": ("workflow", "cache_node", "prompt_input", "seed_inputs", "frames_input", "set", "given_frames"),
+    "comfyui": (
+        *("workflow", "cache_node", "prompt_input", "seed_inputs", "frames_input", "set", "given_frames"),
+        *("picture", "picture_input"),
+    ),
     "longcat": ("weights", "width", "height", "steps", "distilled"),
     "rehearsal": ("seconds",),
 }
@@ -192,7 +196,7 @@ def _names(methods: Iterable[Choice]) -> tuple[str, ...]:
 
 def _placed(key: str, value: Any, folder: Path) -> Any:
     """Files beside the plan are found wherever the command is run."""
-    if key in ("workflow", "weights") and isinstance(value, str) and not Path(value).is_absolute():
+    if key in FILES and isinstance(value, str) and not Path(value).is_absolute():
         beside = folder / value
         return str(beside.resolve() if beside.exists() else value)
     return value
