@@ -90,7 +90,7 @@ class ComfyUITarget:
             return None
         if not (isinstance(picture, str) and isinstance(setting, str)):
             raise ConfigError(
-                f"target {quoted(self._name)} has one of picture and picture_input; give both, a file and NODE.INPUT of Load Image"
+                f"target {quoted(self._name)} has one of picture and picture_input; give both: a file, NODE.INPUT of Load Image"
             )
         path = Path(picture)
         try:

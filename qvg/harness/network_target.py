@@ -64,8 +64,8 @@ class NetworkTarget:
         self._model, self._variant = self._loaded(Path(weights), options.get("family"))
         if self._variant.sizes not in (None, (self._width, self._height)):
             raise ConfigError(
-                f"the size is {self._width} x {self._height}, but {self._variant.name} makes videos of {self._variant.sizes[0]} x "
-                f"{self._variant.sizes[1]} alone; leave width and height out"
+                f"the size is {self._width} x {self._height}, but {self._variant.name} makes videos of "
+                f"{self._variant.sizes[0]} x {self._variant.sizes[1]} alone; leave width and height out"
             )
 
     def _loaded(self, weights: Path, wanted: str | None) -> tuple[CausalWan, CausalVariant]:

@@ -1,4 +1,4 @@
-"""The library's networks as a target of `qvg study`, on a trained checkpoint: the demo film's own file, which is a causal Wan's."""
+"""The library's networks as a target of `qvg study`, on a trained checkpoint: the demo film's file, a causal Wan's."""
 
 from __future__ import annotations
 
