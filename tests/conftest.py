@@ -27,8 +27,10 @@ _package = types.ModuleType("comfyui_qvg")
 _package.__path__ = [str(ROOT)]
 sys.modules["comfyui_qvg"] = _package
 
-# Two threads find races that one cannot, and more do not make tensors of test size any faster.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+# Two threads find races that one cannot, and more do not make tensors of test size any faster. Where the suite is shared out, a
+# process gets its share of the cores: threads beyond them wait for each other.
+CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, CORES)))
 
 # torch imports Triton when it feels like it. What Triton defines on import runs in its interpreter only if that is on by then.
 if importlib.util.find_spec("triton") and not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:

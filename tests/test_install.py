@@ -387,13 +387,19 @@ def test_requirements_name_each_other(bootstrap, clone):
     assert not any("#" in line or line.startswith("-") for line in test)
 
 
-def test_what_is_started(bootstrap, clone, capsys):
+def test_what_is_started(bootstrap, clone, capsys, monkeypatch):
     venv = clone / ".venv"
     qvg, pytest_program = str(bootstrap.program(venv, "qvg")), str(bootstrap.program(venv, "pytest"))
     assert bootstrap.command_line(clone, venv, "demo", []) == [qvg, "demo", "--out", str(clone / "demo_out")]
     assert str(clone / "demo_out") in capsys.readouterr().out
     assert bootstrap.command_line(clone, venv, "demo", ["--frames", "8", "--out=x"]) == [qvg, "demo", "--frames", "8", "--out=x"]
     assert bootstrap.command_line(clone, venv, "test", ["-k", "cache"]) == [pytest_program, "-k", "cache"]
+    monkeypatch.setattr(bootstrap.os, "cpu_count", lambda: 1)
+    assert bootstrap.command_line(clone, venv, "test", []) == [pytest_program]
+    for cores, processes in ((2, "2"), (64, "4")):
+        monkeypatch.setattr(bootstrap.os, "cpu_count", lambda cores=cores: cores)
+        whole = bootstrap.command_line(clone, venv, "test", [])
+        assert whole == [pytest_program, "-p", "xdist.plugin", "-n", processes, "--dist", "loadfile"]
 
 
 def calling_bootstrap(*calls: str) -> list[str]:

@@ -28,6 +28,7 @@ PROGRAMS = {"demo": "qvg", "test": "pytest"}
 OWNER_MARK = "made-by-qvg-install"  # a .venv without it is somebody else's
 UNFINISHED_MARK = "qvg-install-unfinished"
 OLDEST_TORCH = (2, 4)  # older ones are left alone, and .venv gets its own
+MOST_PROCESSES = 4  # of the tests: each takes up to 2 GB
 TESTED_PYTHONS = "3.10 to 3.13"
 
 
@@ -358,10 +359,16 @@ def ensure_venv(root: Path, goal: str) -> Path:
     return venv
 
 
+def shared_out(cores: int) -> list[str]:
+    """pytest's options for the whole suite: a process for each core, up to four, and the tests of a file in one of them, which
+    share what the file has made. Plugins are not loaded by themselves (see `main`), so this one is named."""
+    return ["-p", "xdist.plugin", "-n", str(min(cores, MOST_PROCESSES)), "--dist", "loadfile"] if cores > 1 else []
+
+
 def command_line(root: Path, venv: Path, goal: str, extra: Sequence[str]) -> list[str]:
     """What to start. pytest by its script: `python -m pytest` would put the root on sys.path."""
     if goal == "test":
-        return [str(program(venv, "pytest")), *extra]
+        return [str(program(venv, "pytest")), *(extra or shared_out(os.cpu_count() or 1))]
     named = any(option == "--out" or option.startswith("--out=") for option in extra)
     out = [] if named else ["--out", str(root / "demo_out")]
     if not named:
