@@ -8,11 +8,13 @@ from __future__ import annotations
 from .api import ComfyExtension
 from .cache import QVGKVCache
 from .camera import QVGCameraPath, QVGCameraPoses
+from .camera_start import QVGCameraVideoStart
 from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .comfy.copies import counts
 from .compare import QVGCompare
 from .decode import QVGSaveVideo
+from .dreamx import QVGLoadDreamX
 from .film import QVGFilmPrompt, QVGFilmStart, QVGLoadDemoFilm
 from .loaders import QVGLoadDemoWorld
 from .longcat import QVGLoadLongCat, QVGLongCatSampler, QVGLongCatStart
@@ -48,6 +50,8 @@ NODES: list[type[Node]] = [
     QVGLoadLongCat,
     QVGLongCatStart,
     QVGLongCatSampler,
+    QVGLoadDreamX,
+    QVGCameraVideoStart,
 ]
 
 
