@@ -9,12 +9,12 @@ from .api import ComfyExtension
 from .cache import QVGKVCache
 from .camera import QVGCameraPath, QVGCameraPoses
 from .camera_start import QVGCameraVideoStart
+from .camera_worlds import QVGLoadCameraWorld
 from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .comfy.copies import counts
 from .compare import QVGCompare
 from .decode import QVGSaveVideo
-from .dreamx import QVGLoadDreamX
 from .film import QVGFilmPrompt, QVGFilmStart, QVGLoadDemoFilm
 from .loaders import QVGLoadDemoWorld
 from .longcat import QVGLoadLongCat, QVGLongCatSampler, QVGLongCatStart
@@ -50,7 +50,7 @@ NODES: list[type[Node]] = [
     QVGLoadLongCat,
     QVGLongCatStart,
     QVGLongCatSampler,
-    QVGLoadDreamX,
+    QVGLoadCameraWorld,
     QVGCameraVideoStart,
 ]
 

@@ -42,7 +42,7 @@ def dreamx(cache: dict[str, Any] | None = None, frames: int = FRAMES, **options:
     """The whole graph. The first picture is the mean of a coloured one over tokens: a VAE of the testing pack's."""
     prompt: Prompt = {}
     size = {"width": 32 * COLS, "height": 32 * ROWS}
-    add(prompt, "loader", "QVGLoadDreamX", file=tiny_dreamx.FILE, variant="auto", dtype="fp32")
+    add(prompt, "loader", "QVGLoadCameraWorld", file=tiny_dreamx.FILE, variant="auto", dtype="fp32")
     add(prompt, "cache", "QVGKVCache", model=["loader", 0], **({**EXACT, **WINDOW} if cache is None else cache))
     add(prompt, "prompt", "TestingPrompt", seed=1, prompts=1, tokens=12)
     add(prompt, "camera", "QVGCameraPath", path=PATH, frames=frames, beyond="again")
@@ -106,7 +106,8 @@ class _AsThere(SolverSchedule):
 def scaling() -> tuple[Tensor, Tensor]:
     """Means and standard deviations of core's Wan 2.2 latents, which the network knows without: [1, 1, C, 1, 1]."""
     home, python = comfyui()
-    told = "from comfy.latent_formats import Wan22; w = Wan22(); print(w.latents_mean.tolist(), w.latents_std.tolist(), sep=chr(10))"
+    told = "from comfy.latent_formats import Wan22; w = Wan22(); print(w.latents_mean.tolist(), w.latents_std.tolist(), "
+    "sep=chr(10))"
     done = subprocess.run([str(python), "-c", told], capture_output=True, text=True, cwd=home, check=True)
     mean, std = (torch.tensor(json.loads(line)) for line in done.stdout.splitlines())
     return mean.view(1, 1, 48, 1, 1), std.view(1, 1, 48, 1, 1)

@@ -17,7 +17,7 @@ class DreamXAdapter(CausalAdapter):
         """Core's loader leaves the cameras' layers out."""
         if not is_wan(base_model, CHANNELS) or is_causal(base_model):
             return ""
-        return "If the file is DreamX-World's: ComfyUI's own loader takes it for a Wan 2.2; load it with 'Load DreamX-World'."
+        return "If the file is DreamX-World's: ComfyUI's own loader takes it for a Wan 2.2; load it with 'Load Camera World'."
 
     def loader(self) -> Loader:
         """Of the 5B."""

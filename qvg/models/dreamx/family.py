@@ -35,7 +35,7 @@ FAMILY = Family(
     },
     variants=VARIANTS,
     files=FileFormat(is_dreamx, read_dreamx, float32=("patch_embedding.",), in_loras=diffusers_names),
-    load_with="Load DreamX-World",
+    load_with="Load Camera World",
     converts="10.6 GB in bf16 of the 21 GB that are released",
     network=load_dreamx,
     adapter="causal.dreamx_adapter",

@@ -60,7 +60,7 @@ _OTHERS = (
         r"^patch_embedding_wancamctrl\.|^c2ws_hidden_states",
         "is LingBot-World, which walks through worlds; QVG does not load it",
     ),
-    (r"\.cam_self_attn\.", "is DreamX-World, which walks through worlds; load it with 'Load DreamX-World'"),
+    (r"\.cam_self_attn\.", "is DreamX-World, which walks through worlds; load it with 'Load Camera World'"),
     (
         r"^fps_(embedding|projection)\.",
         "is SkyReels-V2, which is told a frame rate; ComfyUI's causal Wan has no place for that",

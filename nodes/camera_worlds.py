@@ -1,31 +1,31 @@
-"""DreamX-World: its file."""
+"""Worlds that QVG Causal Sampler makes block after block: their files."""
 
 from __future__ import annotations
 
 from ..qvg.models.common.found import AUTO
-from ..qvg.models.registry import loaded_with
+from ..qvg.models.registry import loaded_with, titles
 from .api import CATEGORY, io, ui
 from .causal_loaders import DTYPES
 from .widgets import Node
 
-NODE = "Load DreamX-World"
+NODE = "Load Camera World"
 
 
-class QVGLoadDreamX(Node):
-    """The autoregressive 5B, as released or converted, on ComfyUI's own Wan 2.2."""
+class QVGLoadCameraWorld(Node):
+    """As released or converted, on ComfyUI's own Wan."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         from .comfy.files import model_files
 
         return io.Schema(
-            node_id="QVGLoadDreamX",
+            node_id="QVGLoadCameraWorld",
             display_name=NODE,
             category=CATEGORY,
-            description="Loads DreamX-World 5B (autoregressive) on Wan 2.2 5B: a world that begins with a picture and that you "
-            "walk "
-            "through with a camera. The MODEL is ComfyUI's own network with DreamX's layers; LoRA nodes and QVG KV Cache work on "
-            "it. Nothing is downloaded; read the model's card for its licence.",
+            description=f"Loads {titles(NODE)}: worlds that begin with a picture and that a camera walks through, block after "
+            "block. "
+            "The MODEL is ComfyUI's own Wan with the world's layers; LoRA nodes and QVG KV Cache work on it. It goes with Camera "
+            "Video Start and QVG Causal Sampler. Nothing is downloaded; read each model's card for its licence.",
             search_aliases=["qvg", "dreamx", "world model", "camera", "unet loader"],
             inputs=[
                 io.Combo.Input(
@@ -48,7 +48,8 @@ class QVGLoadDreamX(Node):
                     "dtype",
                     options=list(DTYPES),
                     default=DTYPES[0],
-                    tooltip="What the weights are kept in. auto: bf16, in which it was trained, where the card computes it well, "
+                    tooltip="What the weights are kept in. auto: bf16, in which these were trained, where the card computes it "
+                    "well, "
                     "else ComfyUI's choice.",
                     advanced=True,
                     optional=True,
