@@ -5,21 +5,26 @@ Held against our own network in a loop of its own, which makes the official code
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 from typing import Any
 
+import av
 import pytest
 import torch
-from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig
+from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
 from comfyui_qvg.qvg.camera.cameras import Cameras
 from comfyui_qvg.qvg.camera.paths import parse_path
 from comfyui_qvg.qvg.camera.pictures import latent_poses, move_pictures, picture_poses
 from comfyui_qvg.qvg.models.dreamx.cameras import STEPS, block_cameras
 from comfyui_qvg.qvg.models.dreamx.network import load_dreamx
 from comfyui_qvg.qvg.models.dreamx.variants import VARIANTS
+from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.models.wan.solved import SolvedDenoiser
+from comfyui_qvg.qvg.plan import Video, plan
 from comfyui_qvg.qvg.sampling import SolverSchedule, generate, place_blocks
+from PIL import Image
 from torch import Tensor
 
 from . import tiny_dreamx
@@ -27,6 +32,7 @@ from .client import Client, Prompt
 from .conftest import comfyui
 from .test_causal_wan import BALANCED, EXACT, LEFT, add, changed, record
 from .test_krea import furthest
+from .test_workflows import graph, note, program
 
 COLS, ROWS, FRAMES, BLOCK, HEADS = 3, 2, 21, 3, 2
 PATH = "w-6,w+left-5,d+right-9"
@@ -164,3 +170,52 @@ def _bypassed(prompt: Prompt) -> Prompt:
 def test_what_cannot_work_gets_a_sentence(client: Client, prompt: Prompt, sentence: str) -> None:
     result = client.run(prompt)
     assert result.status == "error" and sentence in result.error, result.error
+
+
+PICTURES, SIZE = 57, (128, 64)
+TEXT, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan2.2_vae.safetensors"
+
+
+def test_the_template_says_where_its_files_are_and_what_is_planned() -> None:
+    found = {}
+    for each in graph("dreamx_i2v")["nodes"]:
+        for model in each["properties"].get("models", ()):
+            assert model["name"] in each["widgets_values"] and "/resolve/main/" in model["url"]
+            found[model["name"]] = model["directory"]
+    text = " ".join(note("dreamx_i2v").split())
+    assert found == {tiny_dreamx.FILE: "diffusion_models", TEXT: "text_encoders", VAE: "vae"}
+    assert all(file in text for file in found)
+    changes = {**WINDOW, "recent_frames": 0}
+    made = [
+        plan(networks()["dreamx-5b"], Video(1280, 704, 249), PRESETS[preset].with_changes(**changes), triton=True)
+        for preset in ("balanced", "exact")
+    ]
+    peak, packed, exact = (each / 1e9 for each in (made[0].peak_bytes, *(each.cache_peak_bytes for each in made)))
+    said = f"{peak:.1f} GB at the worst moment by *QVG Plan*, {packed:.1f} GB of it the cache, which would be {exact:.1f} GB"
+    assert said in text
+
+
+def test_the_template_runs_from_end_to_end(client: Client) -> None:
+    """Smaller and shorter, with random numbers for a prompt; all settings as they are."""
+    Image.effect_noise((120, 90), 60).convert("RGB").save(client.base / "input" / "example.png")
+    prompt = copy.deepcopy(program("dreamx_i2v"))
+    for key in [key for key, step in prompt.items() if step["class_type"] == "CLIPLoader"]:
+        del prompt[key]
+    for step in prompt.values():
+        title, inputs = step["_meta"]["title"], step["inputs"]
+        if step["class_type"] == "CLIPTextEncode":
+            step.update(class_type="TestingPrompt", inputs={"seed": 1, "prompts": 1, "tokens": 12})
+        elif step["class_type"] == "VAELoader":
+            step.update(class_type="TestingAnyVAE", inputs={"kind": "wan 2.2"})
+        elif title in ("Width", "Height"):
+            inputs["value"] = dict(zip(("Width", "Height"), SIZE, strict=True))[title]
+        elif step["class_type"] == "QVGCameraPath":
+            inputs["frames"] = (PICTURES + 3) // 4
+        elif step["class_type"] == "QVGSaveVideo":
+            inputs["match_colours"] = 1.0
+    with client.new_files("output/QVG") as made:
+        result = client.run(prompt)
+    assert result.status == "success", result.messages
+    (file,) = made
+    with av.open(str(file)) as video:
+        assert sum(1 for _ in video.decode(video=0)) == PICTURES and video.streams.video[0].width == SIZE[0]

@@ -53,6 +53,11 @@ _OTHERS = (
         "is HY-WorldPlay, which walks through worlds; load it with 'Load WorldPlay'",
     ),
     (
+        r"^condition_embedder\.time_embedder\.mlp\.|^patch_embedding\.proj\.|^patch_embedding_proj\.",
+        "has the names of FastVideo's or an MLX conversion; take the file as its authors released it, or one repackaged for "
+        "ComfyUI",
+    ),
+    (
         r"^condition_embedder\.(?!image)",
         "has Diffusers' names; take the original .pt of this model, or a file repackaged for ComfyUI",
     ),
