@@ -68,6 +68,15 @@ def _add_how(command: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="a ComfyUI server for targets of kind comfyui; may be given several times",
     )
+    add(
+        "--walks",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="take over walks that `qvg bench study` or `bench codecs` has finished (its folder walks or films), where they are "
+        "the same video; may be given several times",
+    )
     add("--shard", default="1/1", metavar="I/N", help="only every N-th case, from the I-th on: for machines that share nothing")
 
 
