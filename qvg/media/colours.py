@@ -35,7 +35,8 @@ def to_rgb(lab: NDArray[np.floating]) -> NDArray[np.float64]:
     ratios = np.where(cubes > _LINEAR_FROM, cubes, (curved - 16 / 116) / _LINEAR_TO)
     linear = ratios * _WHITE @ np.linalg.inv(_TO_XYZ).T
     bent = np.where(linear > 0.0031308, 1.055 * np.clip(linear, 0, None) ** (1 / 2.4) - 0.055, 12.92 * linear)
-    return np.clip(bent, 0, 1)
+    shown: NDArray[np.float64] = np.clip(bent, 0, 1)
+    return shown
 
 
 class ColourMatch:
