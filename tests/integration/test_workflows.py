@@ -52,8 +52,9 @@ def program(name: str) -> Prompt:
 
 
 def note(name: str) -> str:
-    (text,) = (node["widgets_values"][0] for node in graph(name)["nodes"] if node["type"] == "MarkdownNote")
-    return str(text)
+    """What one sees at once, and what is folded away under it."""
+    texts = [node["widgets_values"][0] for node in graph(name)["nodes"] if node["type"] == "MarkdownNote"]
+    return "\n".join(texts)
 
 
 def shrunk(prompt: Prompt, width: int, height: int) -> Prompt:

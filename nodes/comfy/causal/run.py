@@ -191,9 +191,9 @@ class CausalRun:
         self.blocks.append(_Block(latent.cpu(), seconds, cache))
         if self._kept is not None:
             self._kept.add(self.blocks[-1].latent)
-        say(f"block {len(self.blocks)}/{self.plan.blocks}, cache {cache.total / 1e6:.1f} MB, {seconds / frames:.2f} s/frame")
         exact = self.spec.exact_bytes(sum(block.frames for block in self.blocks))
         self._gauge.finished(len(self.blocks) - 1, frames, seconds, cache.total, exact)
+        say(f"{cache.total / 1e6:.1f} MB, {seconds / frames:.2f} s/frame, block {len(self.blocks)}/{self.plan.blocks}")
 
     def record(self, device: Any) -> RunRecord:
         """The run in numbers; must be made before the cache is freed."""
