@@ -461,7 +461,7 @@ def test_trained_sigmas_fall_from_one_to_zero(part: Any) -> None:
 
 def test_sigmas_of_a_model_of_which_nothing_is_known(part: Any) -> None:
     with pytest.raises(
-        ConfigError, match="Load WorldPlay or Load LongCat, its variant chosen, or connect BasicScheduler, simple"
+        ConfigError, match="Load Camera World or Load LongCat, its variant chosen, or connect BasicScheduler, simple"
     ):
         part("causal_loaders").QVGTrainedSigmas.execute(Model(None))
 
