@@ -152,7 +152,7 @@ def equal_bytes() -> str:
         for found in sets.values():
             ours, theirs = found[name], found[rival]
             gain = paired(_by_case(ours), _by_case(theirs)).difference
-            cells += [f"{float(ours[key]) / float(theirs[key]):.2f}" for key in ("cache", "peak")]
+            cells += [f"{float(ours[key]) / float(theirs[key]):.2f}" for key in ("cache", "cache_peak")]
             cells.append(f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

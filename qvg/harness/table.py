@@ -16,6 +16,7 @@ AGAINST = ("mean", "low", "high", "better", "worse", "chance")
 
 def rows_of(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of `page_data.sets_of`; what was not measured is empty. `over_*`: PSNR of all generated frames over the baseline's, paired.
+    `cache_peak`: of the cache alone, in MB, where `peak` has attention's workspace in it.
     `psnr_by_case`: in the plan's order of cases, so that any two methods can be paired."""
     return [
         {
@@ -25,6 +26,7 @@ def rows_of(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "form": method["form"],
             "cases": method["cases"],
             **{metric.key: method["values"].get(metric.key) for metric in METRICS},
+            "cache_peak": method["cache_peak"],
             "baseline": each["baseline"],
             "psnr_by_case": " ".join(str(method["psnr_by_case"].get(number, "nan")) for number in range(len(each["cases"]))),
             **{f"over_{name}": (method["against"] or {}).get(name) for name in AGAINST},
