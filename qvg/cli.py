@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_convert(commands)
     _add_check_gpu(commands)
+    _add_doctor(commands)
     add_bench(commands)
     add_study(commands)
     return parser
@@ -366,6 +367,26 @@ def _check_gpu(options: argparse.Namespace) -> int:
     from .bench.gpu.command import check_gpu
 
     return check_gpu(options.out, options.rehearse)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="what of a ComfyUI the nodes touch, and what of that it lacks",
+        description="Read the sources of a ComfyUI and say what the nodes use of it that is not there; nothing is imported "
+        "or run. For a ComfyUI that is older or newer than those that were tried.",
+    )
+    command.add_argument(
+        "--comfyui", type=Path, metavar="FOLDER", help="the folder with main.py; default: the one that this pack is in"
+    )
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    command.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor.command import doctor
+
+    return doctor(options.comfyui, options.json)
 
 
 if __name__ == "__main__":
