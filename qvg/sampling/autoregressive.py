@@ -120,6 +120,7 @@ def generate(
     given: Sequence[Tensor] = (),
     interrupt: Callable[[], None] | None = None,
     verify: bool = True,
+    first_block: int = 0,
 ) -> Iterator[Block]:
     """Generate block after block, and yield each as soon as it is committed.
 
@@ -127,11 +128,12 @@ def generate(
     given      latents of the first blocks, taken as they are instead of being generated
     interrupt  called before every pass of the model; whatever it raises ends the run
     verify     after the last block, raise CacheError if the cache's codec was never called or not as often as it should have been
+    first_block  begin with this one: `cache` holds those before it, as a session has kept them
 
     The caller owns the cache and frees it (`with KVCache(...)`).
     """
-    first_frame = 0
-    for index, origins in enumerate(blocks):
+    first_frame = sum(len(origins) for origins in blocks[:first_block])
+    for index, origins in itertools.islice(enumerate(blocks), first_block, None):
         started = time.perf_counter()
         cache.place(origins)
         latent = given[index] if index < len(given) else _denoise(model, cache, len(origins), index, settings, interrupt)
