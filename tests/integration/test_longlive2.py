@@ -112,7 +112,10 @@ def test_packed_counted_and_bypassed(client: Client) -> None:
     ("prompt", "sentence"),
     [
         (changed(longlive2(cuts=False), "start", frames=37), "makes whole blocks of 8; use 8 latent frames"),
-        (longlive2({**EXACT, "window_frames": 23, "sink_frames": 8}), "the shot's first block and the block in work take 24"),
+        (
+            longlive2({**EXACT, "window_frames": 23, "sink_frames": 8, "recent_frames": 0}),
+            "the shot's first block and the block in work take 24",
+        ),
         (
             changed(longlive2(cuts=False), "sigmas", "BasicScheduler", scheduler="simple", steps=6, denoise=1.0),
             "in steps of its own",
