@@ -5,14 +5,18 @@ Held against our own network in a loop of its own, which makes the official code
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import av
 import pytest
 import torch
-from comfyui_qvg.qvg import CacheSpec, KVCache, QVGConfig
+from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
 from comfyui_qvg.qvg.models.longlive2.network import load_longlive2
 from comfyui_qvg.qvg.models.longlive2.variants import CUT_FRAMES, VARIANTS
+from comfyui_qvg.qvg.models.registry import networks
 from comfyui_qvg.qvg.models.wan.solved import SolvedDenoiser
+from comfyui_qvg.qvg.plan import Video, plan
 from comfyui_qvg.qvg.sampling import SolverSchedule, generate, place_blocks
 from torch import Tensor
 
@@ -20,8 +24,10 @@ from ..golden_longlive2 import weights
 from .client import Client, Prompt
 from .test_causal_wan import BALANCED, EXACT, LEFT, add, changed, record
 from .test_krea import furthest
+from .test_workflows import graph, note, program
 
 COLS, ROWS, BLOCK, BLOCKS, HEADS, LAYERS = 3, 2, 8, 7, 2, 2
+TEXT, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan2.2_vae.safetensors"
 FILE = "LongLive-2.0-5B/model_bf16.pt"
 WINDOW = {"window_frames": 32, "sink_frames": 8}
 # The picture that the second and the third prompt begin at: blocks 2, a cut, and 4, another.
@@ -126,3 +132,43 @@ def test_packed_counted_and_bypassed(client: Client) -> None:
 def test_what_cannot_work_gets_a_sentence(client: Client, prompt: Prompt, sentence: str) -> None:
     result = client.run(prompt)
     assert result.status == "error" and sentence in result.error, result.error
+
+
+def test_the_template_says_where_its_files_are_and_what_is_planned() -> None:
+    found = {}
+    for each in graph("longlive2_shots")["nodes"]:
+        for model in each["properties"].get("models", ()):
+            assert model["name"] in each["widgets_values"] and "/resolve/main/" in model["url"]
+            found[model["name"]] = model["directory"]
+    text = " ".join(note("longlive2_shots").split())
+    files = {FILE: "diffusion_models", TEXT: "text_encoders", VAE: "vae"}
+    assert found == files and all(file in text for file in files)
+    changes = {**WINDOW, "recent_frames": 0}
+    made = [
+        plan(networks()["longlive2-5b"], Video(1280, 704, 381), PRESETS[preset].with_changes(**changes), triton=True)
+        for preset in ("balanced", "exact")
+    ]
+    peak, packed, exact = (each / 1e9 for each in (made[0].peak_bytes, *(each.cache_peak_bytes for each in made)))
+    said = f"{peak:.1f} GB at the worst moment by *QVG Plan*, {packed:.1f} GB of it the cache, which would be {exact:.1f} GB"
+    assert said in text
+
+
+def test_the_template_runs_from_end_to_end(client: Client) -> None:
+    """Smaller, with random numbers for prompts; lengths and all settings as they are."""
+    prompt = copy.deepcopy(program("longlive2_shots"))
+    for key in [key for key, step in prompt.items() if step["class_type"] == "CLIPLoader"]:
+        del prompt[key]
+    for seed, step in enumerate(prompt.values()):
+        title, inputs = step["_meta"]["title"], step["inputs"]
+        if step["class_type"] == "CLIPTextEncode":
+            step.update(class_type="TestingPrompt", inputs={"seed": seed, "prompts": 1, "tokens": 12})
+        elif step["class_type"] == "VAELoader":
+            step.update(class_type="TestingAnyVAE", inputs={"kind": "wan 2.2"})
+        elif title in ("Width", "Height"):
+            inputs["value"] = {"Width": 96, "Height": 64}[title]
+    with client.new_files("output/QVG") as made:
+        result = client.run(prompt)
+    assert result.status == "success", result.messages
+    (file,) = made
+    with av.open(str(file)) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 381 and video.streams.video[0].width == 96
