@@ -156,12 +156,12 @@ def size(options: argparse.Namespace) -> int:
 
 def page(options: argparse.Namespace) -> int:
     """Write the page of what is there. -> exit code"""
-    from .page import write_page
+    from .page import TABLE, write_page
 
     if not 0 <= options.video_mb <= 2000:
         raise ConfigError(f"video-mb is {options.video_mb:g}, but must be from 0 to 2000; leave it out for 40")
     store = Store(options.out)
     path = options.out / "page.html"
     write_page(store, store.plan(), path, options.published, round(options.video_mb * 1e6))
-    print(f"wrote {one_line(path)}")
+    print(f"wrote {one_line(path)} and {TABLE} beside it")
     return 0

@@ -132,6 +132,8 @@ def _method(name: str, rows: Mapping[int, Row], baseline: Mapping[int, Row]) -> 
             for key, digits in (("psnr_db", 1), ("ssim", 3), ("cache_bytes", 0))
         },
         "given": last["given_frames"],
+        "cache_peak": _rounded(mean([row["bytes"]["peak_cache"] / 1e6 for row in rows.values()])),
+        "psnr_by_case": {number: row["psnr_db"]["all"] for number, row in rows.items()},
         "rows": [[number, [round(value, 1) for value in row["curves"]["psnr_db"]]] for number, row in rows.items()],
     }
 

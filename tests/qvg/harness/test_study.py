@@ -25,6 +25,7 @@ from comfyui_qvg.qvg.harness.plan import StudyPlan, load_plan, read_plan
 from comfyui_qvg.qvg.harness.published import read_published
 from comfyui_qvg.qvg.harness.statistics import paired, sign_test
 from comfyui_qvg.qvg.harness.store import Store
+from comfyui_qvg.qvg.harness.table import write_table
 from comfyui_qvg.qvg.harness.videos import closeness, drift
 from comfyui_qvg.qvg.harness.walks import TAKEN
 from comfyui_qvg.qvg.harness.work import batches, check, counted, job, perform
@@ -136,6 +137,14 @@ def test_finished_rows_are_never_made_again(tmp_path: Path) -> None:
     assert {each["name"]: each["cases"] for each in found["methods"]} == dict.fromkeys(
         ("exact", "balanced", "RTN_INT4", "RTN_INT4_REFRESH"), 6
     )
+    write_table([found], tmp_path / "methods.csv")
+    with (tmp_path / "methods.csv").open(newline="") as file:
+        lines = {line["method"]: line for line in csv.DictReader(file)}
+    cases = [float(value) for value in lines["balanced"]["psnr_by_case"].split()]
+    exact = [float(value) for value in lines["exact"]["psnr_by_case"].split()]
+    assert exact == [100.0] * 6 and float(lines["balanced"]["psnr"]) == pytest.approx(np.mean(cases), abs=1e-3)
+    assert lines["balanced"]["baseline"] == "exact" and lines["balanced"]["lpips"] == ""
+    assert float(lines["balanced"]["over_mean"]) == pytest.approx(np.mean(cases) - 100, abs=0.01)
     videos, left = videos_of(asked, store, 10**9)
     assert len(videos) == 24 and left == 0 and videos_of(asked, store, 10)[0] == {}
 
