@@ -190,6 +190,19 @@ def _of_tensors(change: Callable[[dict[str, torch.Tensor], Dice], object]) -> Ca
     return _rewritten(lambda tensors, about, dice: change(tensors, dice))
 
 
+def _of_another_shape(tensors: dict[str, torch.Tensor], dice: Dice) -> None:
+    """Those with one axis, too."""
+    flat = {name for name, tensor in tensors.items() if tensor.ndim < 2}
+    if flat and dice.random() < 0.5:
+        name = dice.choice(sorted(flat))
+        tensors[name] = dice.choice([tensors[name][None], tensors[name][1:], tensors[name].repeat(2)]).contiguous()
+        return
+    rest = {name: tensor for name, tensor in tensors.items() if name not in flat}
+    if rest:
+        _reshaped(rest, dice)
+        tensors.update(rest)
+
+
 UNSEALED = {
     **{name: _in_a_segment(BYTES[name]) for name in ("a bit of a tensor turned", "a digit of the header")},
     **{name: _in_a_file(BYTES[name]) for name in ("a bit turned", "bytes emptied", "cut off", "longer", "bytes exchanged")},
@@ -203,7 +216,7 @@ SEALED = {
     "what a segment says edited": _rewritten(lambda tensors, about, dice: _edit(about, dice) if about else None),
     "a tensor missing": _of_tensors(_missing),
     "a tensor misnamed": _of_tensors(_renamed),
-    "a tensor of another shape": _of_tensors(_reshaped),
+    "a tensor of another shape": _of_tensors(_of_another_shape),
     "a tensor of another type": _of_tensors(_retyped),
     "tensors exchanged": _of_tensors(_exchanged),
     "a tensor of any bits": _of_tensors(_drawn),
