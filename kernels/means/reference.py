@@ -42,4 +42,5 @@ def _largest(logits: Tensor, near: Tensor, most: int, queries: int) -> Tensor:
     [blocks, most]."""
     mass = torch.logaddexp(near, logits.logsumexp(-1))
     shares = torch.nn.functional.pad(logits.sub_(mass[:, None]), (0, 0, 0, -len(logits) % queries), value=-torch.inf)
-    return shares.unflatten(0, (-1, queries)).amax(1).topk(most).indices.sort().values
+    tiles: Tensor = shares.unflatten(0, (-1, queries)).amax(1).topk(most).indices.sort().values
+    return tiles
