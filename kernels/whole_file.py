@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,15 +168,22 @@ def _is_same(one: Path, other: Path) -> bool:
 
 def force_to_disk(path: Path) -> None:
     """The bytes of a file, and that it is in its folder: or a power cut could leave an empty file, or none, under its name."""
-    descriptor = os.open(path, os.O_RDWR)  # Windows does this for nobody who may not write
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
-    _force_folder_to_disk(path.parent)
+    force_all_to_disk([path])
+
+
+def force_all_to_disk(paths: Sequence[Path]) -> None:
+    """The same of files of one folder, which is asked for once."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDWR)  # Windows does this for nobody who may not write
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC:
+                raise
+        finally:
+            os.close(descriptor)
+    for folder in {path.parent for path in paths}:
+        _force_folder_to_disk(folder)
 
 
 def _force_folder_to_disk(folder: Path) -> None:

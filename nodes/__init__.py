@@ -8,6 +8,8 @@ from __future__ import annotations
 from .api import ComfyExtension
 from .cache import QVGKVCache
 from .camera import QVGCameraPath, QVGCameraPoses
+from .camera_start import QVGCameraVideoStart
+from .camera_worlds import QVGLoadCameraWorld
 from .causal import QVGCausalSampler, QVGVideoStart
 from .causal_loaders import QVGLoadCausalWan, QVGTrainedSigmas
 from .comfy.copies import counts
@@ -48,6 +50,8 @@ NODES: list[type[Node]] = [
     QVGLoadLongCat,
     QVGLongCatStart,
     QVGLongCatSampler,
+    QVGLoadCameraWorld,
+    QVGCameraVideoStart,
 ]
 
 

@@ -47,7 +47,7 @@ class QVGKVCache(Node):
                     "without this node. klt: our own method by hand. kivi, quarot, rtn: to compare with. "
                     "study: 30 methods of a study and what others ship.",
                 ),
-                *_advanced_inputs(),
+                *advanced_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model; it remembers as chosen here.")],
         )
@@ -238,7 +238,8 @@ def _klt_inputs() -> list[Any]:
     ]
 
 
-def _advanced_inputs() -> list[Any]:
+def advanced_inputs() -> list[Any]:
+    """What a preset leaves open."""
     # Optional, so that a program may leave them out, as one does that was written before they were there.
     advanced = {"advanced": True, "optional": True}
     frames = {"max": 100_000, **advanced}

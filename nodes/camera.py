@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..qvg.camera import Move, format_path, parse_path, walk
 from ..qvg.camera.cameras import Cameras
 from ..qvg.camera.overlap import FieldOfView
+from ..qvg.camera.pictures import PICTURES, Action, action_pictures, latent_poses, move_pictures, picture_poses, read_actions
 from ..qvg.camera.pose_files import read_poses, write_poses
-from ..qvg.camera.poses import UNITS_PER_FRAME, camera_poses
+from ..qvg.camera.poses import DEGREES_PER_FRAME, UNITS_PER_FRAME, Steps, camera_poses
 from ..qvg.camera.selection import select_context
 from ..qvg.demo.walk import DEFAULT_PATH
 from ..qvg.errors import CameraPathError, ConfigError
@@ -55,10 +56,40 @@ class CameraPath:
         """A camera per latent frame, in space."""
         return Cameras(camera_poses(self.moves, self.frames, self.beyond))
 
+    def by_pictures(self, steps: Steps) -> Cameras:
+        """The same for a model that was trained with a pose for every picture, where a held key leads as `steps` say."""
+        return Cameras(latent_poses(picture_poses(move_pictures(self.moves, self.frames, self.beyond), steps)))
+
     def from_above(self) -> NDArray[np.float64]:
         """Where each frame stands, (row, column) in steps. -> [frames, 2]"""
         if self.beyond == AGAIN and all(key in _MOVING for move in self.moves for key in move.keys):
             return walk(self.moves, self.frames).astype(np.float64)
+        return _from_above(self.cameras())
+
+
+@dataclass(frozen=True)
+class CameraActions:
+    """What travels along a QVG_CAMERA link: keys held for shares of the video's duration."""
+
+    actions: tuple[Action, ...]
+    frames: int
+
+    def keys(self) -> str:
+        """Raises ConfigError: there are none for whole latent frames."""
+        raise ConfigError(
+            "this camera is given by shares of the duration, but the demo world walks by keys and frames: d-14,s-11"
+        )
+
+    def cameras(self) -> Cameras:
+        """A camera per latent frame, in space."""
+        return self.by_pictures(Steps(UNITS_PER_FRAME / PICTURES, DEGREES_PER_FRAME / PICTURES))
+
+    def by_pictures(self, steps: Steps) -> Cameras:
+        """A camera per latent frame, where a held key leads with every picture as `steps` say."""
+        return Cameras(latent_poses(picture_poses(action_pictures(self.actions, PICTURES * (self.frames - 1) + 1), steps)))
+
+    def from_above(self) -> NDArray[np.float64]:
+        """Where each frame stands, (row, column) in steps. -> [frames, 2]"""
         return _from_above(self.cameras())
 
 
@@ -81,9 +112,23 @@ class CameraPoses:
         """A camera per latent frame, in space."""
         return self.poses
 
+    def by_pictures(self, steps: Steps) -> Cameras:
+        """The same: poses are what they are."""
+        return self.poses
+
     def from_above(self) -> NDArray[np.float64]:
         """Where each frame stands, (row, column) in steps. -> [frames, 2]"""
         return _from_above(self.poses)
+
+
+AnyCamera = CameraPath | CameraActions | CameraPoses
+
+
+def read_camera(text: str, frames: int, beyond: str = AGAIN) -> CameraPath | CameraActions:
+    """A path of keys and frames, or actions in JSON. Raises CameraPathError."""
+    if text.lstrip()[:1] in ("{", "["):
+        return CameraActions(read_actions(text), frames)
+    return CameraPath(parse_path(text), frames, beyond)
 
 
 def _from_above(cameras: Cameras) -> NDArray[np.float64]:
@@ -109,9 +154,9 @@ def remembered(cameras: Cameras, memory: str) -> list[tuple[int, ...]]:
     return [plan_chunk(index, "vendor", select).context for index in range(chunks_of(len(cameras)))]
 
 
-def _picture(camera: CameraPath | CameraPoses, memory: str = NO_MEMORY) -> Any:
+def _picture(camera: AnyCamera, memory: str = NO_MEMORY) -> Any:
     """For the page: the path from above, beside it what is remembered. -> [1, H, W, 3]"""
-    looks = isinstance(camera, CameraPoses) or any(key not in _MOVING for move in camera.moves for key in move.keys)
+    looks = not isinstance(camera, CameraPath) or any(key not in _MOVING for move in camera.moves for key in move.keys)
     pictures: list[Picture] = [path_picture(camera.from_above(), _looking(camera.cameras()) if looks else None)]
     if memory != NO_MEMORY:
         pictures.append(remembered_picture(remembered(camera.cameras(), memory), camera.frames))
@@ -135,7 +180,8 @@ class QVGCameraPath(Node):
                     "path",
                     default=DEFAULT_PATH,
                     tooltip="Comma separated parts keys-frames. Keys: w a s d move, up down left right look; hold several "
-                    "with +, as in w+d-8. The demo world looks straight down and knows w a s d only.",
+                    "with +, as in w+d-8. The demo world looks straight down and knows w a s d only. Or DreamX-World's JSON: "
+                    "action_seq, and action_speed_list as shares of the duration.",
                 ),
                 io.Int.Input("frames", default=101, min=2, max=100_000, tooltip="Latent frames of the video."),
                 io.Combo.Input(
@@ -155,7 +201,7 @@ class QVGCameraPath(Node):
                     optional=True,
                 ),
             ],
-            outputs=[Camera.Output(display_name="camera", tooltip="For Demo World Start and World Start.")],
+            outputs=[Camera.Output(display_name="camera", tooltip="For Demo World Start, World Start and Camera Video Start.")],
             is_output_node=True,
         )
 
@@ -165,14 +211,14 @@ class QVGCameraPath(Node):
             # Linked: what will come is not known before the run, and `execute` checks it. Or no text, which ComfyUI has said.
             return True
         try:
-            parse_path(path)
+            read_camera(path, 2)
         except CameraPathError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, path: str, frames: int, beyond: str = AGAIN, memory: str = NO_MEMORY) -> io.NodeOutput:
-        camera = CameraPath(parse_path(path), frames, beyond)
+        camera = read_camera(path, frames, beyond)
         if beyond == "refuse":
             camera.cameras()
         return io.NodeOutput(camera, ui=ui.PreviewImage(_picture(camera, memory), cls=cls))
@@ -209,7 +255,7 @@ class QVGCameraPoses(Node):
                 Camera.Input("camera", tooltip="A camera to write down as poses, in place of the text.", optional=True),
             ],
             outputs=[
-                Camera.Output(display_name="camera", tooltip="For World Start."),
+                Camera.Output(display_name="camera", tooltip="For World Start and Camera Video Start."),
                 io.String.Output(display_name="poses", tooltip="The text of a pose file, for a node that saves text."),
             ],
             is_output_node=True,
@@ -226,7 +272,7 @@ class QVGCameraPoses(Node):
         return True
 
     @classmethod
-    def execute(cls, poses: str, frames: int, camera: CameraPath | CameraPoses | None = None) -> io.NodeOutput:
+    def execute(cls, poses: str, frames: int, camera: AnyCamera | None = None) -> io.NodeOutput:
         if bool(poses.strip()) == (camera is not None):
             both = "both a text and a camera are given" if camera is not None else "neither a text nor a camera is given"
             raise ConfigError(f"{both}, but poses come from one of them; paste the text of a pose file, or connect a camera")

@@ -14,6 +14,7 @@ from ..qvg.errors import ConfigError
 from ..qvg.media import side_by_side
 from ..qvg.metrics import PSNR_CAP_DB, psnr_db
 from .api import CATEGORY, InputImpl, Report, Types, io, ui
+from .cards import card, drawn
 from .comfy.room import require_room
 from .pictures import Curve, chart, in_colour
 from .records import RunRecord
@@ -86,8 +87,6 @@ class QVGCompare(Node):
         images_d: Tensor | None = None,
         report_d: RunRecord | None = None,
     ) -> io.NodeOutput:
-        from .comfy.progress import say
-
         given = zip(LETTERS, (images_a, images_b, images_c, images_d), (report_a, report_b, report_c, report_d), strict=True)
         videos, reports = _connected({letter: (images, report) for letter, images, report in given})
         first = videos["A"]
@@ -99,17 +98,18 @@ class QVGCompare(Node):
         videos = {letter: images[:count] for letter, images in videos.items()}
         psnr = psnr_against_first(videos)
         frames = torch.stack([_row(videos, reports, index, scale) for index in range(count)])
-        curves = as_image(_curves(psnr, reports))
+        panels = _panels(psnr, reports)
+        curves = as_image(np.concatenate([chart(f"{title}, {unit}", lines) for title, unit, lines in panels], 0))
         text = "\n".join(
             [
                 comparison(psnr, reports),
                 *(f"{letter} goes on for {more} frames more, which are left out" for letter, more in spare.items()),
             ]
         )
-        say(text)
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=None, frame_rate=Fraction(fps)))
-        shown = ui.PreviewImage(curves, cls=cls).as_dict()
-        return io.NodeOutput(video, frames, curves, text, ui={**shown, "text": (text,)})
+        shown = {**ui.PreviewImage(curves, cls=cls).as_dict(), "text": (text,)}
+        told = card(_figures(psnr, reports), text, [drawn(*panel) for panel in panels])
+        return io.NodeOutput(video, frames, curves, text, ui={**shown, **told})
 
 
 def _more_images(name: str, which: str) -> Any:
@@ -160,17 +160,38 @@ def _caption(letter: str, report: RunRecord | None, index: int) -> str:
     return f"{report.label()}  {report.cache_bytes[min(index, report.frames - 1)] / 1e6:.1f} MB"
 
 
-def _curves(psnr: Mapping[str, Tensor], reports: Reports) -> np.ndarray[Any, Any]:
+def _panels(psnr: Mapping[str, Tensor], reports: Reports) -> list[tuple[str, str, list[Curve]]]:
+    """Title, unit and lines of each chart."""
     others = " and ".join(filter(None, (", ".join([*psnr][:-1]), [*psnr][-1])))
     lines = [Curve(letter, values.tolist(), LETTERS.index(letter)) for letter, values in psnr.items()]
-    panels = [chart(f"PSNR of {others} against A, dB ({PSNR_CAP_DB:.0f}: identical)", lines)]
+    panels = [(f"PSNR of {others} against A ({PSNR_CAP_DB:.0f}: identical)", "dB", lines)]
     memory = [
         Curve(f"{letter}: {report.label()}", [size / 1e6 for size in report.cache_bytes], LETTERS.index(letter))
         for letter, report in reports.items()
     ]
-    if memory:
-        panels.append(chart("KV cache, MB, over latent frames", memory))
-    return np.concatenate(panels, 0)
+    return [*panels, ("Cache over latent frames", "MB", memory)] if memory else panels
+
+
+def _figures(psnr: Mapping[str, Tensor], reports: Reports) -> list[tuple[str, str]]:
+    """How near the others are to A; of one other also what it saved, or how many frames are A's."""
+    figures = [(_decibels(values), f"{letter} against A") for letter, values in psnr.items()]
+    if len(psnr) > 1:
+        return figures
+    (values,) = psnr.values()
+    figures.append((f"{int((values >= PSNR_CAP_DB).sum())}", f"of {len(values)} frames identical"))
+    if {"A", "B"} <= reports.keys() and reports["B"].cache_bytes[-1]:
+        ratio = reports["A"].cache_bytes[-1] / reports["B"].cache_bytes[-1]
+        figures.insert(0, (f"{ratio:.1f}×", "less memory in B" if ratio >= 1 else "of B's memory in A"))
+    return figures
+
+
+def _decibels(values: Tensor) -> str:
+    return "identical" if bool((values >= PSNR_CAP_DB).all()) else f"{_pooled(values):.1f} dB"
+
+
+def _pooled(values: Tensor) -> float:
+    """PSNR of the error pooled over all frames, in dB."""
+    return -10 * float((10 ** (-values.double() / 10)).mean().log10())
 
 
 def comparison(psnr: Mapping[str, Tensor], reports: Reports) -> str:
@@ -178,11 +199,10 @@ def comparison(psnr: Mapping[str, Tensor], reports: Reports) -> str:
     lines: list[str] = []
     for letter, values in psnr.items():
         same = int((values >= PSNR_CAP_DB).sum())
-        pooled = -10 * float((10 ** (-values.double() / 10)).mean().log10())
         if same == len(values):
             lines.append("The two videos are identical." if len(psnr) == 1 else f"{letter} is identical to A.")
         else:
-            lines.append(f"PSNR of {letter} against A, error pooled over all frames: {pooled:.1f} dB")
+            lines.append(f"PSNR of {letter} against A, error pooled over all frames: {_pooled(values):.1f} dB")
         lines.append(f"{same} of {len(values)} frames are identical")
     for letter, report in reports.items():
         size = f"{report.cache_bytes[-1] / 1e6:.2f} MB at the end, {report.ratio:.2f}x"

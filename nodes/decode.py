@@ -49,6 +49,17 @@ class QVGSaveVideo(Node):
                     advanced=True,
                     optional=True,
                 ),
+                io.Float.Input(
+                    "match_colours",
+                    default=0.0,
+                    tooltip="How much each picture takes on the colours of the last one of the block of 3 latent frames "
+                    "before, 0 to "
+                    "1, as DreamX-World's program does it: colours drift no more, but real changes of light are lost, too. 0 "
+                    "leaves pictures as they are; leave it there to compare.",
+                    **number(0.0, 1.0, 0.05),
+                    advanced=True,
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.Video.Output(
@@ -77,10 +88,19 @@ class QVGSaveVideo(Node):
         return waiting
 
     @classmethod
-    def execute(cls, samples: dict[str, Any], vae: Any, fps: float, filename_prefix: str, crf: int = 16) -> io.NodeOutput:
+    def execute(
+        cls,
+        samples: dict[str, Any],
+        vae: Any,
+        fps: float,
+        filename_prefix: str,
+        crf: int = 16,
+        match_colours: float = 0.0,
+    ) -> io.NodeOutput:
         from .comfy.save_video import save_videos
 
         hidden = cls.hidden
-        saved = save_videos(vae, samples["samples"], fps, crf, filename_prefix, hidden.prompt, hidden.extra_pnginfo)
+        given = (vae, samples["samples"], fps, crf, filename_prefix, hidden.prompt, hidden.extra_pnginfo)
+        saved = save_videos(*given, match_colours=match_colours)
         shown = [ui.SavedResult(video.path.name, video.subfolder, io.FolderType.output) for video in saved]
         return io.NodeOutput([InputImpl.VideoFromFile(str(video.path)) for video in saved], ui=ui.PreviewVideo(shown))

@@ -5,15 +5,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..qvg import PRESETS
+from ..qvg import PRESETS, QVGConfig
+from ..qvg.models.common.shape import NetworkShape
 from ..qvg.models.registry import networks
-from ..qvg.plan import MOST_LATENT_FRAMES, WEIGHT_BYTES, Video, Weights, plan
-from ..qvg.plan.advice import setting_that_fits
+from ..qvg.plan import MOST_LATENT_FRAMES, WEIGHT_BYTES, Plan, Video, Weights, plan
+from ..qvg.plan.advice import Setting, setting_that_fits
 from ..qvg.plan.report import GB, report
 from .api import CATEGORY, io
+from .cache import advanced_inputs
+from .cards import card, size
 from .widgets import Node, number, whole
 
 _SIDE = whole(16, 8192, 16)
+
+
+_DEFAULT = QVGConfig()
 
 
 class QVGPlan(Node):
@@ -75,6 +81,7 @@ class QVGPlan(Node):
                     advanced=True,
                     optional=True,
                 ),
+                *_cache_inputs(),
                 io.Model.Input(
                     "model",
                     optional=True,
@@ -100,13 +107,19 @@ class QVGPlan(Node):
         vram_gb: float,
         weights: str = "bf16",
         block_frames: int = 0,
+        sink_frames: int = _DEFAULT.sink_frames,
+        recent_frames: int = _DEFAULT.recent_frames,
+        window_frames: int = 0,
+        offload: str = _DEFAULT.offload,
         model: Any = None,
     ) -> io.NodeOutput:
         from .comfy.attach import describe
         from .comfy.model_plan import device_bytes, device_type
-        from .comfy.progress import say
 
-        shape, kept, config, label = networks()[network], Weights(weights), PRESETS[preset], f"preset {preset}"
+        shape, kept, label = networks()[network], Weights(weights), f"preset {preset}"
+        config = PRESETS[preset].with_changes(
+            sink_frames=sink_frames, recent_frames=recent_frames, window_frames=window_frames or None, offload=offload
+        )
         if model is not None:
             shape, kept, settings = describe(model)
             width, height = shape.sizes or (width, height)
@@ -121,5 +134,31 @@ class QVGPlan(Node):
             else setting_that_fits(lambda other: make_plan(video, other), config, block_frames or shape.chunk_frames)
         )
         text = report(shape, video, label, found, room, setting, lambda other: make_plan(other, config))
-        say(text)
-        return io.NodeOutput(text, bool(found.fits), ui={"text": (text,)})
+        return io.NodeOutput(text, bool(found.fits), ui={"text": (text,), **plan_card(shape, label, found, room, setting, text)})
+
+
+def _cache_inputs() -> list[Any]:
+    """Those of QVG KV Cache that change how many bytes there are, where no MODEL brings them."""
+    found = {each.id: each for each in advanced_inputs()}
+    return [found[name] for name in ("sink_frames", "recent_frames", "window_frames", "offload")]
+
+
+def plan_card(
+    shape: NetworkShape, label: str, found: Plan, room: int | None, setting: Setting | None, text: str
+) -> dict[str, Any]:
+    """What the run takes at its worst moment, what the cache saves, the longest video; below what that means for the card."""
+    ratio = found.exact_cache_bytes / max(1, found.cache_end_bytes)
+    figures = [
+        (size(found.peak_bytes), "at the worst moment" if room is None else f"of {size(room)}"),
+        (f"{ratio:.1f}×", "less cache" if ratio >= 1 else "of the exact cache"),
+    ]
+    if room is None:
+        return card(figures, text, sentence="No card is known here: set vram_gb, such as 24.")
+    seconds = found.longest_frames and found.longest_frames / shape.pictures_per_second
+    longest = "any length" if seconds is None else f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    figures.append((longest, "longest"))
+    if found.fits:
+        sentence = f"Your card, {room / GB:.0f} GB: {longest} with {label}."
+    else:
+        sentence = f"Your card, {room / GB:.0f} GB: too small" + (f"; it fits with {setting.text()}." if setting else ".")
+    return card(figures, text, sentence=sentence)

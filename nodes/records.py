@@ -88,8 +88,8 @@ class RunRecord:
 
     def headline(self) -> str:
         """The report in one line."""
-        sizes = f"cache {self.cache_bytes[-1] / 1e6:.1f} MB instead of {self.exact_bytes[-1] / 1e6:.1f} MB"
-        return f"{self.frames} frames, {sizes} ({self.ratio:.1f}x), {self.seconds_per_frame:.2f} s/frame"
+        sizes = f"{self.cache_bytes[-1] / 1e6:.1f} MB instead of {self.exact_bytes[-1] / 1e6:.1f} MB"
+        return f"{sizes} ({self.ratio:.1f}x), {self.seconds_per_frame:.2f} s/frame, {self.frames} frames"
 
     def text(self) -> str:
         """The report for people. MB are 10^6 bytes."""

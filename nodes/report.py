@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..qvg.errors import ConfigError
 from .api import CATEGORY, Report, io, ui
+from .cards import card, drawn, size
 from .pictures import Curve, chart
-from .records import RECORDS
+from .records import RECORDS, RunRecord
 from .widgets import Node
 
 
@@ -42,7 +43,6 @@ class QVGCacheReport(Node):
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any]) -> io.NodeOutput:
         from .comfy.attach import counted_model
-        from .comfy.progress import say
         from .comfy.settings import settings_of
 
         name = counted_model(model)
@@ -57,9 +57,19 @@ class QVGCacheReport(Node):
             Curve(record.label(), [size / 1e6 for size in record.cache_bytes]),
         ]
         picture = as_image(chart("KV cache, MB, over latent frames", curves))
-        say(record.text())
-        shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(record, record.text(), picture, ui={**shown, "text": (record.text(),)})
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), "text": (record.text(),)}
+        return io.NodeOutput(record, record.text(), picture, ui={**shown, **report_card(record, curves)})
+
+
+def report_card(record: RunRecord, curves: list[Curve]) -> dict[str, Any]:
+    """How many times less, how much that is, how long a frame took; the curves in MB."""
+    less = record.ratio
+    figures = [
+        (f"{less:.1f}×", "less memory" if less >= 1 else "of the exact memory"),
+        (size(record.cache_bytes[-1]), f"not {size(record.exact_bytes[-1])}"),
+        (f"{record.seconds_per_frame:.2f} s", "a frame"),
+    ]
+    return card(figures, record.text(), [drawn("Cache over frames", "MB", curves)])
 
 
 def as_image(picture: np.ndarray[Any, Any]) -> Tensor:

@@ -11,7 +11,7 @@ from ..qvg.models.common.world_schedule import CHUNK_FRAMES, MODES, MOST_FRAMES,
 from ..qvg.models.family import WorldRule
 from ..qvg.models.registry import by_world
 from .api import CATEGORY, Camera, io, ui
-from .camera import CameraPath, CameraPoses
+from .camera import AnyCamera
 from .causal_loaders import DTYPES
 from .pictures import first_picture
 from .widgets import Node, whole
@@ -140,7 +140,7 @@ class QVGWorldStart(Node):
     def execute(
         cls,
         conditioning: Any,
-        camera: CameraPath | CameraPoses,
+        camera: AnyCamera,
         start: str,
         width: int,
         height: int,

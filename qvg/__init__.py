@@ -14,6 +14,7 @@ from .errors import (
     MediaError,
     NonFiniteError,
     QVGError,
+    SessionError,
     UnsupportedModelError,
 )
 from .positions.rope import GridRope
@@ -37,5 +38,6 @@ __all__ = [
     "QVGConfig",
     "QVGError",
     "QuantizedSpan",
+    "SessionError",
     "UnsupportedModelError",
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .bench.arguments import add_bench
+from .demo.session_command import add_session_option, add_sessions, begin_session, require_place
 from .errors import BackendError, ConfigError, QVGError, one_line, quoted, shown
 from .harness.arguments import add_study
 
@@ -103,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_convert(commands)
     _add_check_gpu(commands)
+    add_sessions(commands)
+    _add_doctor(commands)
     add_bench(commands)
     add_study(commands)
     return parser
@@ -116,7 +119,8 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "VideoGen publishes it, with our default, and with an exact cache cut down to the default's bytes. Writes walk.mp4, "
         "demo.png, demo.json; takes one to a few minutes on a CPU.",
     )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; made if it is not there")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the results; made if it is not there")
+    add_session_option(command)
     command.add_argument(
         "--film",
         action="store_true",
@@ -139,9 +143,12 @@ def _demo(options: argparse.Namespace) -> int:
     from .demo.walk import DEFAULT_FRAMES, DEFAULT_PATH, DEFAULT_SEED
     from .server.interrupt import interrupted_by
 
+    require_place(options)
     if options.film:
         return _demo_film(options)
     defaults = {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED, "path": DEFAULT_PATH}
+    if options.session is not None:
+        return begin_session(options, defaults)
     chosen = {name: value for name in defaults if (value := getattr(options, name)) is not None}
     # However it is ended, the results so far are written.
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
@@ -149,11 +156,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _demo_film(options: argparse.Namespace) -> int:
-    from .demo.film import film_demo
+    from .demo.film import DEFAULT_FRAMES, film_demo
+    from .demo.walk import DEFAULT_SEED
     from .server.interrupt import interrupted_by
 
     if options.path is not None:
         raise ConfigError(f"path is {quoted(options.path)}, but a film has no camera path; leave --path or --film out")
+    if options.session is not None:
+        return begin_session(options, {"frames": DEFAULT_FRAMES, "seed": DEFAULT_SEED})
     chosen = {name: value for name in ("frames", "seed") if (value := getattr(options, name)) is not None}
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
         return film_demo(options.out, **chosen)
@@ -366,6 +376,26 @@ def _check_gpu(options: argparse.Namespace) -> int:
     from .bench.gpu.command import check_gpu
 
     return check_gpu(options.out, options.rehearse)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="what of a ComfyUI the nodes touch, and what of that it lacks",
+        description="Read the sources of a ComfyUI and say what the nodes use of it that is not there; nothing is imported "
+        "or run. For a ComfyUI that is older or newer than those that were tried.",
+    )
+    command.add_argument(
+        "--comfyui", type=Path, metavar="FOLDER", help="the folder with main.py; default: the one that this pack is in"
+    )
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    command.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor.command import doctor
+
+    return doctor(options.comfyui, options.json)
 
 
 if __name__ == "__main__":

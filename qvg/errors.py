@@ -57,6 +57,14 @@ class CacheFileError(QVGError, ValueError):
     """A saved cache that is truncated, foreign, or of a newer format."""
 
 
+class SessionError(QVGError, ValueError):
+    """A session's folder that is damaged, foreign, of a newer format, or made with other settings than are asked for."""
+
+
+class SessionInUseError(SessionError):
+    """A session that another run is writing to."""
+
+
 class NonFiniteError(QVGError, FloatingPointError):
     """NaN or infinity in keys or values. Holds `layer` and `frame`. `begun`: layers before it have committed the block."""
 

@@ -40,6 +40,7 @@ RANKS = {
     "qvg": 9,  # the package itself: public names for those outside
     "qvg.convert": 10,
     "qvg.demo": 10,
+    "qvg.doctor": 10,  # reads sources; imports nothing of ComfyUI
     "qvg.server": 10,  # `qvg run`: knows a ComfyUI by its HTTP interface only
     "qvg.bench": 11,
     "qvg.harness": 11,  # `qvg study`: plans of videos by the instruments of bench, or by servers
@@ -47,7 +48,7 @@ RANKS = {
     "nodes": 13,
     "": 14,  # the root's __init__
 }
-PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.convert", "qvg.demo", "qvg.harness", "qvg.server")
+PROGRAMS = ("qvg.bench", "qvg.cli", "qvg.convert", "qvg.demo", "qvg.doctor", "qvg.harness", "qvg.server")
 LIBRARY_MAY_IMPORT = {"PIL", "av", "einops", "numpy", "safetensors", "scipy", "torch"}
 PROGRAMS_MAY_IMPORT = LIBRARY_MAY_IMPORT | {"matplotlib", "tqdm", "websocket"}
 # Attention kernels that a user may have installed: looked for by one module, when attention first runs.

@@ -105,8 +105,11 @@ def test_commands_are_understood(command: str, capsys: pytest.CaptureFixture[str
 def test_commands_are_all_described() -> None:
     assert {
         "qvg demo",
+        "qvg resume",
+        "qvg sessions",
         "qvg plan",
         "qvg cards",
+        "qvg doctor",
         "qvg run",
         "qvg convert",
         "qvg check-gpu",
@@ -114,7 +117,7 @@ def test_commands_are_all_described() -> None:
         "qvg bench study",
         "qvg bench ablations",
     } <= set(re.findall(r"^## (.*)$", TEXTS["commands.md"], re.MULTILINE))
-    shown = {"demo", "plan", "cards", "run", "convert", "check-gpu", "bench", "study"}
+    shown = {"demo", "resume", "sessions", "plan", "cards", "doctor", "run", "convert", "check-gpu", "bench", "study"}
     assert {command.split()[1] for command in COMMANDS} == shown
 
 

@@ -7,6 +7,8 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
+from comfyui_qvg.qvg.bench.methods import EQUAL
+from comfyui_qvg.qvg.harness.statistics import paired
 from comfyui_qvg.qvg.study.bytes import ratio
 from comfyui_qvg.qvg.study.registry import STUDY, study_method
 from comfyui_qvg.qvg.study.shipped import SHIPPED
@@ -115,5 +117,65 @@ def ablations() -> str:
             ours = (found[tensor, instrument] for instrument in ("demo world", "demo film"))
             said = paper[what, against, tensor]
             cells += [*(f"{sum(each) / len(each):.2f}" for each in ours), f"{float(said):.2f}" if said else "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_RIVALS = {"SOFT_PRUNE_INT4": "FLOWCACHE_SOFT_PRUNE_INT4", "PRQ_INT4": "PRQ_INT4"}
+_CASES = ("demo world, three seeds", "demo film, three seeds")
+
+
+def _by_case(row: dict[str, str]) -> list[float]:
+    return [float(value) for value in row["psnr_by_case"].split()]
+
+
+def _several() -> dict[str, dict[str, dict[str, str]]]:
+    """Rows of plan `full` by set and method, of the sets with several cases."""
+    found: dict[str, dict[str, dict[str, str]]] = {name: {} for name in _CASES}
+    for row in _rows("study_full"):
+        name = row["set"].rpartition(", ")[0]
+        if name in found:
+            found[name][row["method"]] = row
+    return found
+
+
+def equal_bytes() -> str:
+    """Ours at the bytes of a rival: shares of its bytes at the end and at the worst block, and decibels over it, paired."""
+    sets = _several()
+    lines = [
+        "| against | ours | bytes, world | at the worst block | over it, dB | bytes, film | at the worst block | over it, dB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in (method.name for method in EQUAL):
+        rival = _RIVALS[name.rpartition(" ")[2]]
+        cells = [f"`{rival}`", name]
+        for found in sets.values():
+            ours, theirs = found[name], found[rival]
+            gain = paired(_by_case(ours), _by_case(theirs)).difference
+            cells += [f"{float(ours[key]) / float(theirs[key]):.2f}" for key in ("cache", "cache_peak")]
+            cells.append(f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def near_the_front() -> str:
+    """Methods on several cases of both instruments, the nearest to exact in the demo world first."""
+    sets = _several()
+    lines = [
+        "| method | times smaller, world | PSNR | over `balanced`, dB | times smaller, film | PSNR | over `balanced`, dB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    first = sets[_CASES[0]]
+    for name in sorted(first, key=lambda name: -float(first[name]["psnr"])):
+        if name == "exact":
+            continue
+        cells = [f"`{name}`"]
+        for found in sets.values():
+            row = found.get(name)
+            if row is None:
+                cells += ["–"] * 3
+                continue
+            over = f"{float(row['over_mean']):+.1f} ({float(row['over_low']):+.1f} to {float(row['over_high']):+.1f})"
+            cells += [f"{float(row['compression']):.2f}", f"{float(row['psnr']):.1f} dB", over]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

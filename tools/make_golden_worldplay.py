@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import subprocess
@@ -184,13 +186,23 @@ def pipeline(checkout: Path, tensors: dict[str, Tensor]) -> None:
             tensors |= {f"cache.{LAYERS - 1}.{name}": last[name] for name in "kv"}
 
 
+class _FewTokens(importlib.machinery.SourceFileLoader):
+    """A file of the checkout, with our number of tokens in a frame where its own is written out."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        source = Path(self.path).read_text(encoding="utf-8")
+        assert source.count("* 880") == 4
+        return self.source_to_code(source.replace("* 880", f"* {TOKENS}").encode(), self.path)
+
+
 def official_pipeline(checkout: Path, image: Tensor, calls: list[tuple[dict[str, Any], Any]]) -> Any:
     """The checkout's pipeline around its transformer with our weights; `calls` collects what it is asked and says."""
     file = checkout / "wan" / "inference" / "pipeline_wan_w_mem_relative_rope.py"
-    source = file.read_text(encoding="utf-8")
-    assert source.count("* 880") == 4
-    code = module("the pipeline", __file__=str(file))
-    exec(compile(source.replace("* 880", f"* {TOKENS}"), str(file), "exec"), vars(code))
+    loader = _FewTokens("the pipeline", str(file))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    code = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
+    loader.exec_module(code)
     network = importlib.import_module("models.dits.arwan_w_action_w_mem_relative_rope").WanTransformer3DModel(
         num_attention_heads=HEADS,
         in_channels=CHANNELS,

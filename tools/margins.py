@@ -17,6 +17,7 @@ import argparse
 import ast
 import json
 import math
+import operator
 import os
 import re
 import signal
@@ -129,15 +130,36 @@ def pytest_assertion_pass(item: Any, lineno: int, orig: str, expl: str) -> None:
                     _RECORDER.add(where, left, right, isinstance(sign, (ast.Lt, ast.LtE)))
 
 
+_OPERATORS: dict[type, Callable[..., float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+
+
 def _value(node: ast.expr) -> float | None:
     """Of an expression of numbers alone."""
-    if not all(isinstance(each, (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)) for each in ast.walk(node)):
-        return None
     try:
-        value = eval(compile(ast.Expression(node), "", "eval"), {"__builtins__": {}})
-    except (TypeError, ArithmeticError):
+        return _computed(node)
+    except (TypeError, ArithmeticError, KeyError):
         return None
-    return value if isinstance(value, (int, float)) else None
+
+
+def _computed(node: ast.expr) -> float:
+    """KeyError, TypeError: it is no such expression."""
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](_computed(node.left), _computed(node.right))
+    if isinstance(node, ast.UnaryOp):
+        return _OPERATORS[type(node.op)](_computed(node.operand))
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return node.value
+    raise TypeError(type(node).__name__)
 
 
 def pytest_sessionfinish(session: Any) -> None:

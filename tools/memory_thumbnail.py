@@ -35,7 +35,6 @@ from browser.comfy_page import ComfyPage, change_settings, opened  # noqa: E402 
 WIDTH, HEADER = 768, 76
 PAGE = (2000, 1150)
 LEFT, TOP, RIGHT, BOTTOM = 80, 120, 40, 100  # of the page, beside the graph: bars and buttons
-PIXELS_PER_TOKEN = 16
 GROUND, INK = "#14181f", "#3ecf8e"
 BOX, BORDER, LINE, TEXT, BESIDE = "#222a33", "#3a4552", "#5f7f9f", "#cfd6de", 50
 Prompt = dict[str, Any]
@@ -136,11 +135,12 @@ def memory(program: Prompt) -> tuple[str, dict[str, list[float]]]:
     config, exact = PRESETS[inputs["cache.preset"]].with_changes(**changes), PRESETS["exact"]
     planned = next((step["inputs"]["network"] for step in program.values() if step["class_type"] == "QVGPlan"), None)
     network = networks()[planned or "self-forcing-1.3b"]
-    tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
+    tokens = (width // network.token_pixels) * (height // network.token_pixels)
     if network.segment_frames is not None:
         return _segments(network, network.segment_frames, tokens, frames, config)
     block = next(
-        (step["inputs"]["num_frame_per_block"] for step in program.values() if step["class_type"] == "SamplerARVideo"), 3
+        (step["inputs"]["num_frame_per_block"] for step in program.values() if step["class_type"] == "SamplerARVideo"),
+        network.chunk_frames,
     )
     spec = CacheSpec(network.layers, network.heads, network.head_dim, tokens, block)
     latents = (frames - 1) // 4 + 1
@@ -175,8 +175,9 @@ def _segments(
 
 
 def _number(program: Prompt, *names: str) -> int:
-    """The one number by one of these names, an input or a node of its own."""
-    steps = list(program.values())
+    """The one number by one of these names, an input or a node of its own; the plan's, where there is one: a camera's are latent
+    frames."""
+    steps = [step for step in program.values() if step["class_type"] != "QVGCameraPath"]
     found = [step["inputs"]["value"] for step in steps if step["_meta"]["title"].lower() in names and "value" in step["inputs"]]
     found += [step["inputs"][name] for step in steps for name in names if isinstance(step["inputs"].get(name), int)]
     (number,) = found

@@ -5,6 +5,7 @@
     python tools/train_demo_film.py train   RUN                    goes on from the newest checkpoint in RUN until it is stopped
     python tools/train_demo_film.py decay   RUN --from 4000 --steps 600    a branch whose learning rate falls to nothing
     python tools/train_demo_film.py export  RUN --checkpoint decayed --out assets/demo_film.safetensors
+    python tools/train_demo_film.py average RUN --weights EARLIER LATER    the mean of two files
 
 Every scene, clip, noise and initial weight comes from the seed and the step's number, so that a run which was stopped and taken
 up again gives the same weights as one that was not. Teacher forcing: a clip holds clean blocks at noise level 0 and noisy twins
@@ -628,6 +629,18 @@ def export(run: Path, checkpoint: str, out: Path) -> None:
     write_demo_film(out, state["average"], codec, settings)
 
 
+def average(earlier: Path, later: Path, out: Path) -> None:
+    """The mean of two written files, one trained on from the other (weight averaging, Izmailov et al. 2018): it keeps what the
+    later one learned, and its copies of copies fade more slowly than those of either."""
+    files = [read_demo_film(path) for path in (earlier, later)]
+    if any(not torch.equal(weight, files[1].codec[name]) for name, weight in files[0].codec.items()):
+        raise SystemExit(f"{earlier} and {later} have different encoders; average two files of one run")
+    network = {name: (weight + files[1].network[name]) / 2 for name, weight in files[0].network.items()}
+    metadata, _ = read_shipped(later, "demo film", MODEL, torch.float32)
+    mixed = {"mean_of": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (earlier, later)]}
+    write_demo_film(out, network, files[1].codec, {**json.loads(metadata["training"]), **mixed})
+
+
 class Report:
     """Prints errors now and then."""
 
@@ -648,24 +661,30 @@ class Report:
 def main() -> None:
     """Read the options and run a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("codec", "warm", "train", "decay", "export"))
+    parser.add_argument("command", choices=("codec", "warm", "train", "decay", "export", "average"))
     parser.add_argument("run", type=Path, help="folder of checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40000)
     parser.add_argument("--from", type=int, default=0, dest="start", help="of a decay: step of a kept checkpoint")
     parser.add_argument("--checkpoint", default="latest", help="of an export: name of a file in RUN")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of a warm start: the file to go on from")
+    weights = "of a warm start: the file to go on from; of an average: the two files"
+    parser.add_argument("--weights", type=Path, nargs="+", default=[WEIGHTS], help=weights)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--save-seconds", type=float, default=240)
     parser.add_argument("--keep-every", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if len(options.weights) != (2 if options.command == "average" else 1):
+        parser.error(f"--weights names {len(options.weights)} files; an average takes two, everything else one")
+    if options.command == "average":
+        average(*options.weights, options.out)
+        return
     options.run.mkdir(parents=True, exist_ok=True)
     recipe = recipe_of(options.run, options.seed)
     if options.command == "codec":
         train_codec(options.run)
     elif options.command == "warm":
-        warm(options.run, options.weights, options.seed)
+        warm(options.run, options.weights[0], options.seed)
     elif options.command == "train":
         train(options.run, recipe, options.steps, options.save_seconds, options.keep_every)
     elif options.command == "export":

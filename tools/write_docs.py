@@ -291,6 +291,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "measured": compared_tables.measured,
     "verdicts": compared_tables.verdicts,
     "study_rows": compared_tables.study_rows,
+    "equal_bytes": compared_tables.equal_bytes,
+    "near_the_front": compared_tables.near_the_front,
     "ablations": compared_tables.ablations,
     "cache_bytes": cache_bytes,
     "cards": cards,

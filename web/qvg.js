@@ -6,8 +6,10 @@
 // the page looks for what is missing.
 // %date:yyyy-MM-dd% and %Node.input% in a file's name are filled in as for core's nodes, whose classes the page has a list of.
 // While a run goes on, the node that samples has a gauge: what memory takes, what it would take at 16 bits per value, how far it is.
-// A report that comes out of the execution cache shows its text too: the page is told of texts only while a node runs.
+// Inputs that few people need are folded away in the classic canvas, too.
+// Reports, comparisons and plans are cards, also out of the execution cache: card.js.
 import { app } from '../../scripts/app.js'
+import { prepareCard, showCard, showGauge } from './card.js'
 
 const MARGIN = 8
 const LINE = 15
@@ -78,55 +80,51 @@ function fillInName(node) {
   if (prefix && fill) prefix.serializeValue = () => fill(app, prefix.value)
 }
 
-const GAUGE = '$$qvg-gauge'
-const GAUGE_HEIGHT = 108
-// Colours of the page's own theme, light or dark; sizes that can be read where a whole workflow is in sight.
-const GAUGE_HTML = `
-  <div style="display:flex;flex-direction:column;gap:6px;padding:8px 10px;border-radius:6px;overflow:hidden;
-    background:var(--comfy-input-bg,#222);color:var(--input-text,#ddd);font:18px/1.2 sans-serif;box-sizing:border-box;height:100%">
-    <div style="display:flex;justify-content:space-between;align-items:baseline;white-space:nowrap">
-      <b data-part="held" style="font-size:28px"></b><span data-part="exact"></span></div>
-    <div style="height:10px;border-radius:5px;background:var(--border-color,#555);flex:none">
-      <div data-part="bar" style="height:10px;border-radius:5px;background:#2ca25f"></div></div>
-    <div style="display:flex;justify-content:space-between;white-space:nowrap">
-      <span data-part="block"></span><span data-part="speed"></span><span data-part="left"></span></div>
-  </div>`
-
-function megabytes(bytes) {
-  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`
+// The card of a node that says what a run cost or will: how high it is with all that it shows, and what it says before a run.
+const CARDS = {
+  QVGCacheReport: [290, 'Memory, ratio and speed, after a run.'],
+  QVGCompare: [420, 'How far the videos are apart, after a run.'],
+  QVGPlan: [186, 'Press Run: it answers at once, without any file.'],
 }
 
-function duration(seconds) {
-  return seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`
+const MORE = '$$qvg-more'
+
+// Nodes 2.0 folds inputs away that few people need, and has a line at the node's foot that shows them; the classic canvas shows all.
+// There we do the same, with a button for a foot. What is connected is never hidden.
+function foldAdvanced(node) {
+  const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced)
+  if (advanced.length < 2 || node.widgets.some((widget) => widget.name === MORE)) return
+  const inNodes2 = () => !!window.LiteGraph?.vueNodesMode
+  const hides = (thing, get) => Object.defineProperty(thing, 'hidden', { get, set: () => {}, configurable: true })
+  for (const widget of advanced) hides(widget, () => !inNodes2() && !node.showAdvanced)
+  const button = node.addWidget('button', MORE, null, () => {
+    node.showAdvanced = !node.showAdvanced
+    label(node)
+    node.setSize([node.size[0], node.computeSize()[1]])
+  })
+  button.serialize = button.options.serialize = false
+  hides(button, inNodes2)
+  hides(button.options, inNodes2)
+  label(node)
+  node.setSize([node.size[0], node.computeSize()[1]])
 }
 
-function gaugeOf(node) {
-  const there = node.widgets?.find((widget) => widget.name === GAUGE)
-  if (there || !node.addDOMWidget) return there
-  const box = document.createElement('div')
-  box.innerHTML = GAUGE_HTML
-  const height = () => GAUGE_HEIGHT
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height, getValue: () => '' }
-  const widget = node.addDOMWidget(GAUGE, 'qvg-gauge', box, options)
-  widget.serialize = false // in a saved workflow there is no run
-  node.setSize([Math.max(node.size[0], 320), Math.max(node.size[1], node.computeSize()[1])])
-  return widget
+// How many are folded away, and how many of them are not as in a new node.
+function label(node) {
+  const button = node.widgets?.find((widget) => widget.name === MORE)
+  if (!button) return
+  const folded = node.widgets.filter((widget) => widget.options?.advanced)
+  const { required = {}, optional = {} } = node.constructor.nodeData?.input ?? {}
+  const isChanged = ({ name, value }) => ((spec) => spec && 'default' in spec && spec.default !== value)({ ...required, ...optional }[name]?.[1])
+  const changed = folded.filter(isChanged).length
+  const hidden = `▸ ${folded.length} more` + (changed ? `, ${changed} of them changed` : '')
+  button.label = node.showAdvanced ? '▾ fewer' : hidden
 }
 
-function showGauge({ node: id, block, blocks, cache_bytes: held, exact_bytes: exact, seconds_per_frame: each, seconds_left: left }) {
-  const node = nodeOf(id)
-  const box = node && gaugeOf(node)?.element
-  if (!box) return
-  const share = exact ? Math.min(1, held / exact) : 1
-  const texts = {
-    held: megabytes(held),
-    exact: `exact ${megabytes(exact)}`,
-    block: `block ${block} of ${blocks}`,
-    speed: `${each.toFixed(2)} s/frame`,
-    left: block < blocks ? `${duration(left)} left` : 'done',
-  }
-  for (const [part, text] of Object.entries(texts)) box.querySelector(`[data-part=${part}]`).textContent = text
-  box.querySelector('[data-part=bar]').style.width = `${(100 * share).toFixed(1)}%`
+function showConnected(node) {
+  const linked = (name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null)
+  if (node.widgets?.some((widget) => widget.options?.advanced && linked(widget.name))) node.showAdvanced = true
+  label(node)
 }
 
 const NAME = 'qvg.texts'
@@ -136,20 +134,26 @@ const known = app.extensions?.some((extension) => extension.name === NAME)
 if (!known) app.registerExtension({
   name: NAME,
   setup() {
-    app.api.addEventListener('qvg.gauge', ({ detail }) => showGauge(detail))
+    app.api.addEventListener('qvg.gauge', ({ detail }) => {
+      const node = nodeOf(detail.node)
+      if (node) showGauge(node, detail)
+    })
     app.api.addEventListener('executed', ({ detail }) => {
-      const id = detail.display_node ?? detail.node
-      const ours = nodeOf(id)?.comfyClass?.startsWith('QVG')
-      const text = detail.output?.text?.[0]
-      if (ours && text) app.api.dispatchCustomEvent('progress_text', { nodeId: id, text })
+      const node = nodeOf(detail.display_node ?? detail.node)
+      const [card] = detail.output?.qvg_card ?? []
+      if (node && card) showCard(node, card)
     })
   },
   loadedGraphNode(node) {
-    if (node.comfyClass?.startsWith('QVG')) chooseListedFiles(node)
+    if (!node.comfyClass?.startsWith('QVG')) return
+    chooseListedFiles(node)
+    showConnected(node)
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith('QVG')) return
     if (node.comfyClass === 'QVGSaveVideo') fillInName(node)
+    foldAdvanced(node)
+    if (node.comfyClass in CARDS) prepareCard(node, ...CARDS[node.comfyClass])
     const before = node.onDrawForeground
     node.onDrawForeground = function (context, ...rest) {
       before?.call(this, context, ...rest)

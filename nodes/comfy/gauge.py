@@ -17,17 +17,22 @@ class Gauge:
 
     def __init__(self, blocks: int):
         self._blocks, self._seconds = blocks, deque[float](maxlen=_BLOCKS_AHEAD)
+        self._all_seconds, self._all_frames = 0.0, 0
 
     def finished(self, index: int, frames: int, seconds: float, cache_bytes: int, exact_bytes: int) -> None:
         """Block `index` has become history. `exact_bytes`: what the cache would be at 16 bits per value now."""
         self._seconds.append(seconds)
+        self._all_seconds, self._all_frames = self._all_seconds + seconds, self._all_frames + frames
+        # What one frame takes now; of a run that is over, what one took.
+        over = index + 1 == self._blocks
         _send(
             {
                 "block": index + 1,
                 "blocks": self._blocks,
                 "cache_bytes": cache_bytes,
                 "exact_bytes": exact_bytes,
-                "seconds_per_frame": round(seconds / frames, 3),
+                "seconds_per_frame": round(self._all_seconds / self._all_frames if over else seconds / frames, 3),
+                "seconds": round(self._all_seconds, 1),
                 "seconds_left": round(sum(self._seconds) / len(self._seconds) * (self._blocks - index - 1), 1),
             }
         )

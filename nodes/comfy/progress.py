@@ -36,10 +36,13 @@ class Progress:
 
     def finished(self, block: Block, exact_bytes: int) -> None:
         """A block has become history, which would take so many bytes at 16 bits per value."""
-        megabytes = block.cache.total / 1e6
         frames = block.latent.shape[2]
-        say(f"block {block.index + 1}/{self._blocks}, cache {megabytes:.1f} MB, {block.seconds / frames:.2f} s/frame")
         self._gauge.finished(block.index, frames, block.seconds, block.cache.total, exact_bytes)
+        say(f"{block.cache.total / 1e6:.1f} MB, {block.seconds / frames:.2f} s/frame, block {block.index + 1}/{self._blocks}")
+
+    def remembered(self, index: int, frames: int, seconds: float, cache_bytes: int, exact_bytes: int) -> None:
+        """A segment of `frames` new ones is finished, which was made with so many bytes of memory."""
+        self._gauge.finished(index, frames, seconds, cache_bytes, exact_bytes)
 
 
 def say(text: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...qvg import ConfigError
 from ...qvg.media import Picture
+from ...qvg.media.colours import ColourMatch
 from ...qvg.media.video_file import WholeVideo
 from .decode import count_pictures, decode_pieces, split_batch, tiles_to_try
 from .keep import until_decoded
@@ -50,15 +51,24 @@ class _Settings:
     crf: int
     prefix: str
     metadata: dict[str, str]
+    match_colours: float = 0.0
 
 
 def save_videos(
-    vae: Any, samples: Tensor, fps: float, crf: int, prefix: str, prompt: Any = None, extra: dict[str, Any] | None = None
+    vae: Any,
+    samples: Tensor,
+    fps: float,
+    crf: int,
+    prefix: str,
+    prompt: Any = None,
+    extra: dict[str, Any] | None = None,
+    match_colours: float = 0.0,
 ) -> list[SavedVideo]:
     """Decode a LATENT's samples in a stream and write every video of the batch.
 
     A file is there whole or not at all; videos finished before a failure stay. `prompt` and `extra` (the workflow) are written
-    into the files, unless ComfyUI was told to write none. Raises ConfigError for a latent that this VAE does not decode,
+    into the files, unless ComfyUI was told to write none. `match_colours`: strength of `qvg.media.colours`. Raises ConfigError
+    for a latent that this VAE does not decode,
     MediaError where the file cannot be written.
     """
     prefix = output_prefix(prefix, VIDEO, prompt, (extra or {}).get("workflow"))
@@ -66,7 +76,7 @@ def save_videos(
         logger.warning("QVG: filename_prefix has %s, which is no input of a node; it stays in the name", ", ".join(strange))
     videos = split_batch(vae, samples)
     texts = {} if args.disable_metadata else {**(extra or {}), **({} if prompt is None else {"prompt": prompt})}
-    settings = _Settings(fps, crf, prefix, {name: json.dumps(value) for name, value in texts.items()})
+    settings = _Settings(fps, crf, prefix, {name: json.dumps(value) for name, value in texts.items()}, match_colours)
     bar = _Bar(sum(video.shape[2] for video in videos))
     saved: list[SavedVideo] = []
     with until_decoded(torch.cat(videos)):
@@ -115,10 +125,11 @@ def _write(vae: Any, video: Tensor, settings: _Settings, bar: _Bar, tile: int) -
     (names, subfolder), total = _names(vae, video, settings.prefix), count_pictures(vae, video)
     first = next(names)
     file: WholeVideo | None = None
+    match = ColourMatch(settings.match_colours) if settings.match_colours else None
     try:
         with ExitStack() as stack:
             for frames, decoded in decode_pieces(vae, video, tile):
-                pictures = _in_bytes(decoded)
+                pictures = _in_bytes(decoded, match)
                 if file is None:
                     height, width = pictures.shape[1:3]
                     options: Any = {"frames": max(total, len(pictures)), "crf": settings.crf, "metadata": settings.metadata}
@@ -148,8 +159,8 @@ def _count(file: WholeVideo | None) -> int:
     return 0 if file is None else file.frames_written
 
 
-def _in_bytes(pictures: Tensor) -> NDArray[np.uint8]:
-    """[n, H, W, C] in 0..1 -> [n, H, W, 3]; alpha is left out, grey becomes colour."""
+def _in_bytes(pictures: Tensor, match: ColourMatch | None) -> NDArray[np.uint8]:
+    """[n, H, W, C] in 0..1 -> [n, H, W, 3]; alpha is left out, grey becomes colour. `match`: colours as those before."""
     channels = pictures.shape[-1]
     if channels not in (1, 3, 4):
         raise ConfigError(f"this VAE makes pictures of {channels} channels, but a video has 3; use a VAE that makes RGB")
@@ -157,5 +168,7 @@ def _in_bytes(pictures: Tensor) -> NDArray[np.uint8]:
     if not pictures.isfinite().all():
         logger.warning("QVG: the VAE has made NaN or infinity of this latent, shown as black; check precision (--fp32-vae helps)")
         pictures = pictures.nan_to_num(0.0, 0.0, 0.0)
+    if match is not None and channels > 1:
+        pictures = torch.stack([torch.from_numpy(match.matched(each.clamp(0, 1).cpu().numpy())) for each in pictures])
     whole = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     return whole.expand(*whole.shape[:-1], 3).numpy()

@@ -20,6 +20,8 @@ RUN_KEY = "qvg_run"
 VARIANT_KEY = "qvg_variant"
 # Says that a causal Wan of core's has the hooks of `causal.wan`: our loader puts them on, and QVG KV Cache.
 HOOKED_KEY = "qvg_hooked"
+# Where conditioning has its `Cameras`.
+CAMERAS_KEY = "qvg_cameras"
 
 
 @dataclass(frozen=True)

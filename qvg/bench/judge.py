@@ -107,10 +107,10 @@ class Judge(ABC, Generic[Film]):
 
     def exact(self, case: Film) -> Pictures:
         """Pictures of the exact run: uint8 [F, P, P, 3]."""
-        path = self.folder / f"exact-{self._key(case, EXACT)}.npz"
-        if path.is_file():
-            with np.load(path) as file:
-                return np.asarray(file["pictures"])
+        path = self._exact_path(case)
+        kept = self.finished_exact(case)
+        if kept is not None:
+            return kept
         pictures = self.make(case, EXACT).pictures
         packed = io.BytesIO()  # the archive's writer, told that the disk is full, raises something else when it is closed
         np.savez_compressed(packed, pictures=pictures)
@@ -120,13 +120,30 @@ class Judge(ABC, Generic[Film]):
 
     def compare(self, case: Film, config: Settings) -> WalkResult:
         """One method on one video, from the folder if it is there."""
-        path = self.folder / f"walk-{self._key(case, config)}.json"
-        if path.is_file():
-            return WalkResult(**json.loads(path.read_text(encoding="utf-8")))
+        kept = self.finished(case, config)
+        if kept is not None:
+            return kept
         result = self.measure(case, config)
-        with written_whole(path) as unfinished:
+        with written_whole(self.path(case, config)) as unfinished:
             unfinished.write_text(json.dumps(asdict(result)), encoding="utf-8")
         return result
+
+    def path(self, case: Film, config: Settings) -> Path:
+        """Where one method's result on one video is, or will be."""
+        return self.folder / f"walk-{self._key(case, config)}.json"
+
+    def finished(self, case: Film, config: Settings) -> WalkResult | None:
+        """One method on one video, if it is in the folder."""
+        path = self.path(case, config)
+        return WalkResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def finished_exact(self, case: Film) -> Pictures | None:
+        """Pictures of the exact run, if they are in the folder."""
+        path = self._exact_path(case)
+        if not path.is_file():
+            return None
+        with np.load(path) as file:
+            return np.asarray(file["pictures"])
 
     def measure(self, case: Film, config: Settings) -> WalkResult:
         """One method on one video, made now."""
@@ -139,6 +156,9 @@ class Judge(ABC, Generic[Film]):
         revisit = self.revisit_db(case, made.pictures)
         kept = (made.bytes, made.peak_bytes, made.encoded_tokens)
         return WalkResult(errors.mean((1, 2, 3)).tolist(), alike.tolist(), *kept, revisit, seconds)
+
+    def _exact_path(self, case: Film) -> Path:
+        return self.folder / f"exact-{self._key(case, EXACT)}.npz"
 
     def _key(self, case: Any, config: Settings) -> str:
         """Everything that a result depends on."""

@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config import QVGConfig
 from ..errors import ConfigError, MediaError, quoted, shown
 from ..files import written_whole
 from ..models.demo_film.directions import BLOCK_FRAMES
-from ..study.method import StudyMethod
 from ..study.published_plan import published_ratio
 from ..study.registry import STUDY, study_method
 from ..study.run import StudyRun
-from .films import FILM, QUICK_FRAMES, FilmJudge, film_cases
+from .films import FILM, FIRST_SCENE, QUICK_FRAMES, FilmCase, FilmJudge
 from .judge import Instrument, Judge, Settings, WalkResult
-from .methods import METHODS, SHIPPED
+from .methods import METHODS, SHIPPED, in_form
 from .statistics import bootstrap_mean
 from .walks import DEMO_WORLD, PATHS, Walker, cases
 
@@ -33,6 +31,8 @@ MOST_WORLDS = 1000
 # decide itself what is exact.
 FORMS = ("corrected", "published", "node")
 MODELS = ("world", "film")
+# What a scene is seen by, where a world has its paths: where the camera goes after its first turn, and the light.
+SCENE_PATHS = (("on", "day"), ("back", "night"))
 # Beside the study's rows: what others ship, and what they are all measured against.
 BESIDE = ("qvg, asymmetric", "balanced", *(method.name for method in SHIPPED))
 
@@ -88,8 +88,17 @@ def _instrument(
                 f"frames is {shown(frames, 20)}, but a film gives {FILM.given_frames} and goes on by {BLOCK_FRAMES}; "
                 f"use a multiple of {BLOCK_FRAMES} above {FILM.given_frames}"
             )
-        return FilmJudge(folder), FILM, film_cases(worlds, frames or QUICK_FRAMES)
+        return FilmJudge(folder), FILM, scene_cases(worlds, paths, frames or QUICK_FRAMES)
     return Walker(folder), DEMO_WORLD, cases(worlds, paths, frames or FRAMES)
+
+
+def scene_cases(scenes: int, paths: int, frames: int) -> list[FilmCase]:
+    """Scenes that were not trained on, each on every path, the noise by the scene's number: the cases of `qvg study`."""
+    return [
+        FilmCase(scene, path, frames, light, noise=scene)
+        for scene in range(FIRST_SCENE, FIRST_SCENE + scenes)
+        for path, light in SCENE_PATHS[:paths]
+    ]
 
 
 def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], Settings]:
@@ -102,14 +111,6 @@ def chosen(names: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], 
             continue
         work |= {(name, form): in_form(study_method(name), form) for form in forms}
     return work
-
-
-def in_form(method: StudyMethod, form: str) -> Settings:
-    """A method's memory in one of FORMS."""
-    if form == "node" and method.plain and not method.reuse:
-        exact = QVGConfig()
-        return method.coding.config().with_changes(sink_frames=exact.sink_frames, recent_frames=exact.recent_frames)
-    return StudyRun(method, form == "published")
 
 
 def study_row(name: str, form: str, results: dict[Any, WalkResult], instrument: Instrument, weights: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ latent frame (four video frames), so larger ones are out of its distribution.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, cycle, islice, repeat
 
 import numpy as np
@@ -21,17 +22,28 @@ DEGREES_PER_FRAME = 3.0
 # What to do when the video is longer than the path: refuse, walk the path again from where the camera is, or stand still.
 BEYOND = ("refuse", "again", "stay")
 
-# Keys -> (forward, right) in units, (yaw, pitch) in degrees. y points down, so a positive pitch lifts the view.
+# Keys -> (forward, right) in moves, (yaw, pitch) in turns. y points down, so a positive pitch lifts the view.
 _STEPS = {
-    "w": (UNITS_PER_FRAME, 0.0, 0.0, 0.0),
-    "s": (-UNITS_PER_FRAME, 0.0, 0.0, 0.0),
-    "d": (0.0, UNITS_PER_FRAME, 0.0, 0.0),
-    "a": (0.0, -UNITS_PER_FRAME, 0.0, 0.0),
-    "right": (0.0, 0.0, DEGREES_PER_FRAME, 0.0),
-    "left": (0.0, 0.0, -DEGREES_PER_FRAME, 0.0),
-    "up": (0.0, 0.0, 0.0, DEGREES_PER_FRAME),
-    "down": (0.0, 0.0, 0.0, -DEGREES_PER_FRAME),
+    "w": (1, 0, 0, 0),
+    "s": (-1, 0, 0, 0),
+    "d": (0, 1, 0, 0),
+    "a": (0, -1, 0, 0),
+    "right": (0, 0, 1, 0),
+    "left": (0, 0, -1, 0),
+    "up": (0, 0, 0, 1),
+    "down": (0, 0, 0, -1),
 }
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How far a held key leads at a time: a move in units, a turn in degrees."""
+
+    move: float = UNITS_PER_FRAME
+    turn: float = DEGREES_PER_FRAME
+
+
+WORLDPLAY = Steps()
 
 
 def walk_poses(moves: Sequence[Move], start: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -39,7 +51,7 @@ def walk_poses(moves: Sequence[Move], start: NDArray[np.float64] | None = None) 
 
     In every frame the camera turns (yaw, then pitch, about its own axes) and then moves (forward, then right, as it now looks).
     """
-    return _walked(_steps(moves), np.eye(4) if start is None else np.array(start, np.float64))
+    return walked(_steps(moves), np.eye(4) if start is None else np.array(start, np.float64))
 
 
 def camera_poses(moves: Sequence[Move], frames: int, beyond: str = "refuse") -> NDArray[np.float64]:
@@ -64,7 +76,7 @@ def camera_poses(moves: Sequence[Move], frames: int, beyond: str = "refuse") -> 
             f"has {frames} latent frames; {difference}, or let the path be fitted to the video"
         )
     steps = cycle(_steps(moves)) if beyond == "again" else _steps(moves)
-    poses = _walked(islice(steps, frames - 1), np.eye(4))
+    poses = walked(islice(steps, frames - 1), np.eye(4))
     held = np.repeat(poses[-1:], frames - len(poses), axis=0)
     return np.concatenate([poses, held])
 
@@ -72,17 +84,18 @@ def camera_poses(moves: Sequence[Move], frames: int, beyond: str = "refuse") -> 
 def _steps(moves: Sequence[Move]) -> Iterator[NDArray[np.float64]]:
     """The motion of every latent frame of a path."""
     for move in moves:
-        yield from repeat(_step(move.keys), move.frames)
+        yield from repeat(key_step(move.keys), move.frames)
 
 
-def _walked(steps: Iterable[NDArray[np.float64]], pose: NDArray[np.float64]) -> NDArray[np.float64]:
+def walked(steps: Iterable[NDArray[np.float64]], pose: NDArray[np.float64]) -> NDArray[np.float64]:
     """`pose`, and where every step leads from there. -> [steps + 1, 4, 4]"""
     return np.stack([*accumulate(steps, np.matmul, initial=pose)])
 
 
-def _step(keys: Sequence[str]) -> NDArray[np.float64]:
-    """The motion of one latent frame in the camera's own axes. -> [4, 4]"""
-    forward, right, yaw, pitch = np.sum([_STEPS[key] for key in keys], axis=0)
+def key_step(keys: Sequence[str], steps: Steps = WORLDPLAY) -> NDArray[np.float64]:
+    """Where held keys lead at a time, in the camera's own axes. -> [4, 4]"""
+    moves = np.sum([_STEPS[key] for key in keys], axis=0) if keys else np.zeros(4)
+    forward, right, yaw, pitch = moves * (steps.move, steps.move, steps.turn, steps.turn)
     turn = _about_y(np.deg2rad(yaw)) @ _about_x(np.deg2rad(pitch))
     step = np.eye(4)
     step[:3, :3] = turn

@@ -28,7 +28,9 @@ def add_study(commands: Any) -> None:
     size = topics.add_parser("size", help="how many videos a plan has, and how long they take", description="Makes nothing.")
     size.add_argument("plan", metavar="PLAN", help="as of run")
     size.set_defaults(run=_size)
-    page = topics.add_parser("page", help="write page.html", description="One file to decide from, of all rows that are there.")
+    page = topics.add_parser(
+        "page", help="write page.html and methods.csv", description="One file to decide from, of all rows that are there."
+    )
     page.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of run")
     page.add_argument(
         "--published",
@@ -67,6 +69,15 @@ def _add_how(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ADDRESS",
         help="a ComfyUI server for targets of kind comfyui; may be given several times",
+    )
+    add(
+        "--walks",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="take over walks that `qvg bench study` or `bench codecs` has finished (its folder walks or films), where they are "
+        "the same video; may be given several times",
     )
     add("--shard", default="1/1", metavar="I/N", help="only every N-th case, from the I-th on: for machines that share nothing")
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ..bench.judge import Settings
-from ..bench.methods import METHODS
+from ..bench.methods import EQUAL, METHODS, in_form
 from ..bench.methods import SHIPPED as SHIPPED_METHODS
 from ..config import PRESETS, QVGConfig
 from ..demo.memories import EXACT
@@ -17,6 +17,8 @@ from ..study.registry import STUDY
 from ..study.run import StudyRun
 
 PUBLISHED = " (published)"
+# With the exact frames that QVG KV Cache gives to methods which do not decide themselves what is exact.
+NODE = " (node)"
 _LIBRARY_ONLY = "runs in the library only"
 
 
@@ -60,7 +62,14 @@ def choices() -> dict[str, Choice]:
         menu = None if method.reuse else {"cache": "study", "cache.method": method.name}
         found.append(Choice(method.name, family, StudyRun(method), menu))
         found.append(Choice(method.name + PUBLISHED, family, StudyRun(method, published=True), None))
-    return {choice.name: choice for choice in found}
+    known = {choice.name: choice for choice in found}
+    known |= {method.name: Choice(method.name, _family(method.config), method.config, None) for method in EQUAL}
+    for method in STUDY:
+        settings = in_form(method, "node")
+        if isinstance(settings, QVGConfig) and method.name in known:
+            name = method.name + NODE
+            known[name] = Choice(name, _study_family(method.name), settings, known[method.name].node)
+    return known
 
 
 def _family(config: QVGConfig) -> str:
@@ -89,7 +98,9 @@ def groups() -> dict[str, list[str]]:
         "@presets": [name for name in PRESETS if name in known],
         "@study": study,
         "@published": [name + PUBLISHED for name in study],
+        "@node": [name + NODE for name in study if name + NODE in choices()],
         "@shipped": [method.name for method in SHIPPED_METHODS],
+        "@equal": [method.name for method in EQUAL],
         "@bench": [method.name for method in METHODS],
     }
 

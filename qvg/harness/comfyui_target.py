@@ -60,7 +60,8 @@ class Watch(Display):
 
 class ComfyUITarget:
     """A workflow. Options: `workflow`, `prompt_input` and `frames_input` (NODE.INPUT, as of `qvg run --set`), `seed_inputs`,
-    `set` (a table of NODE.INPUT and values), `cache_node` where there are several, `given_frames` (pictures)."""
+    `set` (a table of NODE.INPUT and values), `picture` and `picture_input` (a start picture, put among the server's inputs),
+    `cache_node` where there are several, `given_frames` (pictures)."""
 
     device = torch.device("cpu")
 
@@ -80,6 +81,25 @@ class ComfyUITarget:
             )
         for setting, value in options.get("set", {}).items():
             override(self._prompt, f"{setting}={value}")
+        self._picture = self._start_picture()
+
+    def _start_picture(self) -> tuple[str, bytes] | None:
+        """Its name on a server, which is of its content, so that no other picture is written over; and the file."""
+        picture, setting = self._options.get("picture"), self._options.get("picture_input")
+        if picture is None and setting is None:
+            return None
+        if not (isinstance(picture, str) and isinstance(setting, str)):
+            raise ConfigError(
+                f"target {quoted(self._name)} has one of picture and picture_input; give both: a file, NODE.INPUT of Load Image"
+            )
+        path = Path(picture)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"picture {quoted(picture)} cannot be read ({error.strerror}); give a file, or paint those of the evaluation set"
+            ) from None
+        return f"qvg-study-{hashlib.sha256(content).hexdigest()[:16]}{path.suffix}", content
 
     def _cache_node(self) -> str:
         """The node that says how the memory is kept."""
@@ -118,6 +138,8 @@ class ComfyUITarget:
                 _put(prompt, setting, value)
         for setting in self._seeds:
             _put(prompt, setting, case.seed)
+        if self._picture:
+            _put(prompt, self._options["picture_input"], self._picture[0])
         if choice is not None:
             assert choice.node is not None, choice.name
             inputs = prompt[self._cache]["inputs"]
@@ -136,6 +158,8 @@ class ComfyUITarget:
         address = server or DEFAULT_SERVER
         connection = Server(server_url(address), PATIENCE_SECONDS, lambda text: None, login_headers([], address))
         connection.identify()
+        if self._picture:
+            _put(prompt, self._options["picture_input"], connection.upload(*self._picture))
         for kind in named_files(prompt):
             use_listed_names(prompt, kind, connection.get(f"/object_info/{quote(kind, safe='')}"))
         with tempfile.TemporaryDirectory(prefix="qvg-study-") as folder:

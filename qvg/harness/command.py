@@ -18,7 +18,8 @@ from .engine import Report, run_local
 from .plan import StudyPlan, load_plan
 from .ray_engine import run_ray
 from .store import Store
-from .work import Batch, Job, batches, check, counted, job
+from .walks import Walks
+from .work import Batch, Job, batches, check, counted, job, perform
 
 ENGINES = ("local", "ray")
 # One core of an ordinary computer, exact to a factor of two: said before anything of a plan is measured.
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     store, shard = Store(options.out), _shard(options.shard)
     if options.engine not in ENGINES:
         raise ConfigError(f"engine is {quoted(options.engine)}, but must be {' or '.join(ENGINES)}; leave it out for local")
+    if options.walks and options.engine == "ray":
+        raise ConfigError("walks are taken over on this machine, but engine is ray; take them over first, then resume with ray")
     if not 0 <= options.retries <= 1000:
         raise ConfigError(f"retries is {options.retries}, but must be from 0 to 1000; leave it out for {RETRIES}")
     plan = store.plan() if options.plan is None else load_plan(options.plan)
@@ -42,15 +45,16 @@ def run(options: argparse.Namespace) -> int:
     print(f"{described(plan)}; {missing} of them to make{_about(missing, work, store)}")
     if _other_versions(plan, store):
         print(f"{_other_versions(plan, store)} rows of another version lie there; they stay, and are not mixed with these")
+    walks = Walks(options.walks) if options.walks else None
     with interrupted_by(signal.SIGINT, signal.SIGTERM):
-        report = _engine(options, work, store, _Progress(missing))
+        report = _engine(options, work, store, _Progress(missing), walks)
     return _said(report, options.out)
 
 
-def _engine(options: argparse.Namespace, work: Sequence[Batch], store: Store, told: _Progress) -> Report:
+def _engine(options: argparse.Namespace, work: Sequence[Batch], store: Store, told: _Progress, walks: Walks | None) -> Report:
     if options.engine == "ray":
         return run_ray(work, store, told, options.servers, options.address, options.retries)
-    return run_local(work, store, told, options.servers)
+    return run_local(work, store, told, options.servers, walks.perform if walks else perform)
 
 
 def _check_servers(plan: StudyPlan, servers: Sequence[str]) -> None:
@@ -152,12 +156,12 @@ def size(options: argparse.Namespace) -> int:
 
 def page(options: argparse.Namespace) -> int:
     """Write the page of what is there. -> exit code"""
-    from .page import write_page
+    from .page import TABLE, write_page
 
     if not 0 <= options.video_mb <= 2000:
         raise ConfigError(f"video-mb is {options.video_mb:g}, but must be from 0 to 2000; leave it out for 40")
     store = Store(options.out)
     path = options.out / "page.html"
     write_page(store, store.plan(), path, options.published, round(options.video_mb * 1e6))
-    print(f"wrote {one_line(path)}")
+    print(f"wrote {one_line(path)} and {TABLE} beside it")
     return 0

@@ -41,6 +41,17 @@ _LIGHTS = ("day", "night")
 FILM_PROMPTS = tuple(f"{path} by {light}" for path in FILM_KINDS for light in _LIGHTS)
 
 
+def walk_case(case: Case) -> WalkCase:
+    """What `qvg bench` calls a case of the demo world."""
+    return WalkCase(case.seed, case.prompt, case.frames)
+
+
+def film_case(case: Case) -> FilmCase:
+    """What `qvg bench` calls a case of the demo film."""
+    path, light = case.prompt.split(" by ")
+    return FilmCase(case.seed, path, case.frames, light, noise=case.seed)
+
+
 class WorldTarget:
     """Walks through the demo world; a prompt is a camera path."""
 
@@ -56,7 +67,7 @@ class WorldTarget:
 
     def make(self, case: Case, choice: Choice, watch: PhaseWatch, server: str = "") -> Video:
         """One walk."""
-        model, walk = self._model, WalkCase(case.seed, case.prompt, case.frames)
+        model, walk = self._model, walk_case(case)
         spec, rope, config = model.config.cache_spec(), model.config.rope(), choice.settings
         walker: Denoiser = DemoWorldDenoiser(model)
         if isinstance(config, StudyRun):
@@ -106,8 +117,7 @@ class FilmTarget:
 
     def make(self, case: Case, choice: Choice, watch: PhaseWatch, server: str = "") -> Video:
         """One film."""
-        path, light = case.prompt.split(" by ")
-        plan = FilmCase(case.seed, path, case.frames, light, noise=case.seed).plan
+        plan = film_case(case).plan
         model, codec, config = self._model, self._codec, choice.settings
         caches, latents, sizes = list[KVCache](), list[Tensor](), list[int]()
         with torch.inference_mode():

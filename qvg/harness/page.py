@@ -17,17 +17,21 @@ from .page_data import sets_of, videos_of
 from .plan import StudyPlan
 from .published import read_published
 from .store import Store
+from .table import write_table
 
 FILES = Path(__file__).parent / "page_files"
+TABLE = "methods.csv"
 MISSING = "the page draws with plotly, which is not installed here; `pip install plotly`, then make the page again"
 
 
 def write_page(store: Store, plan: StudyPlan, path: Path, published: Sequence[Path] = (), video_bytes: int = 40_000_000) -> None:
-    """The file appears whole or not at all. ConfigError: no plotly, no rows, a table that is none. MediaError: a full disk."""
+    """The page, and methods.csv beside it; each appears whole or not at all. ConfigError: no plotly, no rows, no such table.
+    MediaError: a full disk."""
     draws = plotly()
     sets = sets_of(plan, store)
     if not sets:
         raise ConfigError(f"{store.folder} has no rows of this version of plan {plan.name}; make some with `qvg study run`")
+    write_table(sets, path.with_name(TABLE))
     names = {method["name"] for each in sets for method in each["methods"]}
     videos, left = videos_of(plan, store, video_bytes)
     data = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from .choices import choices
 from .metrics import cautions
-from .plan import Case, StudyPlan, Target
+from .plan import LEAST_SEEDS, Case, StudyPlan, Target
 from .statistics import Row, mean, mean_curve, paired
 from .store import Store
 from .work import Job, job
@@ -45,6 +45,7 @@ def _set(
     frames = cases[0].frames
     rows = {name: {number: row for number, (_, row) in found.items()} for name, found in methods.items() if found}
     summaries = [_method(name, found, rows.get(plan.baseline, {})) for name, found in rows.items()]
+    seconds = _seconds_of_all(summaries)
     exact: dict[str, float | None] = next((each["values"] for each in summaries if each["name"] == "exact"), {})
     for each in summaries:
         seeds = len({cases[number].seed for number in rows[each["name"]]})
@@ -57,7 +58,8 @@ def _set(
     )
     notes = [f"{there} of {wanted} videos are there"] if there < wanted else []
     notes += [f"{others} rows of another version lie in the folder and are not among these"] if others else []
-    notes += ["exploratory: fewer than three seeds"] if plan.exploratory else []
+    notes += seconds
+    notes += ["exploratory: fewer than three seeds"] if len(set(target.seeds)) < LEAST_SEEDS else []
     return {
         "id": f"{target.name}/{frames}",
         "name": f"{target.name}, {frames} frames",
@@ -71,6 +73,16 @@ def _set(
         "notes": notes,
         "methods": summaries,
     }
+
+
+def _seconds_of_all(methods: Sequence[dict[str, Any]]) -> list[str]:
+    """Seconds of some are no comparison: they are left out of all where any method has none. -> what to say of it"""
+    without = sum(each["values"]["runtime"] is None for each in methods)
+    if not without:
+        return []
+    for each in methods:
+        each["values"]["runtime"] = None
+    return [f"seconds are left out: {without} of {len(methods)} methods have none"]
 
 
 def _conditions(row: Row) -> str:
@@ -120,6 +132,8 @@ def _method(name: str, rows: Mapping[int, Row], baseline: Mapping[int, Row]) -> 
             for key, digits in (("psnr_db", 1), ("ssim", 3), ("cache_bytes", 0))
         },
         "given": last["given_frames"],
+        "cache_peak": _rounded(mean([row["bytes"]["peak_cache"] / 1e6 for row in rows.values()])),
+        "psnr_by_case": {number: row["psnr_db"]["all"] for number, row in rows.items()},
         "rows": [[number, [round(value, 1) for value in row["curves"]["psnr_db"]]] for number, row in rows.items()],
     }
 
@@ -148,7 +162,7 @@ _VALUES = {
     "visits": lambda row: row["visits_db"],
     "truth": lambda row: row["truth_db"],
     "imaging": _vbench("imaging_quality"),
-    "runtime": lambda row: row["seconds"]["per_generated_frame"],
+    "runtime": lambda row: row["seconds"].get("per_generated_frame"),
 }
 
 

@@ -22,6 +22,7 @@ METRICS = ("psnr", "ssim", "lpips", "vbench")
 # A sign test of two cases can never say anything.
 LEAST_SEEDS = 3
 MOST_SEED = (1 << 40) - 1
+FILES = ("workflow", "weights", "picture")
 _SHARED = ("methods", "prompts", "seeds", "frames")
 _PLAN_KEYS = ("name", "about", "metrics", "window_frames", "baseline", "exploratory", "targets", *_SHARED)
 # What each kind of target may be told beside these, and what it must be.
@@ -29,7 +30,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "world": (),
     "film": (),
     "network": ("family", "weights", "width", "height"),
-    "comfyui": ("workflow", "cache_node", "prompt_input", "seed_inputs", "frames_input", "set", "given_frames"),
+    "comfyui": (
+        *("workflow", "cache_node", "prompt_input", "seed_inputs", "frames_input", "set", "given_frames"),
+        *("picture", "picture_input"),
+    ),
     "longcat": ("weights", "width", "height", "steps", "distilled"),
     "rehearsal": ("seconds",),
 }
@@ -145,7 +149,7 @@ def read_plan(data: Any, folder: Path, name: str = "plan") -> StudyPlan:
     if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
         raise ConfigError("the plan has no targets; add at least one [[targets]] with its kind")
     exploratory = _typed(data, "exploratory", bool, False)
-    targets = tuple(_target(table, data, folder, exploratory) for table in tables)
+    targets = tuple(_target(table, data, folder, _typed(table, "exploratory", bool, exploratory)) for table in tables)
     repeated = [each.name for each in targets if sum(other.name == each.name for other in targets) > 1]
     if repeated:
         raise ConfigError(f"two targets are called {quoted(repeated[0])}; give each a name of its own")
@@ -168,7 +172,7 @@ def _target(table: Mapping[str, Any], plan: Mapping[str, Any], folder: Path, exp
     kind = table.get("kind")
     if kind not in KINDS:
         raise ConfigError(f"target {quoted(kind)} is not known; kind is one of {', '.join(KINDS)}")
-    _only(table, ("kind", "name", *_SHARED, *KINDS[kind]), f"target {kind}")
+    _only(table, ("kind", "name", "exploratory", *_SHARED, *KINDS[kind]), f"target {kind}")
     asked = {name: table.get(name, plan.get(name)) for name in _SHARED}
     name = _typed(table, "name", str, kind)
     for key, value in asked.items():
@@ -192,7 +196,7 @@ def _names(methods: Iterable[Choice]) -> tuple[str, ...]:
 
 def _placed(key: str, value: Any, folder: Path) -> Any:
     """Files beside the plan are found wherever the command is run."""
-    if key in ("workflow", "weights") and isinstance(value, str) and not Path(value).is_absolute():
+    if key in FILES and isinstance(value, str) and not Path(value).is_absolute():
         beside = folder / value
         return str(beside.resolve() if beside.exists() else value)
     return value

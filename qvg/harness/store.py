@@ -30,7 +30,7 @@ from ..models.demo_film.weights import WEIGHTS as FILM_WEIGHTS
 from ..models.demo_world import WEIGHTS as WORLD_WEIGHTS
 from ..study.run import StudyRun
 from .choices import Choice
-from .plan import Case, StudyPlan, Target
+from .plan import FILES, Case, StudyPlan, Target
 
 # Of what a row holds: a newer number where a field changes its meaning.
 ROW_FORMAT = 1
@@ -57,7 +57,7 @@ def key(plan: StudyPlan, target: Target, case: Case, choice: Choice) -> str:
 
 def _content(name: str, value: Any) -> Any:
     """Of a file what is in it, not where it lies; of large ones the beginning and the size."""
-    if name not in ("workflow", "weights") or not Path(str(value)).is_file():
+    if name not in FILES or not Path(str(value)).is_file():
         return value
     with Path(value).open("rb") as file:
         return [hashlib.sha256(file.read(1 << 20)).hexdigest(), Path(value).stat().st_size]

@@ -54,8 +54,12 @@ def closeness(exact: Pictures, made: Pictures, given: int, window_frames: int) -
     if exact.shape != made.shape:
         raise ValueError(f"the exact video is {list(exact.shape)} and this one {list(made.shape)}")
     errors = [float((((a.astype(np.float64) - b) / 255) ** 2).mean()) for a, b in zip(made, exact, strict=True)]
+    return closeness_of(errors, ssim(torch.from_numpy(exact), torch.from_numpy(made)).tolist(), given, window_frames)
+
+
+def closeness_of(errors: Sequence[float], alike: Sequence[float], given: int, window_frames: int) -> dict[str, Any]:
+    """The same of pictures whose mean squared errors (of 0..1) and SSIM are known."""
     curve = [psnr_of([error]) for error in errors]
-    alike = ssim(torch.from_numpy(exact), torch.from_numpy(made)).tolist()
     low = [index for index in range(given, len(curve)) if curve[index] < DIVERGENT_DB]
     first = low[0] if low else None
     return {
@@ -70,7 +74,7 @@ def closeness(exact: Pictures, made: Pictures, given: int, window_frames: int) -
             "all": float(np.mean(alike[given:])),
         },
         "first_divergent_frame": first,
-        "curves": {"psnr_db": curve, "ssim": alike},
+        "curves": {"psnr_db": curve, "ssim": list(alike)},
         "drift": drift(errors, alike, given, window_frames),
     }
 

@@ -18,7 +18,7 @@ import torch
 
 from ..errors import MediaError
 from ..media import VideoWriter
-from .choices import Choice, choices
+from .choices import choices
 from .perceptual import perceptual
 from .phases import PhaseWatch
 from .plan import Case, StudyPlan, Target
@@ -110,18 +110,19 @@ def perform(work: Job, exact: bytes | None, server: str = "") -> Outcome:
         file = Path(folder) / "video.mp4"
         file.write_bytes(shown)
         more = perceptual(reference, video.pictures, video.given_frames, file if shown else None, work.metrics)
-    row = _row(work, choice, video, watch, closeness(reference, video.pictures, video.given_frames, work.window_frames), more)
+    video.memory = video.memory or watch.memory()
+    video.seconds = dict(video.seconds or watch.seconds)
+    row = row_of(work, video, closeness(reference, video.pictures, video.given_frames, work.window_frames), more)
     row["seconds"]["processor"] = processor_seconds  # of this process: what other programs on the machine do not change
     return Outcome(rounded(row), shown, packed(video.pictures) if exact is None else None)
 
 
-def _row(
-    work: Job, choice: Choice, video: Video, watch: PhaseWatch, closeness: dict[str, Any], more: dict[str, Any]
-) -> dict[str, Any]:
-    size = sum(video.components.values())
-    seconds = dict(video.seconds or watch.seconds)
+def row_of(work: Job, video: Video, closeness: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """A row, not yet rounded, of a video whose memory and seconds are filled in."""
+    size, seconds = sum(video.components.values()), dict(video.seconds or {})
     generated = len(video.pictures) - video.given_frames
-    seconds.setdefault("per_generated_frame", (seconds["denoise"] + seconds.get("encode", 0.0)) / max(1, generated))
+    if "denoise" in seconds:
+        seconds.setdefault("per_generated_frame", (seconds["denoise"] + seconds.get("encode", 0.0)) / max(1, generated))
     return {
         "format": ROW_FORMAT,
         "version": work.version,
@@ -142,7 +143,7 @@ def _row(
             "exact": video.exact_bytes,
             "ratio": video.exact_bytes / size if size else None,
         },
-        "memory": video.memory or watch.memory(),
+        "memory": video.memory,
         "seconds": seconds,
         "perceptual": more,
         "latents": video.latents_digest,

@@ -14,6 +14,7 @@ from .common.variants import CausalVariant
 from .common.weight_files import WeightFile, open_weights
 from .demo_film.family import FAMILY as DEMO_FILM
 from .demo_world.family import FAMILY as DEMO_WORLD
+from .dreamx.family import FAMILY as DREAMX
 from .family import Family, FileFormat, ReadOptions, WorldRule
 from .krea.family import FAMILY as KREA
 from .longcat.family import FAMILY as LONGCAT
@@ -22,7 +23,7 @@ from .worldplay_hunyuan.family import FAMILY as WORLDPLAY_HUNYUAN
 from .worldplay_wan.family import FAMILY as WORLDPLAY_WAN
 
 # In the order of menus and tables.
-_FAMILIES: list[Family] = [WAN, KREA, WORLDPLAY_WAN, WORLDPLAY_HUNYUAN, LONGCAT, DEMO_WORLD, DEMO_FILM]
+_FAMILIES: list[Family] = [WAN, KREA, WORLDPLAY_WAN, WORLDPLAY_HUNYUAN, DREAMX, LONGCAT, DEMO_WORLD, DEMO_FILM]
 
 
 def families() -> tuple[Family, ...]:

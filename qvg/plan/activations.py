@@ -21,6 +21,10 @@ _ANGLE_BYTES = 12
 _LATENT_BYTES = 4 * 4
 # What a codec works in per value of the keys or of the values of one layer's span. Measured over every tensor, 4,680 tokens.
 _TORCH_BYTES = {"none": 0.0, "klt": 34.0, "qvg": 16.2, "rtn": 16.1, "kivi": 18.5, "quarot": 16.2}
+# Of those to compare with (`COMPARED`), 1,560 tokens, the dearest of their widths, keys or values.
+_TORCH_BYTES |= {"fp8": 40.0, "nvfp4": 33.9, "bf16-int8": 12.0, "pca": 20.8, "lightx2v-kivi": 20.6}
+_TORCH_BYTES |= {"study-rtn": 20.3, "study-kivi": 20.6, "study-quarot": 20.3, "study-prq": 22.0, "study-qaq": 20.6}
+_TORCH_BYTES |= {"study-tptq": 21.7}
 _TRITON_BYTES = {**_TORCH_BYTES, "klt": 14.0, "qvg": 4.3}
 
 

@@ -38,6 +38,8 @@ class FramePositions:
         self._history: Angles | None = None
         # Of a cache that merges: time, row and column of every token in memory, float32 [S, 3]; None: frames are whole.
         self.places: Tensor | None = None
+        # Whether frames stand where they were placed, and were not moved since.
+        self.as_placed = True
 
     def place(self, origins: Origins) -> None:
         """Positions of the current block, one per frame."""
@@ -49,6 +51,7 @@ class FramePositions:
         if len(rows) != len(self.committed):
             raise CacheError(f"{len(rows)} positions were given for {len(self.committed)} frames in memory; give one for each")
         self.resume(rows)
+        self.as_placed = False
 
     def resume(self, origins: Sequence[Origin]) -> None:
         """Positions of frames in memory that came from elsewhere."""

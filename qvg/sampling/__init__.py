@@ -1,8 +1,9 @@
 """Autoregressive sampling loops."""
 
-from .autoregressive import Block, CommitsByLayer, Denoiser, Renoising, SamplerSettings, Schedule, generate
+from .autoregressive import Block, CommitsByLayer, Denoiser, Renoising, SamplerSettings, Schedule, Solving, generate
 from .distilled import DistilledSchedule
 from .renoise import BlockPlace, NoiseLevels, RenoiseSchedule, place_blocks
+from .solver import SolverSchedule
 
 __all__ = [
     "Block",
@@ -15,6 +16,8 @@ __all__ = [
     "Renoising",
     "SamplerSettings",
     "Schedule",
+    "SolverSchedule",
+    "Solving",
     "generate",
     "place_blocks",
 ]

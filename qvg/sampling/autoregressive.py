@@ -65,6 +65,20 @@ class Renoising(Protocol):
         """What step `step` of block `index` begins from, with the prediction of the step before; 1 is the second step."""
 
 
+@runtime_checkable
+class Solving(Protocol):
+    """A schedule that makes each step's input of the block's first noise and all predictions so far."""
+
+    def noise_levels(self, index: int) -> list[float]:
+        """Of the steps of block `index`."""
+
+    def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """Where block `index` begins."""
+
+    def next_input(self, index: int, step: int, predictions: Sequence[Tensor]) -> Tensor:
+        """Of what step `step` goes on from, 1 being the second; behind the last one, the finished block."""
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """Euler steps on the straight path x_t = (1 - t) x + t noise, at `steps` noise levels bent by `shift` towards noise."""
@@ -102,10 +116,11 @@ def generate(
     model: Denoiser,
     cache: KVCache,
     blocks: Sequence[Sequence[Sequence[float]]],
-    settings: Schedule | Renoising,
+    settings: Schedule | Renoising | Solving,
     given: Sequence[Tensor] = (),
     interrupt: Callable[[], None] | None = None,
     verify: bool = True,
+    first_block: int = 0,
 ) -> Iterator[Block]:
     """Generate block after block, and yield each as soon as it is committed.
 
@@ -113,11 +128,12 @@ def generate(
     given      latents of the first blocks, taken as they are instead of being generated
     interrupt  called before every pass of the model; whatever it raises ends the run
     verify     after the last block, raise CacheError if the cache's codec was never called or not as often as it should have been
+    first_block  begin with this one: `cache` holds those before it, as a session has kept them
 
     The caller owns the cache and frees it (`with KVCache(...)`).
     """
-    first_frame = 0
-    for index, origins in enumerate(blocks):
+    first_frame = sum(len(origins) for origins in blocks[:first_block])
+    for index, origins in itertools.islice(enumerate(blocks), first_block, None):
         started = time.perf_counter()
         cache.place(origins)
         latent = given[index] if index < len(given) else _denoise(model, cache, len(origins), index, settings, interrupt)
@@ -135,11 +151,13 @@ def _denoise(
     cache: KVCache,
     frames: int,
     index: int,
-    settings: Schedule | Renoising,
+    settings: Schedule | Renoising | Solving,
     interrupt: Callable[[], None] | None,
 ) -> Tensor:
     shape = model.block_shape(frames)
     x = settings.noise(index, shape).to(model.device)
+    if isinstance(settings, Solving):
+        return _solve(model, cache, x, index, settings, interrupt)
     levels = settings.noise_levels(index) if isinstance(settings, Renoising) else settings.noise_levels()
     for step, (level, following) in enumerate(itertools.pairwise(levels), 1):
         if interrupt is not None:
@@ -149,6 +167,18 @@ def _denoise(
             x = (1 - following) * clean + following * settings.fresh_noise(index, step, shape).to(clean)
         else:
             x = clean + (x - clean) * (following / level)
+    return x
+
+
+def _solve(
+    model: Denoiser, cache: KVCache, x: Tensor, index: int, settings: Solving, interrupt: Callable[[], None] | None
+) -> Tensor:
+    predictions: list[Tensor] = []
+    for step, level in enumerate(settings.noise_levels(index), 1):
+        if interrupt is not None:
+            interrupt()
+        predictions.append(model.predict_clean(x, level, cache))
+        x = settings.next_input(index, step, predictions)
     return x
 
 

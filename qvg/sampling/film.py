@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +77,13 @@ def given_blocks(plan: FilmPlan, codec: PictureCodec, blocks: int) -> list[Tenso
     return list(latents.view(blocks, 1, BLOCK_FRAMES, CHANNELS, LATENT_PIXELS, LATENT_PIXELS))
 
 
+class Before(NamedTuple):
+    """A film so far, out of its session: latents of its blocks, and the memory as it stood behind them."""
+
+    blocks: Sequence[Tensor]
+    cache: KVCache
+
+
 def roll_out(
     model: CausalWan,
     prompts: FilmPrompts,
@@ -86,18 +94,27 @@ def roll_out(
     recache: bool = False,
     caches: list[KVCache] | None = None,
     open_cache: OpenCache = KVCache,
+    before: Before | None = None,
 ) -> Iterator[Block]:
     """Go on from the given blocks by one prompt for each block; yields as `generate` does. `caches` gets each cache that is used,
-    to be looked at while it is; `open_cache` makes them.
+    to be looked at while it is; `open_cache` makes them. `before`: what is not to be made again; the blocks behind it
+    are yielded.
 
     A new prompt is seen by what comes after it; with `recache` all that is in memory is made anew under it (LongLive, arXiv
     2509.22622), here by seeing all frames again.
     """
     changes = [i for i, (old, new) in enumerate(itertools.pairwise(directions), 1) if new != old and recache]
     told = max([0, *(i for i in changes if i <= len(given))])  # the prompt that the given blocks are remembered under
-    done: list[Tensor] = []
+    done = [] if before is None else list(before.blocks)
     for first, stop in itertools.pairwise([told, *(i for i in changes if i > len(given)), len(directions)]):
-        for block in _stretch(model, prompts, directions[:stop], first, config, done or given, seed, caches, open_cache):
+        if before is not None and stop <= len(before.blocks):
+            continue
+        goes_on = before is not None and len(before.blocks) > (0 if first == told else first)
+        opened = (lambda *_, known=before: known.cache) if goes_on else open_cache
+        start = len(done) if goes_on else 0
+        known = done if len(done) > len(given) else given
+        for block in _stretch(model, prompts, directions[:stop], first, config, known, seed, caches, opened, start):
+            before = None
             if block.index == len(done):
                 done.append(block.latent)
                 yield block
@@ -113,15 +130,18 @@ def _stretch(
     seed: int,
     caches: list[KVCache] | None,
     open_cache: OpenCache,
+    start: int,
 ) -> Iterator[Block]:
-    """`generate` with the prompts of each block; blocks before `told_late` are remembered under the prompt of that one."""
+    """`generate` with the prompts of each block; blocks before `told_late` are remembered under the prompt of that one. The cache
+    holds those before `start`."""
     model_prompts = [prompts[directions[max(i, told_late)]] for i in range(len(directions))]
-    denoiser = WanDenoiser(model, model_prompts[0], LATENT_PIXELS, LATENT_PIXELS)
+    denoiser = WanDenoiser(model, model_prompts[start], LATENT_PIXELS, LATENT_PIXELS)
     spec = model.config.cache_spec(LATENT_PIXELS, LATENT_PIXELS, BLOCK_FRAMES)
     places = [[(float(i * BLOCK_FRAMES + j), 0.0, 0.0) for j in range(BLOCK_FRAMES)] for i in range(len(directions))]
     with open_cache(spec, config, model.config.rope(LATENT_PIXELS, LATENT_PIXELS)) as cache, torch.inference_mode():
         if caches is not None:
             caches.append(cache)
-        for block in generate(denoiser, cache, places, DistilledSchedule(SIGMAS, seed), given, verify=False):
+        schedule = DistilledSchedule(SIGMAS, seed)
+        for block in generate(denoiser, cache, places, schedule, given, verify=False, first_block=start):
             denoiser.prompt = model_prompts[min(block.index + 1, len(directions) - 1)]
             yield block

@@ -195,6 +195,8 @@ def generate_segments(
     interrupt: Callable[[], None] | None = None,
     step_done: Callable[[int, int, Tensor], None] | None = None,
     sdpa: SDPA = F.scaled_dot_product_attention,
+    first_segment: int = 0,
+    before: Tensor | None = None,
 ) -> Iterator[Segment]:
     """Segment after segment; each is yielded as soon as it is there, its memory freed by then.
 
@@ -202,9 +204,14 @@ def generate_segments(
     start           latents [1, F, C, h, w] of a picture (F = 1) or of the end of a video; None: the first segment is made of text
     next_condition  of the latents of one segment, what the next one is conditioned on: `through_pictures` as released, or
                     `last_latents`, which is ours
+    first_segment   begin with this one; `before`: latents of the one before it, its condition in front, as it was yielded
     """
-    condition = start
-    for index, texts in enumerate(plan.texts):
+    if (first_segment > 0) != (before is not None):
+        raise ConfigError(
+            f"segment {first_segment} is to be the first; give the latents of the one before it, and of none before 0"
+        )
+    condition = start if before is None or first_segment >= len(plan.texts) else next_condition(before)
+    for index, texts in itertools.islice(enumerate(plan.texts), first_segment, None):
         started = time.perf_counter()
         denoiser = LongCatDenoiser(model, texts, plan.settings, dtype, plan.together, sdpa)
         device = model.x_embedder.proj.weight.device if start is None else start.device

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,15 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """One block of a video. `noise_index`: which number it has for the noise between its steps."""
+    """One block of a video. `noise_index`: which number it has for the noise between its steps. `kept_frames`: frames at its
+    beginning that are given, of a block whose others are generated."""
 
     index: int
     first_frame: int
     frames: int
     given: bool
     noise_index: int
+    kept_frames: int = field(default=0, kw_only=True)
 
     @property
     def span(self) -> slice:
@@ -32,14 +34,19 @@ class BlockPlace:
         return slice(self.first_frame, self.first_frame + self.frames)
 
 
-def place_blocks(frames: int, given_frames: int, frames_per_block: int, is_start: bool = False) -> list[BlockPlace]:
+def place_blocks(
+    frames: int, given_frames: int, frames_per_block: int, is_start: bool = False, in_block: bool = False
+) -> list[BlockPlace]:
     """Cut a video of `frames` latent frames, the first `given_frames` of them given, into blocks.
 
     What is left over of the given frames comes first, so that every block that is generated begins where a longer or shorter
     start would have it begin, and only the last one may be short. Blocks are numbered through, given ones too, so that a video
     that is continued gets the noise it would have got in one go; a single given frame is a start image and has no number, and
-    nor has what `is_start`, which ComfyUI's own sampler does not count.
+    nor has what `is_start`, which ComfyUI's own sampler does not count. `in_block`: what is left over are the first frames of a
+    block whose others are generated, so blocks lie as if nothing were given.
     """
+    if in_block:
+        return _with_kept_frames(place_blocks(frames, 0, frames_per_block), given_frames)
     lead = given_frames % frames_per_block
     unnumbered = given_frames if is_start or given_frames == 1 else lead
     starts = [0] * (lead > 0) + list(range(lead, frames, frames_per_block))
@@ -48,6 +55,14 @@ def place_blocks(frames: int, given_frames: int, frames_per_block: int, is_start
         number = max(0, start - unnumbered) // frames_per_block
         places.append(BlockPlace(index, start, stop - start, start < given_frames, number))
     return places
+
+
+def _with_kept_frames(places: list[BlockPlace], given_frames: int) -> list[BlockPlace]:
+    kept = [min(place.frames, max(0, given_frames - place.first_frame)) for place in places]
+    return [
+        replace(place, given=count == place.frames, kept_frames=0 if count == place.frames else count)
+        for place, count in zip(places, kept, strict=True)
+    ]
 
 
 def check_levels(levels: Sequence[float], name: str = "sigmas") -> None:

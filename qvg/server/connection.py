@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import time
@@ -98,6 +99,10 @@ class Server:
             with error:
                 return error.code, _parsed(self._read_json(error))
 
+    def upload(self, name: str, content: bytes) -> str:
+        """Put a picture among the server's inputs, over one of the same name. -> what Load Image calls it there. ServerError."""
+        return self.patiently(lambda: self._upload(name, content))
+
     def download(self, query: dict[str, str], target: Path) -> None:
         """What /view has under `query`, written to `target`. NotGivenError, ServerError; OSError where it cannot be written."""
         self.patiently(lambda: self._download(f"/view?{urlencode(query, errors='replace')}", target))
@@ -157,6 +162,26 @@ class Server:
         if expected is not None and len(body) < expected:
             raise SilenceError("the answer broke off")
         return body
+
+    def _upload(self, name: str, content: bytes) -> str:
+        mark = hashlib.sha256(content).hexdigest()
+        parts = [
+            f'--{mark}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n',
+            f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n",
+        ]
+        body = "".join(parts).encode() + content + f"\r\n--{mark}--\r\n".encode()
+        kind = {"Content-Type": f"multipart/form-data; boundary={mark}"}
+        try:
+            with self._open(urllib.request.Request(self.url + "/upload/image", body, kind)) as answer:
+                found = _parsed(self._read_json(answer))
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self.stranger(f"HTTP {error.code} to /upload/image") from None
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+            raise self.stranger("no name of what was uploaded")
+        folder = found.get("subfolder")
+        return f"{folder}/{found['name']}" if folder else found["name"]
 
     def _download(self, path: str, target: Path) -> None:
         try:

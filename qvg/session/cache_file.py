@@ -16,19 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..attention.plan import Pair
 from ..cache import KVCache
-from ..codec.span import Known, put_span
 from ..config import CODECS, COMPARED
-from ..errors import BackendError, CacheFileError, ConfigError, quoted, shown
+from ..errors import CacheFileError, ConfigError
 from ..files import written_whole
 from ..positions.rope import GridRope
 from ..safetensors_writer import checksum, in_memory, write_safetensors
-from .contents import CHECKED_VERSION, CHECKSUMS, FORMAT, STATE, opened
-from .row_files import restored_rows
-from .span_files import WHICH, Read, RestoredSpans, SavedCodebooks, check_entries
-from .state import ROWS_VERSION, TILES_VERSION, SavedState, read_state, state_of
-from .tile_files import restored_tiles, tile_names
+from .contents import CHECKSUMS, FORMAT, STATE, opened
+from .restored import restored_cache, usable_device
+from .span_files import WHICH, SavedCodebooks, check_entries
+from .state import read_state, state_of, version_of
+from .tile_files import tile_names
 
 
 def save_cache(cache: KVCache, path: Path) -> None:
@@ -60,8 +58,7 @@ def save_cache(cache: KVCache, path: Path) -> None:
         for number, tiles in enumerate(layer.state.tiles, len(layer.state.sink)):
             prefix = tile_names(layer.layer, number)
             tensors |= {f"{prefix}.{part}": tensor for part, tensor in tiles.tensors().items()}
-    version = TILES_VERSION if cache.config.skips else CHECKED_VERSION if cache.merger is None else ROWS_VERSION
-    metadata = {"format": FORMAT, "version": str(version), STATE: text}
+    metadata = {"format": FORMAT, "version": str(version_of(cache.config)), STATE: text}
     try:
         with written_whole(path) as unfinished:
             checksums = {STATE: checksum(text.encode())}
@@ -85,65 +82,10 @@ def load_cache(
     Everything that the file says is checked before memory is taken for it. ConfigError for what the caller gives, CacheFileError
     for the file.
     """
-    path, home = Path(path), _device(device)
+    path, there = Path(path), usable_device(device)
     with opened(path) as contents:
         state = read_state(contents.state, contents.version)
         check_entries(state, contents.entries)
         if rope is not None and rope != state.rope:
             raise ConfigError(f"the rope given is not the one that {path} was saved with; leave it out, the file has it")
-        cache = _empty(path, state, backend)
-        _restore_layers(cache, state, contents.read, home)
-        rows = None if state.rows is None else restored_rows(state, contents.read)
-    cache.resume(state.layout, state.frames_committed, state.spans_due, state.origins, rows)
-    return cache
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """ConfigError unless tensors can be there."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found).cpu()
-        return found
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = shown((str(error) or type(error).__name__).splitlines()[0], 200)
-        raise ConfigError(
-            f"device is {quoted(str(device))}, which cannot be used here ({reason}); use 'cpu', or a card that torch has"
-        ) from None
-
-
-def _empty(path: Path, state: SavedState, backend: str | None) -> KVCache:
-    config = state.config if backend is None else state.config.with_changes(backend=backend)
-    try:
-        return KVCache(state.spec, config, state.rope)
-    except BackendError as error:
-        if backend is not None:
-            raise
-        raise CacheFileError(
-            f"{path} was saved with backend {config.backend!r}, which does not run here ({error.reason}); give load_cache "
-            "backend='auto'"
-        ) from error
-
-
-def _restore_layers(cache: KVCache, state: SavedState, read: Read, device: torch.device) -> None:
-    spans = RestoredSpans(state, read)
-    at_home: Known = {}
-    there: Known = {}
-    for layer in cache.layers:
-        for number, (section, tokens) in enumerate(state.stretches()):
-            pair = []
-            for which, part in enumerate(WHICH):
-                span = spans.span(f"layer.{layer.layer}.{part}.{number}", which, tokens, section == "spans")
-                if cache.offloader is not None and section == "spans":
-                    span = cache.offloader.adopt(span, device, at_home)
-                elif device.type != "cpu":
-                    span = put_span(span, lambda tensor: tensor.to(device), there)
-                pair.append(span)
-            if section == "waiting":
-                layer.state.waiting = Pair(*pair)
-            else:
-                getattr(layer.state, section).append(Pair(*pair))
-            if section == "spans" and state.config.skips:
-                layer.state.tiles.append(restored_tiles(read, layer.layer, number).on(device))
-        layer.state.spans_encoded, layer.state.encode_calls = state.spans_due, 2 * state.spans_due
-        layer.state.group_starts = list(state.group_starts[layer.layer])
-        layer.state.spare_rows = list(state.spare_rows[layer.layer])
+        return restored_cache(path, state, contents.read, there, backend)

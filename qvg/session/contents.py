@@ -17,13 +17,12 @@ from ..errors import CacheFileError, ConfigError, shown
 from ..file_names import in_utf8
 from ..json_text import read_json
 from ..safetensors_writer import DTYPES, checksum
-from .state import MisfitError
+from .checked import MisfitError
+from .state import CHECKED_VERSION
 from .tile_files import Entry
 
 FORMAT = "qvg-cache"
 READABLE_VERSIONS = (1, 2, 3, 4, 5)
-# From this version on there are checksums.
-CHECKED_VERSION = 3
 CHECKSUMS, STATE = "crc32", "state"
 _TORCH_TYPES = {name: dtype for dtype, name in DTYPES.items()}
 
@@ -41,7 +40,7 @@ class Contents:
         self.state = metadata.get(STATE, "")
         self._check(STATE, self.state.encode("utf-8", "surrogatepass"))
         self._places = {name: tuple(about["data_offsets"]) for name, about in header.items()}
-        self.entries = {name: _entry(name, about["dtype"], about["shape"]) for name, about in header.items()}
+        self.entries = {name: read_entry(name, about["dtype"], about["shape"]) for name, about in header.items()}
         if self._checksums is not None and self._checksums.keys() != {STATE, *self.entries}:
             raise MisfitError(f"it has {len(self._checksums) - 1} checksums for {len(self.entries)} tensors, or of other names")
 
@@ -93,7 +92,8 @@ class Contents:
             )
 
 
-def _entry(name: str, kind: str, shape: list[int]) -> Entry:
+def read_entry(name: str, kind: str, shape: list[int]) -> Entry:
+    """A tensor's shape and type as a file's header has them. MisfitError."""
     if kind not in _TORCH_TYPES:
         raise MisfitError(f"{shown(name)} is of the type {shown(kind)}, which no saved cache has")
     return Entry(tuple(shape), _TORCH_TYPES[kind])

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .state import MisfitError, SavedState
+from .checked import MisfitError
+from .state import SavedState
 
 
 def restored_rows(state: SavedState, read: Callable[[str], Tensor]) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ from ..codec.span import (
 )
 from ..config import QVGConfig
 from ..errors import shown
-from .state import MisfitError, SavedState
+from .checked import MisfitError
+from .state import SavedState
 from .tile_files import Entries, Entry, tile_entries
 
 WHICH = ("keys", "values")

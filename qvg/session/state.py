@@ -3,10 +3,9 @@ is made of it."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -18,17 +17,31 @@ from ..cache.spec import CacheSpec
 from ..config import CODECS, COMPARED, QVGConfig
 from ..errors import quoted, shown
 from ..json_text import read_json
-from ..positions.frames import MOST_TOKENS, Origin
+from ..positions.frames import Origin
 from ..positions.rope import GridRope
+from .checked import (
+    MOST,
+    Getter,
+    MisfitError,
+    as_equal,
+    as_finite,
+    as_it_is,
+    as_list,
+    as_object,
+    as_pair,
+    as_position,
+    as_text,
+    as_whole,
+    each_layer,
+)
 
-T = TypeVar("T")
 Planes = tuple[tuple[int, ...], ...]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-# Nothing that is counted here comes near it.
-_MOST = 1 << 40
 _MOST_CHANNELS = 1 << 16
 _SECTIONS = ("sink", "spans", "tail")
+# From this version on there are checksums.
+CHECKED_VERSION = 3
 # Of caches that merge tokens: what came before knows no rows.
 ROWS_VERSION = 4
 # Of caches of which a share is read.
@@ -36,10 +49,6 @@ TILES_VERSION = 5
 # What files know that were written before, and caches that do not merge or skip: these settings have the values that change
 # nothing.
 _MERGING, _SKIPPING = ("merge", "merge_key"), ("sparse",)
-
-
-class MisfitError(ValueError):
-    """Something in the file does not go with something else; its argument says what, as half a sentence."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +84,26 @@ class SavedState:
 
 def state_of(cache: KVCache) -> dict[str, Any]:
     """What the file says of a cache, but for its codebooks."""
+    layout = {name: x for name, x in _record(cache.layout).items() if name != "merged" or cache.merged_rows is not None}
+    return fixed_state(cache) | {"layout": layout, "origins": cache.origins}
+
+
+def version_of(config: QVGConfig) -> int:
+    """Of the state of a cache with these settings."""
+    return TILES_VERSION if config.skips else ROWS_VERSION if config.merges else CHECKED_VERSION
+
+
+def fixed_state(cache: KVCache) -> dict[str, Any]:
+    """What does not get longer while the cache grows: all but its layout and its frames' positions."""
     merges = cache.merged_rows is not None
-    config, layout = _record(cache.config), _record(cache.layout)
     # As files were before there was such a thing.
-    unknown = (() if merges else (*_MERGING, "merged")) + (() if cache.config.skips else _SKIPPING)
-    config, layout = ({name: x for name, x in one.items() if name not in unknown} for one in (config, layout))
+    unknown = (() if merges else _MERGING) + (() if cache.config.skips else _SKIPPING)
     return ({"rows": cache.merged_rows} if merges else {}) | {
         "spec": {**_record(cache.spec), "dtype": str(cache.spec.dtype).removeprefix("torch.")},
-        "config": config,
-        "layout": layout,
+        "config": {name: x for name, x in _record(cache.config).items() if name not in unknown},
         "rope": None if cache.rope is None else _record(cache.rope),
         "frames_committed": cache.frames_committed,
         "spans_due": cache.spans_due,
-        "origins": cache.origins,
         "spans_encoded": [layer.state.spans_encoded for layer in cache.layers],
         "encode_calls": [layer.state.encode_calls for layer in cache.layers],
         "group_starts": [layer.state.group_starts for layer in cache.layers],
@@ -111,23 +127,23 @@ def read_state(text: str, version: int) -> SavedState:
 
 def _record_of(saved: Any, version: int) -> SavedState:
     if version == 1:
-        saved = _of_version_1(_object(saved, "the state"))
-    get = _Getter("the state", saved)
-    spec, config = _spec(get("spec")), _config(get("config"))
+        saved = _of_version_1(as_object(saved, "the state"))
+    get = Getter("the state", saved)
+    spec, config = spec_of(get("spec")), config_of(get("config"))
     if config.merges != (version == ROWS_VERSION):
         raise MisfitError(f"it is of version {version}, but its merge is {config.merge:g}")
     if config.skips != (version == TILES_VERSION):
         raise MisfitError(f"it is of version {version}, but its sparse is {config.sparse:g}")
     layout = _layout(get("layout"), config.merges)
     policy = spec.check(config)
-    due = _whole(get("spans_due"), "spans_due")
-    committed = _whole(get("frames_committed"), "frames_committed")
+    due = as_whole(get("spans_due"), "spans_due")
+    committed = as_whole(get("frames_committed"), "frames_committed")
     _check_history(policy, layout, committed, due)
     rows = _rows(spec, config, layout, due, get("rows")) if config.merges else None
-    _each_layer(get("spans_encoded"), "spans_encoded", spec.layers, lambda value, name: _equal(value, due, name))
-    _each_layer(get("encode_calls"), "encode_calls", spec.layers, lambda value, name: _equal(value, 2 * due, name))
+    each_layer(get("spans_encoded"), "spans_encoded", spec.layers, lambda value, name: as_equal(value, due, name))
+    each_layer(get("encode_calls"), "encode_calls", spec.layers, lambda value, name: as_equal(value, 2 * due, name))
     rope = _rope(get("rope"), spec)
-    origins = _list(get("origins"), "origins", lambda value, name: _list(value, name, _position, 3))
+    origins = as_list(get("origins"), "origins", lambda value, name: as_list(value, name, as_position, 3))
     if len(origins) != (layout.frames if rope is not None else 0) or (config.merges and rope is None):
         raise MisfitError(f"it has {len(origins)} positions for {layout.frames} frames{'' if rope else ' without a rope'}")
     planes, directions = _bases(spec, config, get("planes"), get("directions"))
@@ -142,21 +158,21 @@ def _record_of(saved: Any, version: int) -> SavedState:
         _codebooks(spec, config, layout, due if config.merges else len(layout.spans), get("codebooks")),
         planes,
         directions,
-        _each_layer(get("group_starts"), "group_starts", spec.layers, lambda value, name: _pair(value, name, 0, max(0, due - 1))),
-        _each_layer(get("spare_rows"), "spare_rows", spec.layers, lambda value, name: _pair(value, name, -_MOST, _MOST)),
+        each_layer(get("group_starts"), "group_starts", spec.layers, lambda pair, name: as_pair(pair, name, 0, max(0, due - 1))),
+        each_layer(get("spare_rows"), "spare_rows", spec.layers, lambda pair, name: as_pair(pair, name, -MOST, MOST)),
         rows,
     )
 
 
 def _of_version_1(saved: dict[str, Any]) -> dict[str, Any]:
     """The state of a file of version 1 as version 2 would have it."""
-    get = _Getter("the state", saved)
-    spec, config = _spec(get("spec")), _config(get("config"))
-    facts = _object(saved.get("codebook_facts", {}), "codebook_facts")
+    get = Getter("the state", saved)
+    spec, config = spec_of(get("spec")), config_of(get("config"))
+    facts = as_object(saved.get("codebook_facts", {}), "codebook_facts")
     planes = {name: rows for name, rows in facts.items() if rows is not None}
-    names = _object(get("codebooks"), "codebooks")
+    names = as_object(get("codebooks"), "codebooks")
     every = spec.head_dim if config.transform == "klt" else 0
-    ended = _each_layer(get("spans_encoded"), "spans_encoded", spec.layers, _whole)
+    ended = each_layer(get("spans_encoded"), "spans_encoded", spec.layers, as_whole)
     group = config.spans_per_codebook
     return saved | {
         "codebooks": {prefix: [name] * (2 if config.codec == "klt" else 1) for prefix, name in names.items()},
@@ -165,7 +181,7 @@ def _of_version_1(saved: dict[str, Any]) -> dict[str, Any]:
         # A codebook began with every so many spans.
         "group_starts": [[max(0, count - 1) // group * group] * 2 for count in ended],
         "spare_rows": [[0, 0]] * spec.layers,
-        "layout": {**_object(get("layout"), "layout"), "hidden": 0},
+        "layout": {**as_object(get("layout"), "layout"), "hidden": 0},
     }
 
 
@@ -191,19 +207,21 @@ def _check_history(policy: CachePolicy, layout: Layout, committed: int, due: int
         raise MisfitError(f"it holds {layout.frames} frames, but a window of {window} leaves room for {window - chunk}")
 
 
-def _spec(value: object) -> CacheSpec:
-    get = _Getter("spec", value)
+def spec_of(value: object) -> CacheSpec:
+    """A model's shape. MisfitError."""
+    get = Getter("spec", value)
     names = [field.name for field in fields(CacheSpec) if field.name != "dtype"]
-    sizes = {name: _whole(get(name), name, 1, _MOST_CHANNELS if name == "head_dim" else _MOST) for name in names}
+    sizes = {name: as_whole(get(name), name, 1, _MOST_CHANNELS if name == "head_dim" else MOST) for name in names}
     dtype = get("dtype")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise MisfitError(f"dtype is {quoted(dtype)}, but must be one of {', '.join(_DTYPES)}")
     return CacheSpec(**sizes, dtype=_DTYPES[dtype])
 
 
-def _config(value: object) -> QVGConfig:
-    """Settings that are not there are those that a version did not have yet."""
-    saved = _object(value, "config")
+def config_of(value: object) -> QVGConfig:
+    """Settings that are not there are those that a version did not have yet. MisfitError, or ConfigError for those that break a
+    rule."""
+    saved = as_object(value, "config")
     known = {field.name for field in fields(QVGConfig)}
     for name in saved:
         if name not in known:
@@ -215,17 +233,19 @@ def _config(value: object) -> QVGConfig:
 
 
 def _layout(value: object, merges: bool) -> Layout:
-    get = _Getter("layout", value)
-    sink, spans, tail = (tuple(_list(get(section), section, lambda value, name: _whole(value, name, 1))) for section in _SECTIONS)
-    return Layout(sink, spans, tail, _whole(get("hidden"), "hidden"), _whole(get("merged"), "merged") if merges else 0)
+    get = Getter("layout", value)
+    sink, spans, tail = (
+        tuple(as_list(get(section), section, lambda value, name: as_whole(value, name, 1))) for section in _SECTIONS
+    )
+    return Layout(sink, spans, tail, as_whole(get("hidden"), "hidden"), as_whole(get("merged"), "merged") if merges else 0)
 
 
 def _rope(value: object, spec: CacheSpec) -> GridRope | None:
     if value is None:
         return None
-    get = _Getter("rope", value)
-    rows, cols = (_whole(get(name), name, 1) for name in ("grid_rows", "grid_cols"))
-    axes = _list(get("axis_frequencies"), "axis_frequencies", lambda axis, name: tuple(_list(axis, name, _finite)), 3)
+    get = Getter("rope", value)
+    rows, cols = (as_whole(get(name), name, 1) for name in ("grid_rows", "grid_cols"))
+    axes = as_list(get("axis_frequencies"), "axis_frequencies", lambda axis, name: tuple(as_list(axis, name, as_finite)), 3)
     rope = GridRope(rows, cols, (axes[0], axes[1], axes[2]))
     if (rope.tokens_per_frame, rope.head_dim) != (spec.tokens_per_frame, spec.head_dim):
         raise MisfitError(
@@ -237,7 +257,7 @@ def _rope(value: object, spec: CacheSpec) -> GridRope | None:
 
 def _rows(spec: CacheSpec, config: QVGConfig, layout: Layout, due: int, value: object) -> int:
     """How many rows there are, of a cache that merges tokens."""
-    rows, span = _whole(value, "rows"), spec.span_tokens(config)
+    rows, span = as_whole(value, "rows"), spec.span_tokens(config)
     most = layout.merged * spec.tokens_per_frame
     if not (rows > 0) == (most > 0) or rows > most or rows // span != due:
         raise MisfitError(f"it has {rows} rows and {due} spans of {span}, but {most} tokens were merged")
@@ -246,7 +266,7 @@ def _rows(spec: CacheSpec, config: QVGConfig, layout: Layout, due: int, value: o
 
 def _codebooks(spec: CacheSpec, config: QVGConfig, layout: Layout, spans: int, value: object) -> dict[str, tuple[str, ...]]:
     """Names of the parts of every encoded stretch's codebook: none too few, none too many."""
-    saved, parts = _object(value, "codebooks"), {"qvg": 1, "klt": 2}.get(config.codec, 0)
+    saved, parts = as_object(value, "codebooks"), {"qvg": 1, "klt": 2}.get(config.codec, 0)
     wanted = 2 * spec.layers * spans if parts else 0
     if len(saved) != wanted:
         raise MisfitError(f"{len(saved)} stretches have codebooks, but {wanted} must")
@@ -256,16 +276,19 @@ def _codebooks(spec: CacheSpec, config: QVGConfig, layout: Layout, spans: int, v
             for number in range(first, first + spans):
                 if (prefix := f"layer.{layer}.{which}.{number}") not in saved:
                     raise MisfitError(f"{prefix} has no codebook")
-    return {prefix: tuple(_list(names, f"codebooks.{prefix}", _name, parts)) for prefix, names in saved.items()}
+    return {prefix: tuple(as_list(names, f"codebooks.{prefix}", as_text, parts)) for prefix, names in saved.items()}
 
 
 def _bases(spec: CacheSpec, config: QVGConfig, planes: object, directions: object) -> tuple[dict[str, Planes], dict[str, int]]:
     rows = {
-        name: tuple(tuple(_list(row, f"planes.{name}", _whole)) for row in _list(each, f"planes.{name}", _same, spec.batch))
-        for name, each in _object(planes, "planes").items()
+        name: tuple(
+            tuple(as_list(row, f"planes.{name}", as_whole)) for row in as_list(each, f"planes.{name}", as_it_is, spec.batch)
+        )
+        for name, each in as_object(planes, "planes").items()
     }
     counts = {
-        name: _whole(count, f"directions.{name}", 0, spec.head_dim) for name, count in _object(directions, "directions").items()
+        name: as_whole(count, f"directions.{name}", 0, spec.head_dim)
+        for name, count in as_object(directions, "directions").items()
     }
     if rows.keys() != counts.keys():
         raise MisfitError(f"{len(rows)} bases have planes and {len(counts)} directions, and not the same")
@@ -277,76 +300,6 @@ def _bases(spec: CacheSpec, config: QVGConfig, planes: object, directions: objec
     if rows and config.codec != "klt":
         raise MisfitError(f"it has bases, but codec {config.codec!r} has none")
     return rows, counts
-
-
-# Each takes a value and what to call it, and gives the value back in its type.
-
-
-class _Getter:
-    """The entries of an object by name."""
-
-    def __init__(self, name: str, value: object):
-        self._name, self._entries = name, _object(value, name)
-
-    def __call__(self, key: str) -> object:
-        if key not in self._entries:
-            raise MisfitError(f"{self._name} has no {key!r}")
-        return self._entries[key]
-
-
-def _object(value: object, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise MisfitError(f"{name} is {quoted(value)}, but must be an object")
-    return value
-
-
-def _list(value: object, name: str, each: Callable[[Any, str], T], length: int | None = None) -> list[T]:
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        raise MisfitError(f"{shown(name)} is {quoted(value)}, but must be a list{'' if length is None else f' of {length}'}")
-    return [each(entry, name) for entry in value]
-
-
-def _each_layer(value: object, name: str, layers: int, each: Callable[[Any, str], T]) -> tuple[T, ...]:
-    """One entry for every layer: so there are no more layers than the file has room for."""
-    return tuple(_list(value, name, each, layers))
-
-
-def _pair(value: object, name: str, low: int, high: int) -> tuple[int, ...]:
-    return tuple(_list(value, name, lambda entry, name: _whole(entry, name, low, high), 2))
-
-
-def _whole(value: object, name: str, low: int = 0, high: int = _MOST) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise MisfitError(f"{shown(name)} is {quoted(value)}, but must be a whole number from {low} to {high}")
-    return value
-
-
-def _equal(value: object, wanted: int, name: str) -> int:
-    if type(value) is not int or value != wanted:
-        raise MisfitError(f"{name} is {quoted(value)} for a layer, but must be {wanted}")
-    return value
-
-
-def _finite(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise MisfitError(f"{name} holds {quoted(value)}, but must hold finite numbers")
-    return float(value)
-
-
-def _position(value: object, name: str) -> float:
-    if not abs(found := _finite(value, name)) <= MOST_TOKENS:
-        raise MisfitError(f"{name} holds {found}, but a position is at most {MOST_TOKENS} tokens away")
-    return found
-
-
-def _name(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise MisfitError(f"{shown(name)} holds {quoted(value)}, but must hold names")
-    return value
-
-
-def _same(value: object, name: str) -> object:
-    return value
 
 
 def _record(record: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...kernels.rows8 import Rows8
 from ..attention.tiles import SpanTiles, order_dtype, tile_count
 from ..cache.spec import CacheSpec
-from .state import MisfitError
+from .checked import MisfitError
 
 
 class Entry(NamedTuple):

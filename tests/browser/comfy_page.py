@@ -55,6 +55,9 @@ _WATCH = """(() => {
       if (shown) add(watched.previews, node.type + ' ' + shown);
       const text = node.widgets?.find((widget) => widget.name === '$$node-text-preview')?.value;
       if (text) add(watched.texts, node.type + ': ' + text);
+      const card = node.widgets?.find((widget) => widget.name === '$$qvg-card')?.element;
+      const details = card?.querySelector('[data-part=details]').textContent;
+      if (details) add(watched.texts, node.type + ': ' + details);
     }
   }, 20);
 })()"""
@@ -150,7 +153,9 @@ class ComfyPage:
     def widgets(self, kind: str) -> dict[str, Any]:
         """Names and values of a node's widgets."""
         found: dict[str, Any] = self.page.js(
-            "Object.fromEntries(app.graph.nodes.find((n) => n.type === kind).widgets.map((w) => [w.name, w.value]))", kind=kind
+            "Object.fromEntries(app.graph.nodes.find((n) => n.type === kind).widgets.filter("
+            "(w) => !w.name.startsWith('$$')).map((w) => [w.name, w.value]))",
+            kind=kind,
         )
         return found
 

@@ -35,3 +35,10 @@ def page(browser: Chromium, server: Client) -> Iterator[ComfyPage]:
     """A page of its own."""
     with opened(browser, server.url) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def same_page(browser: Chromium, server: Client) -> Iterator[ComfyPage]:
+    """One page for all tests that only load a graph and look at it: opening one takes seconds."""
+    with opened(browser, server.url) as page:
+        yield page

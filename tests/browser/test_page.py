@@ -42,14 +42,16 @@ def test_template_browser_lists_it_and_it_opens_without_an_error(page: ComfyPage
     page.forget_painted()
     page.page.wait("painted.has('QVG KV Cache')", 30, "the nodes' titles")
     # Titles and widgets are readable as the page first shows them.
-    assert page.scale() > 0.6 and "span_frames" in page.painted()
+    assert page.scale() > 0.6 and "balanced" in page.painted()
+    # What few people need is behind a button, in the classic canvas too.
+    assert "span_frames" not in page.painted() and "▸ 13 more" in page.painted()
     assert page.errors() == []
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_no_node_covers_another_or_cuts_its_widgets(page: ComfyPage, name: str) -> None:
-    page.load(WORKFLOWS[name])
-    boxes = page.page.js("app.graph.nodes.map((n) => [n.title, [...n.getBounding()], [...n.computeSize()], [...n.size]])")
+def test_no_node_covers_another_or_cuts_its_widgets(same_page: ComfyPage, name: str) -> None:
+    same_page.load(WORKFLOWS[name])
+    boxes = same_page.page.js("app.graph.nodes.map((n) => [n.title, [...n.getBounding()], [...n.computeSize()], [...n.size]])")
     assert len(boxes) == len(WORKFLOWS[name]["nodes"])
     for title, (x, y, width, height), needed, size in boxes:
         assert size[0] >= min(needed[0], 230) and size[1] >= needed[1] - 1, f"{title} is {size}, and needs {needed}"
@@ -59,10 +61,10 @@ def test_no_node_covers_another_or_cuts_its_widgets(page: ComfyPage, name: str) 
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_program_form_is_what_the_page_sends(page: ComfyPage, server: Client, name: str) -> None:
-    page.load(WORKFLOWS[name])
+def test_program_form_is_what_the_page_sends(same_page: ComfyPage, server: Client, name: str) -> None:
+    same_page.load(WORKFLOWS[name])
     ours = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    sent = page.prompt()
+    sent = same_page.prompt()
     if server.get("/system_stats")["system"]["comfyui_version"] != GOLDEN["comfyui_version"]:
         # Other versions call core's nodes, and their inputs, by other names; ours stay.
         ours, sent = (
@@ -76,7 +78,7 @@ def test_run_shows_previews_progress_and_the_video(page: ComfyPage) -> None:
     shown = page.run()
     assert shown["end"][0] == "execution_success"
     assert len({each for each in shown["previews"] if each.startswith("SamplerCustomAdvanced blob:")}) > 1
-    texts = [each for each in shown["texts"] if each.startswith("SamplerCustomAdvanced: block ")]
+    texts = [each for each in shown["texts"] if ", block " in each]
     assert len(texts) > 1 and all("MB" in each and "s/frame" in each for each in texts)
     video = page.video()
     assert "filename=demo_world_" in video["url"] and video["width"] == 64
@@ -85,35 +87,51 @@ def test_run_shows_previews_progress_and_the_video(page: ComfyPage) -> None:
     assert page.errors() == []
 
 
-GAUGE = "app.graph.nodes.find((n) => n.type === 'SamplerCustomAdvanced').widgets?.find((w) => w.name === '$$qvg-gauge')"
+# What this pack shows on a node of a class, and the node itself, as [left, top, right, bottom] in pixels of the page.
+SHOWN = """((kind, type) => { const node = app.graph.nodes.find((n) => n.type === kind);
+  const { element } = node.widgets.find((w) => w.type === type);
+  const vue = document.querySelector(`[data-node-id="${node.id}"]`);
+  const [x, y, w, h] = node.getBounding(), { offset, scale } = app.canvas.ds, o = app.canvas.canvas.getBoundingClientRect();
+  const at = (a, b) => [(a + offset[0]) * scale + o.left, (b + offset[1]) * scale + o.top];
+  const box = (r) => [r.left, r.top, r.right, r.bottom];
+  return { text: element.innerText, box: box(element.getBoundingClientRect()),
+    node: vue ? box(vue.getBoundingClientRect()) : [...at(x, y), ...at(x + w, y + h)],
+    lines: [...element.querySelectorAll('span, b, text, button')].filter((e) => e.textContent && e.getClientRects().length).map(
+      (e) => [e.textContent, parseFloat(getComputedStyle(e).fontSize), box(e.getBoundingClientRect())]) }; })(kind, type)"""
 
 
-def test_a_gauge_on_the_sampler_says_how_far_it_is(page: ComfyPage) -> None:
-    page.load(short(frames=16))  # a length of its own: what is in the execution cache is not sampled
-    page.page.js("window.gauges = [], app.api.addEventListener('qvg.gauge', (e) => gauges.push(e.detail))")
-    assert page.run()["end"][0] == "execution_success"
-    told = page.page.js("gauges")
-    assert [each["block"] for each in told] == list(range(1, 17)) and told[0]["seconds_left"] > 0 == told[-1]["seconds_left"]
-    assert all(0 < each["cache_bytes"] <= each["exact_bytes"] for each in told[-8:])
-    text = page.page.js(f"{GAUGE}.element.innerText")
-    assert f"{told[-1]['cache_bytes'] / 1e6:.1f} MB" in text and f"exact {told[-1]['exact_bytes'] / 1e6:.1f} MB" in text
-    assert "block 16 of 16" in text and "done" in text and "s/frame" in text
-    # It is in sight, inside its node, and in no saved workflow.
-    box, node = (
-        page.page.js(f"(() => {{ const r = {each}; return [r.left, r.top, r.right, r.bottom]; }})()")
-        for each in (
-            f"{GAUGE}.element.getBoundingClientRect()",
-            "(([x, y, w, h]) => { const { offset, scale } = app.canvas.ds;"
-            "const at = (a, b) => [(a + offset[0]) * scale, (b + offset[1]) * scale];"
-            "const [l, t] = at(x, y), [r, m] = at(x + w, y + h); const o = app.canvas.canvas.getBoundingClientRect();"
-            "return { left: l + o.left, top: t + o.top, right: r + o.left, bottom: m + o.top }; })"
-            "(app.graph.nodes.find((n) => n.type === 'SamplerCustomAdvanced').getBounding())",
-        )
-    )
-    assert box[2] - box[0] > 100 and box[3] - box[1] > 30
-    assert node[0] <= box[0] and node[1] <= box[1] and box[2] <= node[2] + 1 and box[3] <= node[3] + 1
-    assert "qvg-gauge" not in page.page.js("JSON.stringify(app.graph.serialize())")
-    assert page.errors() == []
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes_2"])
+def test_gauge_and_report_can_be_read_in_both_kinds_of_nodes(browser: Chromium, server: Client, nodes_2: bool) -> None:
+    change_settings(server.url, Comfy__VueNodes__Enabled=nodes_2)
+    server.forget()
+    try:
+        with opened(browser, server.url) as page:
+            page.load(short(frames=12))
+            page.page.js("window.gauges = [], app.api.addEventListener('qvg.gauge', (e) => gauges.push(e.detail))")
+            assert page.run()["end"][0] == "execution_success"
+            told = page.page.js("gauges")
+            assert [each["block"] for each in told] == list(range(1, 13))
+            assert told[0]["seconds_left"] > 0 == told[-1]["seconds_left"]
+            assert all(0 < each["cache_bytes"] <= each["exact_bytes"] for each in told[-2:])
+            gauge, report = (
+                page.page.js(SHOWN, kind=kind, type=type_)
+                for kind, type_ in (("SamplerCustomAdvanced", "qvg-gauge"), ("QVGCacheReport", "qvg-card"))
+            )
+            assert f"{told[-1]['cache_bytes'] / 1e6:.1f} MB" in gauge["text"] and "block 12 of 12" in gauge["text"]
+            assert f"exact {told[-1]['exact_bytes'] / 1e6:.1f} MB" in gauge["text"] and "done in" in gauge["text"]
+            assert "less memory" in report["text"] and f"{told[-1]['cache_bytes'] / 1e6:.1f} MB" in report["text"]
+            for shown in (gauge, report):
+                # It is inside its node, nothing of it is cut off, and at 60 % zoom letters have 9 pixels and more.
+                left, top, right, bottom = shown["box"]
+                assert right - left > 200 and bottom - top > 50
+                for outer, inner in ((shown["node"], shown["box"]), *((shown["box"], box) for _, _, box in shown["lines"])):
+                    assert outer[0] <= inner[0] + 1 and outer[1] <= inner[1] + 1, (outer, inner)
+                    assert inner[2] <= outer[2] + 1 and inner[3] <= outer[3] + 1, (outer, inner)
+                assert len(shown["lines"]) >= 5 and all(0.6 * size >= 9 for _, size, _ in shown["lines"])
+            assert "qvg-" not in page.page.js("JSON.stringify(app.graph.serialize())")
+            assert page.errors() == []
+    finally:
+        change_settings(server.url, Comfy__VueNodes__Enabled=False)
 
 
 def test_a_report_out_of_the_execution_cache_still_shows_its_text(browser: Chromium, server: Client, page: ComfyPage) -> None:
@@ -122,7 +140,7 @@ def test_a_report_out_of_the_execution_cache_still_shows_its_text(browser: Chrom
     with opened(browser, server.url) as another:
         another.load(short(frames=12))
         shown = another.run()
-    assert not any(each.startswith("SamplerCustomAdvanced: block") for each in shown["texts"])
+    assert not any(", block " in each for each in shown["texts"])
     assert any(each.startswith("QVGCacheReport: ") and "12 latent frames" in each for each in shown["texts"])
 
 
@@ -142,17 +160,15 @@ def is_older(server: Client, version: tuple[int, int]) -> bool:
     return tuple(map(int, mine.split(".")[:2])) < version
 
 
-def test_a_cached_report_in_a_subgraph_shows_its_text_too(page: ComfyPage, server: Client) -> None:
-    if is_older(server, (0, 33)):
-        pytest.skip("this page shows no texts of nodes in subgraphs, cached or not; 0.33's does")
+def test_a_cached_report_in_a_subgraph_is_shown_too(page: ComfyPage) -> None:
     page.load(short(frames=12))
     into_subgraph(page, "QVGCacheReport")
     assert page.run()["end"][0] == "execution_success"
-    text = "inner.widgets.find((widget) => widget.name === '$$node-text-preview')"
-    page.page.wait(f"{text}?.value.includes('12 latent frames')", 30, "the text of a report that is made")
-    page.page.js(f"{text}.value = ''")
+    text = "inner.widgets.find((widget) => widget.name === '$$qvg-card').element.querySelector('[data-part=details]')"
+    page.page.wait(f"{text}.textContent.includes('12 latent frames')", 30, "the report that is made")
+    page.page.js(f"{text}.textContent = ''")
     assert page.run()["end"][0] == "execution_success"
-    page.page.wait(f"{text}.value.includes('12 latent frames')", 30, "the text of a report out of the cache")
+    page.page.wait(f"{text}.textContent.includes('12 latent frames')", 30, "the report out of the cache")
     assert page.errors() == []
 
 
@@ -242,6 +258,28 @@ def test_a_mode_has_its_own_widgets_and_sends_them(page: ComfyPage) -> None:
         sent = page.prompt()["2"]["inputs"]
         assert {name: value for name, value in sent.items() if name != "model"} == expected
     assert page.widgets("QVGKVCache") == before and page.errors() == []
+
+
+def test_settings_that_are_folded_away_come_out_at_a_click(page: ComfyPage) -> None:
+    graph = copy.deepcopy(WORKFLOWS["demo_world"])
+    page.load(graph)
+    cache = "app.graph.nodes.find((n) => n.type === 'QVGKVCache')"
+    button = f"{cache}.widgets.find((w) => w.name === '$$qvg-more')"
+    folded = page.page.js(f"{cache}.computeSize()[1]")
+    assert page.page.js(f"{button}.label") == "▸ 13 more, 1 of them changed"  # the demo's short spans
+    page.page.js(f"{button}.callback()")
+    assert page.page.js(f"{button}.label") == "▾ fewer" and page.page.js(f"{cache}.computeSize()[1]") > folded + 13 * 20
+    page.forget_painted()
+    page.page.wait("painted.has('span_frames')", 30, "the settings")
+    page.page.js(f"{button}.callback()")
+    assert page.page.js(f"{cache}.computeSize()[1]") == folded and page.errors() == []
+    # One that is connected is never hidden.
+    page.page.js(
+        f"(() => {{ const number = LiteGraph.createNode('PrimitiveInt'); app.graph.add(number);"
+        f"const cache = {cache}; number.connect(0, cache, cache.inputs.findIndex((i) => i.name === 'span_frames')); }})()"
+    )
+    page.load(page.page.js("app.graph.serialize()"))
+    assert page.page.js(f"{button}.label") == "▾ fewer"
 
 
 def test_a_workflow_without_the_newest_widget_runs_with_its_default(page: ComfyPage) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_qvg.qvg.doctor.touch_points import missing
 from comfyui_qvg.qvg.models.demo_world import load_demo_world
 from comfyui_qvg.qvg.study import study_method
 from comfyui_qvg.qvg.study.bytes import predict
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from ..nodes.standin import without_files
 from .client import ROOT, Client, between, bypassed, node, with_mode, workflow
+from .conftest import comfyui
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "nodes" / "object_info.json").read_text(encoding="utf-8"))
 
@@ -259,3 +261,8 @@ def test_texts_in_other_languages_are_served(server: Client) -> None:
     for folder in (ROOT / "locales").iterdir():
         ours = json.loads((folder / "nodeDefs.json").read_text(encoding="utf-8"))
         assert {name: served[folder.name]["nodeDefs"][name] for name in ours} == ours
+
+
+def test_this_comfyui_has_all_that_the_nodes_touch() -> None:
+    home, _ = comfyui()
+    assert missing(home) == []

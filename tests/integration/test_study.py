@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.harness.plan import read_plan
 from comfyui_qvg.qvg.harness.store import Store
 from comfyui_qvg.qvg.harness.work import job, unpacked
+from comfyui_qvg.qvg.server.connection import Server
+from PIL import Image
 
 from .client import ROOT, Client
 
@@ -63,6 +66,16 @@ def test_the_demo_template_on_a_server(client: Client, tmp_path: Path, capsys: p
     assert set(client.base.glob("output/**/*.mp4")) == saved  # nothing that nobody asked for
     assert main(["study", "resume", "--out", str(out), "--server", server]) == 0
     assert "made 0 videos" in capsys.readouterr().out
+
+
+def test_a_start_picture_reaches_the_server(client: Client, tmp_path: Path) -> None:
+    into = io.BytesIO()
+    Image.fromarray(np.arange(48 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(32, 48, 3)).save(into, "png")
+    server = Server(client.url, 10.0, lambda text: None)
+    names = {server.upload("qvg-study-start.png", into.getvalue()) for _ in range(2)}  # the same again takes no second name
+    assert names == {"qvg-study-start.png"}
+    server.download({"filename": names.pop(), "type": "input"}, tmp_path / "back.png")
+    assert (tmp_path / "back.png").read_bytes() == into.getvalue()
 
 
 def test_a_server_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

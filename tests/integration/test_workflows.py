@@ -52,8 +52,9 @@ def program(name: str) -> Prompt:
 
 
 def note(name: str) -> str:
-    (text,) = (node["widgets_values"][0] for node in graph(name)["nodes"] if node["type"] == "MarkdownNote")
-    return str(text)
+    """What one sees at once, and what is folded away under it."""
+    texts = [node["widgets_values"][0] for node in graph(name)["nodes"] if node["type"] == "MarkdownNote"]
+    return "\n".join(texts)
 
 
 def shrunk(prompt: Prompt, width: int, height: int) -> Prompt:
@@ -89,7 +90,7 @@ def files(client: Client) -> Path:
 
 
 def test_every_workflow_of_this_family_is_tried() -> None:
-    others = ("worldplay", "longcat")
+    others = ("worldplay", "longcat", "dreamx")
     files = {file.stem for file in (ROOT / "workflows").glob("*.json") if not file.stem.startswith(others)}
     assert files == {*WORKFLOWS, "demo_world", "demo_compare", "demo_forever", "demo_film"}
 

@@ -17,6 +17,7 @@ FILE_LISTS: dict[tuple[str, str], list[str]] = {
     ("QVGLoadLongCat", "file"): [],
     ("QVGLoadLongCat", "lora"): ["none"],
     ("QVGLoadWorldPlay", "file"): [],
+    ("QVGLoadCameraWorld", "file"): [],
 }
 COMPARED = (
     "input",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import sys
 from types import SimpleNamespace
@@ -303,13 +304,15 @@ def test_records_find_a_run_by_its_video_and_forget_the_oldest(part: Any) -> Non
 def test_a_report_outlives_its_model(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """When memory is short, ComfyUI drops the MODEL, keeps the LATENT, and makes another MODEL for the report."""
     attach, report, records = part("comfy.attach"), part("report"), part("records")
-    said: list[str] = []
-    monkeypatch.setitem(sys.modules, "comfyui_qvg.nodes.comfy.progress", SimpleNamespace(say=said.append))
     monkeypatch.setattr(report, "RECORDS", records.Records())
     video = torch.rand(1, 3, 5, 4, 4)
     report.RECORDS.add(video, records.RunRecord(**run(5, PRESETS["qvg"])))
     out = report.QVGCacheReport.execute(attach.with_cache(with_memory(), PRESETS["qvg"]), {"samples": video.clone()})
-    assert "ratio 4.00x over all 5 frames" in out.args[1] and said == [out.args[1]]
+    assert "ratio 4.00x over all 5 frames" in out.args[1] and out.ui["text"] == (out.args[1],)
+    (card,) = out.ui["qvg_card"]
+    assert card["figures"][0] == ["4.0×", "less memory"] and card["details"] == out.args[1]
+    assert [len(curve["values"]) for curve in card["charts"][0]["curves"]] == [5, 5]
+    json.dumps(card)  # it goes to the page
     with pytest.raises(ConfigError, match="was not sampled with this MODEL .* since ComfyUI started; connect"):
         report.QVGCacheReport.execute(with_memory(), {"samples": video})
 
@@ -356,7 +359,7 @@ def test_charts_are_pictures(part: Any) -> None:
         assert picture.shape == (320, 768, 3) and picture.dtype == np.uint8 and picture.std() > 0
 
 
-def test_compare_says_identical_and_how_far(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_says_identical_and_how_far(part: Any) -> None:
     page, records = part("compare"), part("records")
     a = torch.rand(6, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     psnr = page.psnr_against_first({"A": a, "B": a})
@@ -365,7 +368,10 @@ def test_compare_says_identical_and_how_far(part: Any, monkeypatch: pytest.Monke
     text = page.comparison(page.psnr_against_first({"A": a, "B": (a + 0.1).clamp(0, 1)}), {"A": made})
     assert "dB" in text.splitlines()[0] and "A: exact" in text
     assert page._row({"A": a, "B": a}, {"A": made}, 2, 4).shape[-1] == 3
-    assert page._curves(psnr, {"A": made, "B": made}).shape == (640, 768, 3)
+    panels = page._panels(psnr, {"A": made, "B": made})
+    assert [(title.split()[0], unit) for title, unit, _ in panels] == [("PSNR", "dB"), ("Cache", "MB")]
+    assert page._figures(psnr, {"A": made, "B": made})[0] == ("1.0×", "less memory in B")
+    assert page._figures(psnr, {}) == [("identical", "B against A"), ("6", "of 6 frames identical")]
 
 
 @pytest.fixture
@@ -420,13 +426,10 @@ def test_three_and_four_videos_are_compared_with_the_first(compare: Any, part: A
     assert "D is identical to A.\n3 of 3 frames are identical" in compare(a, near, images_d=a).args[3]
 
 
-def test_every_video_has_one_colour_in_all_curves(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = part("compare")
-    drawn: list[Any] = []
-    monkeypatch.setattr(page, "chart", lambda title, curves: drawn.append((title, curves)) or np.zeros((1, 1, 3), np.uint8))
-    made = part("records").RunRecord(**run(2))
-    page._curves({"B": torch.tensor([1.0]), "C": torch.tensor([2.0]), "D": torch.tensor([3.0])}, {"A": made, "C": made})
-    (title, psnr), (_, memory) = drawn
+def test_every_video_has_one_colour_in_all_curves(part: Any) -> None:
+    page, made = part("compare"), part("records").RunRecord(**run(2))
+    panels = page._panels({"B": torch.tensor([1.0]), "C": torch.tensor([2.0]), "D": torch.tensor([3.0])}, {"A": made, "C": made})
+    (title, _, psnr), (_, _, memory) = panels
     assert title.startswith("PSNR of B, C and D against A")
     assert [(curve.name[0], curve.colour) for curve in (*psnr, *memory)] == [("B", 1), ("C", 2), ("D", 3), ("A", 0), ("C", 2)]
 
@@ -458,7 +461,7 @@ def test_trained_sigmas_fall_from_one_to_zero(part: Any) -> None:
 
 def test_sigmas_of_a_model_of_which_nothing_is_known(part: Any) -> None:
     with pytest.raises(
-        ConfigError, match="Load WorldPlay or Load LongCat, its variant chosen, or connect BasicScheduler, simple"
+        ConfigError, match="Load Camera World or Load LongCat, its variant chosen, or connect BasicScheduler, simple"
     ):
         part("causal_loaders").QVGTrainedSigmas.execute(Model(None))
 

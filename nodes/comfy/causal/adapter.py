@@ -9,7 +9,7 @@ from ....qvg.models.common.shape import NetworkShape
 from ....qvg.models.wan.names import LATENT_CHANNELS
 from ..adapter import Adapter, Loader, is_wan
 from ..settings import HOOKED_KEY
-from .shape import CORE_NAME, causal_shape, is_causal
+from .shape import CORE_NAME, causal_shape, is_causal, name_of
 
 
 class CausalAdapter:
@@ -30,8 +30,8 @@ class CausalAdapter:
         )
 
     def report_name(self, base_model: Any) -> str:
-        """The same for all members."""
-        return CORE_NAME
+        """The same for all members of core's network."""
+        return name_of(base_model)
 
     def require_counted(self, model: Any) -> None:
         """Without hooks core keeps the cache."""
@@ -65,6 +65,9 @@ class CausalAdapter:
         """By our loop and by core's."""
         if sampler == "QVG Causal Sampler":
             return ""
+        name = name_of(base_model)
+        if name != CORE_NAME:
+            return f"{name} is sampled by 'QVG Causal Sampler', which knows its steps; connect that one in place of {sampler}"
         return (
             f"{type(base_model).__name__} is sampled by 'QVG Causal Sampler' or ComfyUI's own 'Sampler AR Video'; connect one in "
             f"place of {sampler}"

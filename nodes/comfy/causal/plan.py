@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ....qvg import CacheSpec, ConfigError, GridRope
+from ....qvg.camera.cameras import Cameras
+from ....qvg.models.common.solver import Solver
 from ....qvg.models.common.variants import CausalVariant
 from ....qvg.models.registry import trained_blocks
 from ....qvg.models.wan.family import FAMILY
@@ -21,7 +23,8 @@ from ..conditioning import check_conditioning, check_prompt
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_other_loops
 from ..settings import CacheSettings, settings_of, variant_of
-from .shape import CORE_NAME
+from .own_steps import cameras_of, check_frames, check_solver
+from .shape import CORE_NAME, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,14 @@ class CausalPlan:
     options: CausalOptions | None = None
     levels: NoiseLevels | None = None
     prompts: tuple[PromptStart, ...] = ()
+    variant: CausalVariant | None = None
+    cameras: Cameras | None = None
+    title: str = CORE_NAME
+
+    @property
+    def solver(self) -> Solver | None:
+        """The model's own steps, if it has some."""
+        return None if self.variant is None else self.variant.solver
 
     @property
     def blocks(self) -> int:
@@ -72,7 +83,8 @@ class CausalPlan:
     def reindexed(self) -> bool:
         """Whether positions are counted from the oldest frame in memory; the same as absolute ones where none is forgotten."""
         forgets = self.settings.config.window_frames is not None
-        return forgets and self.options is not None and self.options.reindexed
+        trained = self.variant is not None and self.variant.reindexed
+        return forgets and self.options is not None and (self.options.reindexed or trained)
 
     @property
     def as_core(self) -> bool:
@@ -116,6 +128,8 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     base_model, variant = guider.model_patcher.model, variant_of(model_options)
     _check_conditioning(guider, base_model.diffusion_model)
     check_own(guider, noise)
+    if variant is not None and variant.solver is not None:
+        check_solver(variant, sigmas, options)
     start = start_latent(model_options)
     _check_latents(noise, start, base_model.latent_format.latent_channels)
     names = ignored_patches(model_options, guider.model_patcher)
@@ -125,10 +139,12 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     if options is not None and given == noise.shape[2]:
         raise ConfigError(f"all {given} latent frames are given, so there is nothing to generate; ask for more frames")
     seen_at_once = per_block if variant is not None and variant.given_by_block else max(1, given)
+    check_frames(variant, noise.shape[2], given, per_block)
+    in_block = variant is not None and variant.picture_in_block
     places = (
         _cores_blocks(noise.shape[2], given, per_block, seen_at_once)
         if options is None
-        else place_blocks(noise.shape[2], given, per_block, is_start=start is not None)
+        else place_blocks(noise.shape[2], given, per_block, is_start=start is not None, in_block=in_block)
     )
     pictures = variant.frame_pictures if variant is not None else PIXELS_PER_LATENT
     _say_short_block(places[-1].frames, per_block, noise.shape[2], pictures)
@@ -136,8 +152,9 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     compute = guider.model_patcher.get_model_object("manual_cast_dtype") or base_model.get_dtype()
     chunk_frames = max(per_block, min(given, seen_at_once)) if options is None else per_block
     spec, grid = _spec(base_model.diffusion_model, noise, chunk_frames, settings_of(model_options), compute)
-    plan = CausalPlan(settings_of(model_options), spec, grid, noise.shape[2], given, tuple(places), options)
     entries = [entry for conds in guider.conds.values() for entry in conds]
+    plan = CausalPlan(settings_of(model_options), spec, grid, noise.shape[2], given, tuple(places), options)
+    plan = replace(plan, variant=variant, cameras=cameras_of(variant, entries, noise.shape[2]), title=name_of(base_model))
     if options is None:
         _refuse_prompt_changes(prompt_starts(entries, places, pictures))
         return plan
@@ -153,7 +170,8 @@ def check_own(guider: Any, noise: Tensor) -> None:
     variant = variant_of(guider.model_options)
     embedding = guider.model_patcher.model.diffusion_model.text_embedding[0]
     prompt_from = CausalVariant.prompt_from if variant is None else variant.prompt_from
-    check_prompt(guider.conds, getattr(embedding, "in_features", None), CORE_NAME, prompt_from)
+    name = name_of(guider.model_patcher.model)
+    check_prompt(guider.conds, getattr(embedding, "in_features", None), name, prompt_from)
     if variant is None or variant.sizes is None:
         return
     width, height = variant.sizes

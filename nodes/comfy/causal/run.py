@@ -23,7 +23,6 @@ from ..gauge import Gauge
 from ..keep import KeptRun
 from ..progress import say
 from .plan import CausalPlan
-from .shape import CORE_NAME
 
 Attend = Callable[["LayerSlot", Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -72,7 +71,8 @@ class _Block:
 class CausalPass:
     """One pass of the network over `frames` frames. `commits`: they are finished and become history; `repeats`: they were history
     before. `freqs`: core's rotations, where those that the network makes itself are not to be used. `position`: where its first
-    frame stands, None for where the plan has it."""
+    frame stands, None for where the plan has it. `timesteps` [B, F] in 0..1000: what a network of ours is told; `beside`: what it
+    sees beside the text."""
 
     first_frame: int
     frames: int
@@ -80,6 +80,8 @@ class CausalPass:
     repeats: bool = False
     freqs: Tensor | None = None
     position: int | None = None
+    timesteps: Tensor | None = None
+    beside: Any = None
 
 
 class CausalRun:
@@ -189,15 +191,15 @@ class CausalRun:
         self.blocks.append(_Block(latent.cpu(), seconds, cache))
         if self._kept is not None:
             self._kept.add(self.blocks[-1].latent)
-        say(f"block {len(self.blocks)}/{self.plan.blocks}, cache {cache.total / 1e6:.1f} MB, {seconds / frames:.2f} s/frame")
         exact = self.spec.exact_bytes(sum(block.frames for block in self.blocks))
         self._gauge.finished(len(self.blocks) - 1, frames, seconds, cache.total, exact)
+        say(f"{cache.total / 1e6:.1f} MB, {seconds / frames:.2f} s/frame, block {len(self.blocks)}/{self.plan.blocks}")
 
     def record(self, device: Any) -> RunRecord:
         """The run in numbers; must be made before the cache is freed."""
         per_frame = [block for block in self.blocks for _ in range(block.frames)]
         return RunRecord(
-            model=CORE_NAME,
+            model=self.plan.title,
             device=str(device),
             config=self.plan.settings.config,
             span_frames=self.cache.policy.span_chunks * self.spec.chunk_frames,

@@ -7,6 +7,7 @@ with what `causal_wan` has put on the MODEL: attention through our cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ....qvg import ConfigError, KVCache, UnsupportedModelError
-from ....qvg.sampling import BlockPlace, RenoiseSchedule, generate
+from ....qvg.sampling import BlockPlace, RenoiseSchedule, SolverSchedule, generate
 from ...prompts import FRAME_KEY
 from ..attach import require_sampled_by
 from ..memory import cache_bytes_needed
@@ -48,10 +49,13 @@ def sample_causal(
     blocks = _GuidedBlocks(guider, extra_args, x)
     plan = blocks.run.plan
     assert plan.levels is not None
-    schedule = RenoiseSchedule(plan.levels, plan.places, x, int(extra_args.get("seed") or 0))
+    latents = _given(guider.inner_model, extra_args["model_options"], model.latent_image, x)
+    seed = int(extra_args.get("seed") or 0)
+    schedule: Any = RenoiseSchedule(plan.levels, plan.places, x, seed)
+    if plan.solver is not None:
+        schedule = SolverSchedule(plan.solver, plan.places, x, seed, latents)
     passes = sum(max(1, len(plan.levels.of(place))) for place in plan.places)
     blocks.progress = Progress(x.device, guider.inner_model.latent_format, passes, plan.blocks)
-    latents = _given(guider.inner_model, extra_args["model_options"], model.latent_image, x)
     given = [latents[:, :, place.span] for place in plan.places if place.given]
     interrupt = mm.throw_exception_if_processing_interrupted
     try:
@@ -209,7 +213,20 @@ class _GuidedBlocks:
         freqs: Tensor = self._base.diffusion_model.rope_encode(*size, **where)
         return freqs
 
+    def _told(self, x: Tensor, noise_level: float, coming: CausalPass) -> CausalPass:
+        """What a network with steps of its own is told of each frame, and sees beside the text."""
+        solver = self._plan.solver
+        if solver is None:
+            return coming
+        told = solver.context_timestep if coming.commits else solver.told(noise_level)
+        timesteps = torch.full((x.shape[0], coming.frames), told, device=x.device)
+        if not coming.commits:
+            timesteps[:, : self._place.kept_frames] = 0
+        beside = self._base.diffusion_model.beside_of(self._plan, coming.first_frame, coming.frames)
+        return replace(coming, timesteps=timesteps, beside=beside)
+
     def _pass(self, x: Tensor, noise_level: float, coming: CausalPass) -> Tensor:
+        coming = self._told(x, noise_level, coming)
         for slot in self._slots:
             slot.end = coming.first_frame * self._plan.spec.tokens_per_frame
         state = {"start_frame": coming.first_frame, "kv_caches": self._slots, "crossattn_caches": self._crossattn}

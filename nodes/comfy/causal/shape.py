@@ -21,6 +21,11 @@ def is_causal(base_model: Any) -> bool:
     return hasattr(getattr(base_model, "diffusion_model", None), "init_kv_caches")
 
 
+def name_of(base_model: Any) -> str:
+    """What reports call it: core's own alike, ours by their names."""
+    return str(getattr(base_model.diffusion_model, "qvg_title", CORE_NAME))
+
+
 def causal_shape(model: Any) -> NetworkShape:
     """Of a MODEL, by its own layers."""
     network, variant = model.model.diffusion_model, variant_of(model.model_options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as mm
@@ -13,18 +14,38 @@ from torch import Tensor
 from ....qvg import ConfigError
 from ..room import require_numbers, require_room
 
-CHANNELS = 16  # of Wan 2.1's VAE
-PIXELS = 8  # of a picture's side become one of the latent's
+
+@dataclass(frozen=True)
+class LatentKind:
+    """Latents of a VAE, which `vae` names: their channels, and pixels of a picture's side that become one of theirs."""
+
+    channels: int = 16
+    pixels: int = 8
+    vae: str = "Wan 2.1's VAE"
 
 
-def start_latent(size: tuple[int, int], frames: int, batch: int, vae: Any, image: Tensor | None, extend: Any) -> dict[str, Any]:
+WAN_2_1, WAN_2_2 = LatentKind(), LatentKind(48, 16, "Wan 2.2's VAE")
+KINDS = {kind.channels: kind for kind in (WAN_2_1, WAN_2_2)}
+
+
+def start_latent(
+    size: tuple[int, int],
+    frames: int,
+    batch: int,
+    vae: Any,
+    image: Tensor | None,
+    extend: Any,
+    kind: LatentKind = WAN_2_1,
+) -> dict[str, Any]:
     """LATENT of `frames` latent frames, `size` (width, height) in pixels; a noise mask keeps given frames. `image` [1, H, W, 3];
     `extend` a LATENT. Raises ConfigError for what does not fit."""
     width, height = size
-    shape = (batch, CHANNELS, frames, height // PIXELS, width // PIXELS)
+    shape = (batch, kind.channels, frames, height // kind.pixels, width // kind.pixels)
     require_room(4 * math.prod(shape), f"a latent of {list(shape)}", "fewer frames, a smaller size or a smaller batch")
     samples = torch.zeros(shape, device=mm.intermediate_device())
-    given = _encoded(vae, image, size) if image is not None else None if extend is None else _checked(extend["samples"], shape)
+    given = (
+        _encoded(vae, image, size, kind) if image is not None else None if extend is None else _checked(extend["samples"], shape)
+    )
     if given is None:
         return {"samples": samples}
     if given.shape[2] >= frames:
@@ -38,15 +59,15 @@ def start_latent(size: tuple[int, int], frames: int, batch: int, vae: Any, image
     return {"samples": samples, "noise_mask": mask}
 
 
-def _encoded(vae: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
+def _encoded(vae: Any, image: Tensor, size: tuple[int, int], kind: LatentKind) -> Tensor:
     """The picture as one latent frame."""
     picture = comfy.utils.common_upscale(image.movedim(-1, 1), *size, "bilinear", "center").movedim(1, -1)
     latent: Tensor = vae.encode(picture)
-    expected = [1, CHANNELS, 1, size[1] // PIXELS, size[0] // PIXELS]
+    expected = [1, kind.channels, 1, size[1] // kind.pixels, size[0] // kind.pixels]
     if list(latent.shape) != expected:
         raise ConfigError(
             f"this VAE makes a latent of {list(latent.shape)} of the start image, but causal Wan needs {expected}; "
-            "load Wan 2.1's VAE"
+            f"load {kind.vae}"
         )
     return latent
 

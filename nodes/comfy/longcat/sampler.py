@@ -70,6 +70,7 @@ def sample_longcat(
                 latents = video.make(place, x[:, :, place.span].transpose(1, 2), condition)
                 if kept is not None:
                     kept.add(video.latents[-1].transpose(1, 2))
+                progress.remembered(place.index, place.new_frames, video.seconds[-1], video.sizes[-1].total, video.exact(place))
                 say(video.line(place))
                 if place.index + 1 < len(plan.segments):
                     condition = _carried(plan, guider, latents)
@@ -200,14 +201,16 @@ class _Video:
     def line(self, place: SegmentPlace) -> str:
         """About the segment that has just ended."""
         held, seconds = self.sizes[-1].total / 1e6, self.seconds[-1] / place.new_frames
-        return f"segment {place.index + 1}/{len(self.plan.segments)}, memory {held:.1f} MB, {seconds:.2f} s/frame"
+        return f"{held:.1f} MB, {seconds:.2f} s/frame, segment {place.index + 1}/{len(self.plan.segments)}"
+
+    def exact(self, place: SegmentPlace) -> int:
+        """Bytes at 16 bits per value of what a segment remembers."""
+        return self.plan.memory(place.condition).spec.exact_bytes(place.condition) if remembers(place) else 0
 
     def record(self, device: Any) -> RunRecord:
         """The run in numbers."""
         plan = self.plan
-        exact = [
-            plan.memory(place.condition).spec.exact_bytes(place.condition) if remembers(place) else 0 for place in plan.segments
-        ]
+        exact = [self.exact(place) for place in plan.segments]
         per_frame = [seconds / place.new_frames for place, seconds in zip(plan.segments, self.seconds, strict=True)]
         return RunRecord(
             model=NAME,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers import put_layers, require_parts, twin
+from ..layers import put_layers, require_parts, twin
 
 ACTION, PROJECTION = "action_in", "img_attn_prope_proj"
 _PARTS = ("img_in", "time_in", "txt_in", "byt5_in", "vision_in", "cond_type_embedding", "double_blocks", "final_layer")

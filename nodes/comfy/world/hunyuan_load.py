@@ -8,10 +8,11 @@ from ....qvg import UnsupportedModelError
 from ....qvg.models.common.checkpoint import CausalCheckpoint
 from ....qvg.models.worldplay_hunyuan.checkpoint import BIDIRECTIONAL
 from ....qvg.models.worldplay_hunyuan.names import GET_8B
+from ..core_network import CoreNetwork, require_metadata
 from .hunyuan import ACTION, PROJECTION, attach_layers, is_hunyuan
 from .hunyuan_face import WorldPlay8B
 from .hunyuan_walk import hunyuan_forward
-from .load import CoreNetwork, dress_world, require_metadata, world_patcher
+from .load import dress_world, world_patcher
 
 _CORE = CoreNetwork("HunyuanVideo 1.5", is_hunyuan, (f".{ACTION}.", f".{PROJECTION}."), attach_layers)
 

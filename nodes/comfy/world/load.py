@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import comfy.sd
-import torch
 from comfy.patcher_extension import WrappersMP
 
-from ....qvg import UnsupportedModelError
 from ....qvg.models.common.checkpoint import CausalCheckpoint
+from ..core_network import CoreNetwork, core_patcher
 from ..settings import CacheSettings, put_settings
 from .face import WORLD, WorldFace
 from .run import outer_sample, prepare_sampling
@@ -20,37 +16,10 @@ from .run import outer_sample, prepare_sampling
 _KEY = "qvg_world"
 
 
-@dataclass(frozen=True)
-class CoreNetwork:
-    """Of core's: what to call it, whether a `BaseModel` is one, and names of the layers that a world adds to it."""
-
-    title: str
-    matches: Callable[[Any], bool]
-    own: Sequence[str]
-    attach_layers: Callable[..., None]
-
-
-def require_metadata() -> None:
-    """Raise UnsupportedModelError in a ComfyUI that is too old."""
-    if "metadata" not in inspect.signature(comfy.sd.load_diffusion_model_state_dict).parameters:
-        raise UnsupportedModelError("this ComfyUI loads no model with metadata; ComfyUI 0.21 or newer does: update it")
-
-
 def world_patcher(checkpoint: CausalCheckpoint, core: CoreNetwork, face: WorldFace, options: dict[str, Any], **more: Any) -> Any:
-    """Core's patcher of core's network, with the world's own layers in it."""
-    base = {**checkpoint.tensors, **{name: torch.cat(parts) for name, parts in checkpoint.joined.items()}}
-    own = {name: base.pop(name) for name in list(base) if any(part in f".{name}" for part in core.own)}
-    model = comfy.sd.load_diffusion_model_state_dict(base, model_options=options, metadata=checkpoint.metadata, **more)
-    if model is None or not core.matches(model.model):
-        made = "nothing" if model is None else type(model.model).__name__
-        raise UnsupportedModelError(
-            f"this ComfyUI makes {made} of {checkpoint.path.name}, which QVG takes for a {core.title}; ComfyUI 0.21 to 0.33 make "
-            "that of it: update QVG, or go back to one of these"
-        )
-    core.attach_layers(model.model.diffusion_model, own, assign=hasattr(model, "is_dynamic") and model.is_dynamic())
+    """Core's patcher of core's network, with the world's own layers in it and its face on it."""
+    model = core_patcher(checkpoint, core, options, **more)
     setattr(model.model, WORLD, face)
-    # Counted when it is first asked for, and again with the layers.
-    model.size = 0
     return model
 
 

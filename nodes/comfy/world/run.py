@@ -21,13 +21,13 @@ from ..conditioning import check_conditioning
 from ..memory import cache_bytes_needed, give_back, make_room
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_other_loops
-from ..settings import CacheSettings, settings_of
+from ..settings import CAMERAS_KEY, CacheSettings, settings_of
 from .face import world_of
 
 logger = logging.getLogger(__name__)
 
-# Where conditioning has its `Cameras`, transformer_options the `WorldPlan`, and our sampler its `WorldOptions`.
-CAMERAS_KEY, PLAN_KEY, OPTIONS = "qvg_cameras", "qvg_world_plan", "options"
+# Where transformer_options have the `WorldPlan`, and our sampler has its `WorldOptions`.
+PLAN_KEY, OPTIONS = "qvg_world_plan", "options"
 
 
 @dataclass(frozen=True)

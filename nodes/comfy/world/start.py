@@ -16,7 +16,7 @@ from ....qvg.models.common.world_schedule import CHUNK_FRAMES, check_frames, vid
 from ....qvg.models.family import Family
 from ....qvg.models.registry import by_world, joined, worlds
 from ..room import require_numbers, require_room
-from .run import CAMERAS_KEY
+from ..settings import CAMERAS_KEY
 
 PIXELS = 16  # of a picture's side become one of the latent's
 

@@ -21,8 +21,8 @@ from ....qvg.models.common.modulation import gated, modulated, sines
 from ....qvg.models.wan.network import Attend
 from ....qvg.models.worldplay_wan.network import Recording
 from ....qvg.positions.rope import pairs_apart
+from ..layers import put_layers, require_parts, twin
 from .face import PASS_KEY
-from .layers import put_layers, require_parts, twin
 
 ACTION, PROJECTION = "action_embedding", "o_prope"
 _PARTS = ("patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head", "unpatchify")

@@ -13,7 +13,8 @@ from ....qvg import UnsupportedModelError
 from ....qvg.models.common.checkpoint import CausalCheckpoint
 from ....qvg.models.worldplay_wan.checkpoint import LATENT_CHANNELS
 from ..adapter import is_wan
-from .load import CoreNetwork, dress_world, world_patcher
+from ..core_network import CoreNetwork
+from .load import dress_world, world_patcher
 from .wan import ACTION, PROJECTION, attach_layers, world_forward
 from .wan_face import WorldPlay5B
 

@@ -25,3 +25,11 @@ def sines(t: Tensor) -> Tensor:
     frequencies = 10000.0 ** -(torch.arange(half, device=t.device, dtype=torch.float32) / half)
     angles = t.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def exact_sines(t: Tensor) -> Tensor:
+    """The same in float64, [B, F, 256]: integer timesteps near 1000 lose 1e-5 in float32."""
+    half = SINES // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float64) / half
+    angles = t.double()[..., None] * 10000.0**-exponents
+    return torch.cat([angles.cos(), angles.sin()], -1)

@@ -26,7 +26,7 @@ from .which_variant import find_variant
 def is_wan(file: WeightFile) -> bool:
     """Whether these are weights of Wan 2.1's text-to-video network, by Wan's own names; causal or not."""
     try:
-        return any(is_text_to_video(each.tensors) for each in _sets(file).sets)
+        return any(is_text_to_video(each.tensors) for each in sets_of(file).sets)
     except UnsupportedModelError:
         return False
 
@@ -44,7 +44,7 @@ def read_causal_wan(
     ConfigError: a choice that is not there. UnsupportedModelError: truncated, foreign, or another model than a causal Wan.
     """
     file = file or open_weights(path)
-    sets = _sets(file)
+    sets = sets_of(file)
     first = next((each for each in sets.sets if is_text_to_video(each.tensors)), sets.first)
     require_text_to_video(first.tensors, path.name)
     width = first.tensors["patch_embedding.weight"].shape[0]
@@ -61,24 +61,25 @@ def read_causal_wan(
     name = f"{path.name} ({chosen.label})" if len(sets.sets) > 1 and chosen.label else path.name
     require_text_to_video(chosen.tensors, name)
     tensors, buffers = without_buffers(chosen.tensors)
-    metadata = _plain_record(file.metadata, chosen, path.name)
+    metadata = plain_record(file.metadata, chosen, path.name)
     require_readable(tensors, metadata, name)
     unused = dict.fromkeys([*buffers, *require_whole(tensors, name)])
     tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
     remarks += [f"of no use to the network and left out: {some(unused, 5)}"] if unused else []
     remarks += _remarks(found, has_lora or LORA_KEY in file.metadata)
-    tensors, metadata = _marked(tensors, causal_metadata(metadata), path.name)
+    tensors, metadata = with_marks(tensors, causal_metadata(metadata), path.name)
     metadata.pop(DOUBT_KEY, None)
     metadata |= {DOUBT_KEY: found.doubt} if found.doubt else {}
     return CausalCheckpoint(path, tensors, metadata, found, chosen.label, tuple(remarks))
 
 
-def _sets(file: WeightFile) -> WeightSets:
+def sets_of(file: WeightFile) -> WeightSets:
+    """Sets of weights of a Wan in a file, by Wan's names."""
     found = weight_sets(file, ANCHORS)
     return replace(found, sets=tuple(replace(each, tensors=by_wans_names(each.tensors)) for each in found.sets))
 
 
-def _plain_record(metadata: Mapping[str, str], chosen: WeightSet, file_name: str) -> dict[str, str]:
+def plain_record(metadata: Mapping[str, str], chosen: WeightSet, file_name: str) -> dict[str, str]:
     """With layers of quantized weights by their plain names."""
     if LAYERS_KEY not in metadata:
         return dict(metadata)
@@ -86,7 +87,7 @@ def _plain_record(metadata: Mapping[str, str], chosen: WeightSet, file_name: str
     return {**metadata, LAYERS_KEY: json.dumps({**json.loads(metadata[LAYERS_KEY]), "layers": layers})}
 
 
-def _marked(tensors: dict[str, Tensor], metadata: dict[str, str], file_name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def with_marks(tensors: dict[str, Tensor], metadata: dict[str, str], file_name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Where nobody has said how weights are packed but there is one way only, ComfyUI is told that way."""
     if not is_quantized(tensors) or SCALED in tensors or packed_layers(tensors, metadata, file_name):
         return tensors, metadata

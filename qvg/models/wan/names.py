@@ -18,6 +18,7 @@ from ..common.modulation import SINES
 from ..common.packing import foreign_packing, needs_loader, unknown_packing
 from ..common.strangers import LORA, UNMERGED, what_else
 from ..common.tensor_names import is_quantized, some
+from .layouts import TELLING, WanLayout
 
 LATENT_CHANNELS = 16
 TEXT_CHANNELS = 4096
@@ -27,7 +28,6 @@ ANCHORS = (
     *("head.modulation", "blocks.0.self_attn.q.weight", "blocks.0.self_attn.norm_q.weight"),
     *("condition_embedder.time_proj.weight", "blocks.0.attn1.norm_q.weight"),
 )
-_TELLING = ("patch_embedding.weight", "blocks.0.self_attn.q.weight", "head.modulation")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _WANS_BLOCK = re.compile(r"blocks\.(\d+)\.(self_attn\.(q|k|norm_q)|ffn\.0)\.weight$")
 _OUTSIDE = (
@@ -53,6 +53,11 @@ _OTHERS = (
         "is HY-WorldPlay, which walks through worlds; load it with 'Load WorldPlay'",
     ),
     (
+        r"^condition_embedder\.time_embedder\.mlp\.|^patch_embedding\.proj\.|^patch_embedding_proj\.",
+        "has the names of FastVideo's or an MLX conversion; take the file as its authors released it, or one repackaged for "
+        "ComfyUI",
+    ),
+    (
         r"^condition_embedder\.(?!image)",
         "has Diffusers' names; take the original .pt of this model, or a file repackaged for ComfyUI",
     ),
@@ -60,7 +65,7 @@ _OTHERS = (
         r"^patch_embedding_wancamctrl\.|^c2ws_hidden_states",
         "is LingBot-World, which walks through worlds; QVG does not load it",
     ),
-    (r"\.cam_self_attn\.", "is DreamX-World, which walks through worlds; QVG does not load it"),
+    (r"\.cam_self_attn\.", "is DreamX-World, which walks through worlds; load it with 'Load Camera World'"),
     (
         r"^fps_(embedding|projection)\.",
         "is SkyReels-V2, which is told a frame rate; ComfyUI's causal Wan has no place for that",
@@ -79,9 +84,29 @@ _CONTROLS = re.compile(r"cam|plucker|action|control|pose|mouse|keyboard|audio|fa
 def is_text_to_video(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are named as Wan's text-to-video network, and its latent has as many channels."""
     embedding = tensors.get("patch_embedding.weight")
-    if embedding is None or not all(name in tensors for name in _TELLING):
+    if embedding is None or not all(name in tensors for name in TELLING):
         return False
     return embedding.ndim == 5 and embedding.shape[1] == LATENT_CHANNELS
+
+
+def require_layout(tensors: Mapping[str, Tensor], file_name: str, layout: WanLayout) -> None:
+    """Raise UnsupportedModelError for what is no Wan of these channels, or a part of one."""
+    lacks = [name for name in TELLING if name not in tensors]
+    layers = tuple(name.removesuffix("weight") for name in lacks if name.endswith(".weight"))
+    instead = [name for name in tensors if layers and name.startswith(layers) and not name.endswith(".bias")]
+    if instead:
+        raise UnsupportedModelError(f"{file_name} {unknown_packing(instead)}")
+    if lacks:
+        raise UnsupportedModelError(
+            f"{file_name} is no whole {layout.title}: it lacks {some(lacks)}; if it is one of several files, put all of them "
+            "into "
+            f"one folder, otherwise {layout.get}"
+        )
+    shape = list(tensors[TELLING[0]].shape)
+    if len(shape) != 5 or shape[1] != layout.channels:
+        raise UnsupportedModelError(
+            f"{file_name} has a patch_embedding of {shape}, and {layout.title} one of {layout.channels} channels; {layout.get}"
+        )
 
 
 def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> None:
@@ -94,7 +119,7 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> None
     found = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), what_else(tensors))
     if found:
         raise UnsupportedModelError(f"{file_name} {found}")
-    lacks = [name for name in _TELLING if name not in tensors]
+    lacks = [name for name in TELLING if name not in tensors]
     blocks = {match[1] for match in map(_WANS_BLOCK.match, tensors) if match}
     layers = tuple(name.removesuffix("weight") for name in lacks if name.endswith(".weight"))
     instead = [name for name in tensors if name.startswith(layers) and not name.endswith(".bias")]
@@ -116,20 +141,23 @@ def require_text_to_video(tensors: Mapping[str, Tensor], file_name: str) -> None
     _check_channels(tensors, file_name)
 
 
-def require_whole(tensors: Mapping[str, Tensor], file_name: str) -> list[str]:
+def require_whole(tensors: Mapping[str, Tensor], file_name: str, layout: WanLayout | None = None) -> list[str]:
     """Names that the network has no use for, outside its blocks. UnsupportedModelError: it lacks some, or has others' layers, or
     tensors of another shape."""
     # Counted, not read off the largest number, which a damaged name may have.
     layers = len({match[1] for match in map(_BLOCK.match, tensors) if match})
-    expected = {*_OUTSIDE, *(f"blocks.{layer}.{name}" for layer in range(layers) for name in _IN_BLOCK)}
+    in_block = (*_IN_BLOCK, *(layout.in_block if layout else ()))
+    around = (*_OUTSIDE, *(layout.outside if layout else ()))
+    expected = {*around, *(f"blocks.{layer}.{name}" for layer in range(layers) for name in in_block)}
     missing = sorted(expected - tensors.keys())
     if missing:
         raise UnsupportedModelError(
-            f"{file_name} lacks {len(missing)} of the {len(expected)} tensors of a Wan with {layers} layers ({some(missing)}); "
-            "the network would be noise there: if it is one of several files, put all of them into one folder; if not, it is "
+            f"{file_name} lacks {len(missing)} of the {len(expected)} tensors of {_a_wan(layout)} with {layers} layers "
+            f"({some(missing)}); the network would be noise there: if it is one of several files, put all of them into one "
+            "folder; if not, it is "
             "incomplete"
         )
-    _check_shapes({name: tensors[name] for name in expected}, tensors, file_name)
+    _check_shapes({name: tensors[name] for name in expected}, tensors, file_name, layout)
     unknown = [name for name in tensors if name not in expected and not is_quantized([name])]
     inside = [name for name in unknown if name.startswith("blocks.")]
     weights = [tensors.get(f"{name.rpartition('.')[0]}.weight") for name in inside]
@@ -138,6 +166,10 @@ def require_whole(tensors: Mapping[str, Tensor], file_name: str) -> list[str]:
     if inside:
         is_controlled = any(map(_CONTROLS.search, inside))
         what = "such as camera controls" if is_controlled else "which Wan's text-to-video network does not have"
+        if layout is not None:
+            raise UnsupportedModelError(
+                f"{file_name} has {len(inside)} tensors more in its blocks ({some(inside)}) than {layout.title}; {layout.get}"
+            )
         raise UnsupportedModelError(
             f"{file_name} is a Wan with {len(inside)} more tensors in its blocks ({some(inside)}), {what}; ComfyUI's causal Wan "
             "has no place for them"
@@ -166,18 +198,25 @@ def _check_channels(tensors: Mapping[str, Tensor], file_name: str) -> None:
         raise UnsupportedModelError(f"{file_name} is {width} channels wide, which heads of {HEAD_DIM} do not divide; not a Wan")
 
 
-def _check_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file_name: str) -> None:
+def _a_wan(layout: WanLayout | None) -> str:
+    return "a Wan" if layout is None else f"a {layout.title}"
+
+
+def _check_shapes(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file_name: str, layout: WanLayout | None
+) -> None:
     """Layers that all have the network's width, or the MLP's: what most of them have."""
-    wide = (name for name in expected if name.endswith((".bias", "modulation")) and name not in _WIDER)
+    own = {name for name in expected if layout is not None and layout.is_own(name)}
+    wide = (name for name in expected if name.endswith((".bias", "modulation")) and name not in _WIDER and name not in own)
     width = _most(expected[name].shape[-1:] for name in wide if ".ffn.0." not in name)
     up = (tensor.shape[:1] for name, tensor in expected.items() if ".ffn.0." in name)
     mlp = _most([*up, *(tensor.shape[-1:] for name, tensor in expected.items() if name.endswith(".ffn.2.weight"))])
     for name, tensor in expected.items():
-        shape = _shape(name, width, mlp)
+        shape = _own_shape(name, width, layout) if layout is not None and name in own else _shape(name, width, mlp, layout)
         if tuple(tensor.shape) != shape and not _is_packed(name, tensor, shape, tensors):
             raise UnsupportedModelError(
-                f"{file_name} has {name} in {list(tensor.shape)}, which is {list(shape)} in a Wan {width} channels wide; it is "
-                "damaged, or was changed"
+                f"{file_name} has {name} in {list(tensor.shape)}, which is {list(shape)} in {_a_wan(layout)} {width} channels "
+                "wide; it is damaged, or was changed"
             )
 
 
@@ -186,18 +225,24 @@ def _most(sides: Iterable[Sequence[int]]) -> int:
     return mode([side[0] for side in sides if side] or [0])
 
 
-def _shape(name: str, width: int, mlp: int) -> tuple[int, ...]:
+def _own_shape(name: str, width: int, layout: WanLayout) -> tuple[int, ...]:
+    known = layout.outside.get(name) or layout.in_block[name.split(".", 2)[2]]
+    return known(width)
+
+
+def _shape(name: str, width: int, mlp: int, layout: WanLayout | None) -> tuple[int, ...]:
+    channels, out_channels = (layout.channels, layout.out_channels) if layout else (LATENT_CHANNELS, LATENT_CHANNELS)
     layer, _, part = name.rpartition(".")
     inside = layer.startswith("blocks.")
     layer = layer.split(".", 2)[2] if inside and layer.count(".") > 1 else "" if inside else layer
     if part == "modulation":
         return (1, 6 if inside else 2, width)
     out, *into = {
-        "patch_embedding": (width, LATENT_CHANNELS, 1, 2, 2),
+        "patch_embedding": (width, channels, 1, 2, 2),
         "text_embedding.0": (width, TEXT_CHANNELS),
         "time_embedding.0": (width, SINES),
         "time_projection.1": (6 * width, width),
-        "head.head": (4 * LATENT_CHANNELS, width),
+        "head.head": (4 * out_channels, width),
         "ffn.0": (mlp, width),
         "ffn.2": (width, mlp),
     }.get(layer, (width, width))

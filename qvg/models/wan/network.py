@@ -43,6 +43,7 @@ class WanConfig:
     channels: int = 16
     text_channels: int = 4096
     text_tokens: int = 512
+    beside_channels: int = 0  # of its input, that are no noise
 
     @staticmethod
     def wan_1_3b() -> WanConfig:
@@ -72,6 +73,11 @@ class WanConfig:
     def width(self) -> int:
         """Channels of the residual stream."""
         return self.heads * self.head_dim
+
+    @property
+    def out_channels(self) -> int:
+        """Of the velocity, and of the noise."""
+        return self.channels - self.beside_channels
 
     def rope(self, latent_rows: int, latent_cols: int) -> GridRope:
         """Positions of a frame's tokens."""
@@ -150,6 +156,7 @@ class CausalWan(nn.Module):
     """x [B, F, C, h, w] at noise levels t [B, F], 0 to 1000 -> velocity (noise - clean) of the same shape."""
 
     self_attention: type[WanAttention] = WanAttention
+    block: type[WanBlock]  # below
 
     def __init__(self, config: WanConfig | None = None, operations: Any = nn, dtype: Any = None, device: Any = None):
         super().__init__()
@@ -161,18 +168,18 @@ class CausalWan(nn.Module):
         self.text_embedding = nn.Sequential(linear(config.text_channels, width, **like), gelu, linear(width, width, **like))
         self.time_embedding = nn.Sequential(linear(SINES, width, **like), nn.SiLU(), linear(width, width, **like))
         self.time_projection = nn.Sequential(nn.SiLU(), linear(width, 6 * width, **like))
-        self.blocks = nn.ModuleList(WanBlock(config, operations, like, self.self_attention) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(self.block(config, operations, like, self.self_attention) for _ in range(config.layers))
         self.head = _Head(config, operations, like)
 
     def forward(self, x: Tensor, t: Tensor, prompt: Prompt, attend: Attend) -> Tensor:
         """One pass; `attend` owns the memory and the positions."""
         return self._velocity(x, self.time_embedding(sines(t).to(x.dtype)), prompt, attend)
 
-    def _velocity(self, x: Tensor, level: Tensor, prompt: Prompt, attend: Attend) -> Tensor:
-        """`forward` with what every frame is conditioned on, level [B, F, W]."""
+    def _velocity(self, x: Tensor, level: Tensor, prompt: Prompt, attend: Attend, beside: Any = None) -> Tensor:
+        """`forward` with what every frame is conditioned on, level [B, F, W]. `beside`: what blocks of other kinds see, too."""
         tokens, shared = self._tokens(x), self._shared(level)
         for layer, block in enumerate(self.blocks):
-            tokens = block(tokens, shared, layer, attend, prompt)
+            tokens = block(tokens, shared, layer, attend, prompt, beside)
         sizes = {"f": x.shape[1], "h": x.shape[3] // PATCH, "p": PATCH, "q": PATCH}
         video: Tensor = rearrange(self.head(tokens, level), "b (f h w) (p q c) -> b f c (h p) (w q)", **sizes)
         return video
@@ -223,17 +230,27 @@ class WanBlock(nn.Module):
         self.ffn = nn.Sequential(*mlp)
         self.modulation = nn.Parameter(torch.zeros(1, 6, width, **like))
 
-    def forward(self, tokens: Tensor, shared: Tensor, layer: int, attend: Attend, prompt: Prompt) -> Tensor:
+    def forward(self, tokens: Tensor, shared: Tensor, layer: int, attend: Attend, prompt: Prompt, beside: Any = None) -> Tensor:
         """tokens [B, F*S, W], shared [B, F, 6, W]."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._parts(shared)
         x = modulated(self.norm1(tokens), shift_a, scale_a)
         k, v = self.self_attn.keys_values(x)
         attention = attend(layer, pairs_apart(self.self_attn.queries(x)), pairs_apart(k), v)
-        tokens = tokens + gated(self.self_attn.out(attention), gate_a)
+        out = self.self_attn.out(attention)
+        tokens = tokens + gated(out if beside is None else self.with_beside(out, x, beside), gate_a)
+        tokens = tokens if beside is None else self.before_text(tokens, beside)
         attention = prompt.attend(layer, self.cross_attn.queries(self.norm3(tokens)))
         tokens = tokens + self.cross_attn.out(attention)
         update: Tensor = self.ffn(modulated(self.norm2(tokens), shift_m, scale_m))
         return tokens + gated(update, gate_m)
+
+    def with_beside(self, out: Tensor, x: Tensor, beside: Any) -> Tensor:
+        """What self-attention gives of its input x, before the gate, and what a block of another kind adds. [B, F*S, W]"""
+        return out
+
+    def before_text(self, tokens: Tensor, beside: Any) -> Tensor:
+        """Tokens before cross-attention, as a block of another kind changes them. [B, F*S, W]"""
+        return tokens
 
     def keys_values(self, tokens: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` hands to `attend`, where nothing else is asked of this block."""
@@ -246,13 +263,16 @@ class WanBlock(nn.Module):
         return (shared + self.modulation.to(shared)).unsqueeze(3).unbind(2)
 
 
+CausalWan.block = WanBlock
+
+
 class _Head(nn.Module):
     """Tokens to the latent pixels of their patches."""
 
     def __init__(self, config: WanConfig, operations: Any, like: dict[str, Any]):
         super().__init__()
         self.norm = _norm(config.width, operations, like)
-        self.head = operations.Linear(config.width, PATCH**2 * config.channels, **like)
+        self.head = operations.Linear(config.width, PATCH**2 * config.out_channels, **like)
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.width, **like))
 
     def forward(self, tokens: Tensor, level: Tensor) -> Tensor:
@@ -286,7 +306,7 @@ class WanDenoiser:
 
     def block_shape(self, frames: int) -> tuple[int, ...]:
         """See `sampling.Denoiser`."""
-        return (self.batch, frames, self.model.config.channels, self.latent_rows, self.latent_cols)
+        return (self.batch, frames, self.model.config.out_channels, self.latent_rows, self.latent_cols)
 
     def predict_clean(self, x: Tensor, noise_level: float, cache: KVCache) -> Tensor:
         """See `sampling.Denoiser`. Above noise level 0 a layer's keys and values are let go once it has attended."""

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from comfyui_qvg.qvg.errors import ConfigError
+from comfyui_qvg.qvg.harness.comfyui_target import ComfyUITarget
 from comfyui_qvg.qvg.harness.plan import load_plan
 from comfyui_qvg.qvg.harness.work import check
 
@@ -46,6 +48,24 @@ def test_prompts_go_through_a_workflow(tmp_path: Path, what: str, count: int) ->
     plan = load_plan(str(make(tmp_path, what, "--workflow", str(workflow), *inputs)))
     check(plan)
     assert len(plan.targets[0].prompts) == count == len(set(plan.targets[0].prompts))
+
+
+def test_start_pictures_are_painted_and_go_to_the_server(tmp_path: Path) -> None:
+    workflow = ROOT / "workflows" / "api" / "causal_forcing_i2v.json"
+    inputs = ("--prompt-input", "3.text", "--seed-input", "RandomNoise.noise_seed", "--size", "208", "120")
+    plan = load_plan(str(make(tmp_path, "pictures", "--workflow", str(workflow), *inputs, "--picture-input", "LoadImage.image")))
+    check(plan)
+    names = list(module("pictures").SCENES)
+    assert [target.name for target in plan.targets] == names and len(plan.cases()) == 8 * 3
+    shown = set()
+    for target in plan.targets:
+        prompt = ComfyUITarget(target.options, target.name).prompt(plan.cases()[0][0], None)
+        shown |= {step["inputs"]["image"] for step in prompt.values() if step["class_type"] == "LoadImage"}
+    assert len(shown) == 8 and all(name.startswith("qvg-study-") for name in shown)
+    options = dict(plan.targets[0].options)
+    for changed, said in (({"picture": "none.png"}, "cannot be read"), ({"picture_input": None}, "has one of picture and")):
+        with pytest.raises(ConfigError, match=said):
+            ComfyUITarget(options | changed, "x")
 
 
 def test_pictures_are_the_same_every_time_and_differ() -> None:

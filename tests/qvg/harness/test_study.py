@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comfyui_qvg.qvg.bench.study import bench_study
+from comfyui_qvg.qvg.bench.walks import FIRST_SEED, PATHS
 from comfyui_qvg.qvg.cli import main
 from comfyui_qvg.qvg.errors import ConfigError, MediaError, ServerError
 from comfyui_qvg.qvg.harness import store as stores
@@ -23,8 +25,10 @@ from comfyui_qvg.qvg.harness.plan import StudyPlan, load_plan, read_plan
 from comfyui_qvg.qvg.harness.published import read_published
 from comfyui_qvg.qvg.harness.statistics import paired, sign_test
 from comfyui_qvg.qvg.harness.store import Store
+from comfyui_qvg.qvg.harness.table import write_table
 from comfyui_qvg.qvg.harness.videos import closeness, drift
-from comfyui_qvg.qvg.harness.work import batches, check, counted, perform
+from comfyui_qvg.qvg.harness.walks import TAKEN
+from comfyui_qvg.qvg.harness.work import batches, check, counted, job, perform
 
 HERE = Path(__file__).parent
 REHEARSAL: dict[str, Any] = {
@@ -51,7 +55,7 @@ def test_built_in_plans_can_be_read_and_made() -> None:
         found = load_plan(name)
         check(found)
         assert StudyPlan.from_json(found.to_json()) == found
-    assert all(len(target.seeds) >= 3 for target in load_plan("full").targets)
+    assert all(len(target.seeds) >= 3 for target in load_plan("full").targets if "," in target.name)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,14 @@ def test_finished_rows_are_never_made_again(tmp_path: Path) -> None:
     assert {each["name"]: each["cases"] for each in found["methods"]} == dict.fromkeys(
         ("exact", "balanced", "RTN_INT4", "RTN_INT4_REFRESH"), 6
     )
+    write_table([found], tmp_path / "methods.csv")
+    with (tmp_path / "methods.csv").open(newline="") as file:
+        lines = {line["method"]: line for line in csv.DictReader(file)}
+    cases = [float(value) for value in lines["balanced"]["psnr_by_case"].split()]
+    exact = [float(value) for value in lines["exact"]["psnr_by_case"].split()]
+    assert exact == [100.0] * 6 and float(lines["balanced"]["psnr"]) == pytest.approx(np.mean(cases), abs=1e-3)
+    assert lines["balanced"]["baseline"] == "exact" and lines["balanced"]["lpips"] == ""
+    assert float(lines["balanced"]["over_mean"]) == pytest.approx(np.mean(cases) - 100, abs=0.01)
     videos, left = videos_of(asked, store, 10**9)
     assert len(videos) == 24 and left == 0 and videos_of(asked, store, 10)[0] == {}
 
@@ -196,6 +208,39 @@ def test_a_damaged_row_is_made_again_by_hand_only(tmp_path: Path) -> None:
     assert store.row(key, version) is None
     victim.unlink()
     assert run(asked, store).made == 1
+
+
+def test_walks_of_the_benchmark_are_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames, method = 6, "FLOWCACHE_SOFT_PRUNE_INT4"
+    bench_study(tmp_path / "bench", [method], ["corrected"], worlds=1, frames=frames)
+    target = {"kind": "world", "prompts": [PATHS[0]], "seeds": [FIRST_SEED], "frames": frames}
+    data = {"methods": [method], "targets": [target], "exploratory": True, "window_frames": 1}
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    arguments = ["study", "run", str(tmp_path / "p.json"), "--out"]
+    walks = ["--walks", str(tmp_path / "bench" / "walks")]
+    assert main([*arguments, str(tmp_path / "taken"), *walks]) == 0 and main([*arguments, str(tmp_path / "made")]) == 0
+    asked = read_plan(data, tmp_path)
+    ((case, _),) = asked.cases()
+    work = job(asked, case, method)
+    taken, made = (Store(tmp_path / name).row(work.key, work.version) or {} for name in ("taken", "made"))
+    assert taken["remarks"] == [TAKEN] and TAKEN not in made["remarks"]
+    for name in ("psnr_db", "ssim", "drift", "first_divergent_frame", "visits_db", "given_frames", "pictures"):
+        assert taken[name] == made[name], name
+    assert taken["curves"]["psnr_db"] == made["curves"]["psnr_db"] and made["psnr_db"]["all"] < 100
+    for name in ("components", "cache", "peak_cache", "exact", "ratio"):
+        assert taken["bytes"][name] == made["bytes"][name], name
+    (found,) = sets_of(asked, Store(tmp_path / "taken"))
+    assert "seconds are left out: 1 of 2 methods have none" in found["notes"]
+    # Walks that were compared with other pictures are not taken.
+    (exact,) = (tmp_path / "bench" / "walks").glob("exact-*.npz")
+    np.savez_compressed(exact, pictures=np.zeros((frames, 64, 64, 3), np.uint8))
+    Store(tmp_path / "taken").row_path(work.key, work.version).unlink()
+    capsys.readouterr()
+    assert main([*arguments, str(tmp_path / "taken"), *walks]) == 1
+    assert "or not the one made here" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "other"), "--walks", str(tmp_path)]) == 2
+    assert "has no walks (walk-*.json)" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "other"), *walks, "--engine", "ray"]) == 2
 
 
 def test_a_second_result_is_not_kept(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from comfyui_qvg.qvg.models.worldplay_wan.names import wan_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ... import golden_worldplay, golden_worldplay_hunyuan, tiny_longcat
+from ... import golden_dreamx, golden_worldplay, golden_worldplay_hunyuan, tiny_longcat
 from ...integration import tiny_wan
 from ...untrained_film import untrained
 from .common.test_shards import split
@@ -69,6 +69,7 @@ KINDS = {
     "worldplay 5B": Kind("worldplay-wan", False, "model", golden_worldplay.weights),
     "worldplay 5B, ComfyUI's names": Kind("worldplay-wan", False, "world", lambda: ours(golden_worldplay.weights())),
     "worldplay 8B": Kind("worldplay-hunyuan", False, "worldplay_8b_rl", golden_worldplay_hunyuan.weights),
+    "dreamx": Kind("dreamx", True, "model", lambda: golden_dreamx.weights(4096)),
     "longcat": Kind("longcat", False, "diffusion_pytorch_model", lambda: longcat()),
     "longcat, repacked": Kind("longcat", False, "LongCat_TI2V_comfy", lambda: tiny_longcat.repacked(longcat())),
 }
@@ -150,6 +151,10 @@ BASES: dict[str, tuple[Callable[[], Tensors], str]] = {
     "Wan 2.2 5B": (
         lambda: {n: t for n, t in ours(golden_worldplay.weights()).items() if "o_prope" not in n and "action" not in n},
         "is Wan 2.2 5B without HY-WorldPlay's layers",
+    ),
+    "DreamX-World 5B-Cam": (
+        lambda: {n: torch.zeros(256, 256) if "_proj.w" in n else t for n, t in golden_dreamx.weights(4096).items()},
+        "is the bidirectional DreamX-World 5B-Cam, which denoises all frames at once",
     ),
     "HunyuanVideo 1.5": (
         lambda: {n: t for n, t in golden_worldplay_hunyuan.weights().items() if "prope" not in n and "action" not in n},

@@ -1,4 +1,4 @@
-"""A world's own layers inside core's network, made of core's own kind of layers: LoRA, casting and offloading treat them as the
+"""A model's own layers inside core's network, made of core's own kind of layers: LoRA, casting and offloading treat them as the
 rest."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 import comfy.model_management as mm
 from torch import Tensor
 
-from ....qvg import UnsupportedModelError
+from ...qvg import UnsupportedModelError
 
 
 def require_parts(what: str, parts: Mapping[str, Any], block: Any, block_parts: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def require_parts(what: str, parts: Mapping[str, Any], block: Any, block_parts: 
     missing += [] if missing else [name for name in block_parts if not hasattr(block, name)]
     if missing:
         raise UnsupportedModelError(
-            f"this ComfyUI's {what} has no {', '.join(missing)}, which a world goes through; ComfyUI 0.21 to 0.33 have it: "
+            f"this ComfyUI's {what} has no {', '.join(missing)}, which QVG goes through; ComfyUI 0.21 to 0.33 have it: "
             "update QVG, or go back to one of these"
         )
 
@@ -38,6 +38,10 @@ def twin(layer: Any) -> Any:
     """A layer of the same class, so of the operations that ComfyUI chose for this model, of the same size and type."""
     if not hasattr(layer, "in_features"):
         return type(layer)()
-    # The weight may still be as it lies in the file, to become what the model is to have when it is used.
-    dtype = getattr(layer, "weight_comfy_model_dtype", None) or layer.weight.dtype
-    return type(layer)(layer.in_features, layer.out_features, bias=True, dtype=dtype, device=layer.weight.device)
+    like = {"dtype": own_type(layer), "device": layer.weight.device}
+    return type(layer)(layer.in_features, layer.out_features, bias=True, **like)
+
+
+def own_type(layer: Any) -> Any:
+    """What a layer's weight is to have when it is used: it may still be as it lies in the file."""
+    return getattr(layer, "weight_comfy_model_dtype", None) or layer.weight.dtype
