@@ -11,6 +11,7 @@ from ..qvg.models.registry import networks
 from ..qvg.plan import MOST_LATENT_FRAMES, WEIGHT_BYTES, Plan, Video, Weights, plan
 from ..qvg.plan.advice import Setting, setting_that_fits
 from ..qvg.plan.report import GB, report
+from ..qvg.plan.ways import ways, ways_text
 from .api import CATEGORY, io
 from .cache import advanced_inputs
 from .cards import card, size
@@ -134,7 +135,15 @@ class QVGPlan(Node):
             else setting_that_fits(lambda other: make_plan(video, other), config, block_frames or shape.chunk_frames)
         )
         text = report(shape, video, label, found, room, setting, lambda other: make_plan(other, config))
+        seconds = shape.frame_pictures / shape.pictures_per_second
+        changed = partial(_changed, shape, video, room, "cuda" if vram_gb else device_type())
+        others = ways(changed, config, kept, seconds, block_frames or shape.chunk_frames)
+        text = "\n".join(filter(None, (text, ways_text(others, shape.pictures_per_second))))
         return io.NodeOutput(text, bool(found.fits), ui={"text": (text,), **plan_card(shape, label, found, room, setting, text)})
+
+
+def _changed(shape: NetworkShape, video: Video, room: int | None, device: str, config: QVGConfig, weights: Weights) -> Plan:
+    return plan(shape, video, config, room, weights, device_type=device)
 
 
 def _cache_inputs() -> list[Any]:

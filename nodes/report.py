@@ -65,7 +65,7 @@ def report_card(record: RunRecord, curves: list[Curve]) -> dict[str, Any]:
     """How many times less, how much that is, how long a frame took; the curves in MB."""
     less = record.ratio
     figures = [
-        (f"{less:.1f}×", "less memory" if less >= 1 else "of the exact memory"),
+        (f"{less:.1f}×", "less memory" if less >= 1.05 else "the exact memory" if less > 0.95 else "of the exact memory"),
         (size(record.cache_bytes[-1]), f"not {size(record.exact_bytes[-1])}"),
         (f"{record.seconds_per_frame:.2f} s", "a frame"),
     ]

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bootstrap_package  # noqa: F401 (makes the repository importable as comfyui_qvg)
+from changed_source import changed_module
 from comfyui_qvg.tests import golden_dreamx as golden
 
 TOKENS = golden.SIDE**2 // 4
@@ -79,13 +80,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *unused: Any, **options: Any) -> 
 def code(checkout: Path, name: str, replaced: dict[str, tuple[str, int]]) -> types.ModuleType:
     """A module of the checkout with some of its literals replaced, each so many times."""
     file = checkout / f"{name.replace('.', '/')}.py"
-    source = file.read_text(encoding="utf-8")
-    for old, (new, count) in replaced.items():
-        assert source.count(old) == count, (name, old, source.count(old))
-        source = source.replace(old, new)
-    made = module(name, __file__=str(file))
-    exec(compile(source, str(file), "exec"), vars(made))
-    return made
+
+    def change(source: str) -> str:
+        for old, (new, count) in replaced.items():
+            assert source.count(old) == count, (name, old, source.count(old))
+            source = source.replace(old, new)
+        return source
+
+    return changed_module(name, file, change)
 
 
 def network(checkout: Path) -> nn.Module:
@@ -171,10 +173,12 @@ def pipeline(checkout: Path, views: Tensor) -> dict[str, Tensor]:
 def poses(checkout: Path) -> dict[str, Tensor]:
     """Their trajectory of our actions, and the views that their program makes of it, both ways."""
     trajectory = importlib.import_module("utils.trajectory_processor")
-    script = module("their_script", np=np, torch=torch)
-    source = (checkout / "inference_ar_forcing.py").read_text(encoding="utf-8")
-    begin, end = source.index("def _invert_SE3"), source.index("def parse_args")
-    exec(compile(source[begin:end].replace("880", "1"), "inference_ar_forcing.py", "exec"), vars(script))
+
+    def change(source: str) -> str:
+        begin, end = source.index("def _invert_SE3"), source.index("def parse_args")
+        return source[begin:end].replace("880", "1")
+
+    script = changed_module("their_script", checkout / "inference_ar_forcing.py", change, np=np, torch=torch)
     pictures = 4 * golden.FRAMES - 3
     _, parameters, _ = trajectory.generate_trajectory_from_json(
         trajectory_spec=list(golden.ACTIONS), num_frames=pictures, return_cam_params=True

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.machinery
-import importlib.util
 import json
 import os
 import subprocess
@@ -36,6 +34,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bootstrap_package  # noqa: F401 (makes the repository importable as comfyui_qvg)
+from changed_source import changed_module
 from comfyui_qvg.tests.golden_worldplay import CHANNELS, CHUNKS, FFN, FILE, HEADS, LAYERS, SIDE, TEXT, inputs, weights
 
 PATHS = {"walk": "w-8,s-8,a-8,d-8,up-8,down-8", "turns": "right-20,w-8,up-3,left-20,d-6,down-4,s-5,right-13"}
@@ -186,23 +185,16 @@ def pipeline(checkout: Path, tensors: dict[str, Tensor]) -> None:
             tensors |= {f"cache.{LAYERS - 1}.{name}": last[name] for name in "kv"}
 
 
-class _FewTokens(importlib.machinery.SourceFileLoader):
-    """A file of the checkout, with our number of tokens in a frame where its own is written out."""
-
-    def get_code(self, fullname: str) -> types.CodeType:
-        source = Path(self.path).read_text(encoding="utf-8")
-        assert source.count("* 880") == 4
-        return self.source_to_code(source.replace("* 880", f"* {TOKENS}").encode(), self.path)
+def with_few_tokens(source: str) -> str:
+    """Our number of tokens in a frame where theirs is written out."""
+    assert source.count("* 880") == 4
+    return source.replace("* 880", f"* {TOKENS}")
 
 
 def official_pipeline(checkout: Path, image: Tensor, calls: list[tuple[dict[str, Any], Any]]) -> Any:
     """The checkout's pipeline around its transformer with our weights; `calls` collects what it is asked and says."""
     file = checkout / "wan" / "inference" / "pipeline_wan_w_mem_relative_rope.py"
-    loader = _FewTokens("the pipeline", str(file))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    code = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
-    loader.exec_module(code)
+    code = changed_module("the pipeline", file, with_few_tokens)
     network = importlib.import_module("models.dits.arwan_w_action_w_mem_relative_rope").WanTransformer3DModel(
         num_attention_heads=HEADS,
         in_channels=CHANNELS,

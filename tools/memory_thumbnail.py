@@ -109,17 +109,19 @@ def graph_picture(page: ComfyPage, workflow: dict[str, Any]) -> Image.Image:
 
 
 def stacked(program: Prompt, graph: Image.Image) -> Image.Image:
-    """Headline, curves, graph. A video of one segment remembers nothing: there the graph alone."""
+    """Graph, headline, curves: the page's template browser writes over the upper left corner. A video of one segment remembers
+    nothing: there the graph alone."""
     pictures = _pictures()
     headline, sizes = memory(program)
     parts = [graph.resize((WIDTH, round(WIDTH * graph.height / graph.width)), Image.Resampling.LANCZOS)]
     if any(map(any, sizes.values())):
         curves = [pictures.Curve(name, values) for name, values in sizes.items()]
-        parts.insert(0, Image.fromarray(pictures.chart("Memory of the video in GB, over latent frames", curves)))
+        parts.append(Image.fromarray(pictures.chart("Memory of the video in GB, over latent frames", curves)))
     sheet = Image.new("RGB", (WIDTH, HEADER + sum(part.height for part in parts)), GROUND)
-    ImageDraw.Draw(sheet).text((WIDTH // 2, HEADER // 2 + 6), headline, INK, ImageFont.load_default(46), anchor="mm")
-    top = HEADER
-    for part in parts:
+    sheet.paste(parts[0], (0, 0))
+    top = parts[0].height + HEADER
+    ImageDraw.Draw(sheet).text((WIDTH // 2, top - HEADER // 2), headline, INK, ImageFont.load_default(46), anchor="mm")
+    for part in parts[1:]:
         sheet.paste(part, (0, top))
         top += part.height
     return sheet

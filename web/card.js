@@ -54,6 +54,12 @@ function widgetOf(node, name, type, html, options) {
   const texts = { getValue: () => box.title, setValue: (text) => (box.title = text) }
   const widget = node.addDOMWidget(name, type, box, { serialize: false, hideOnZoom: false, ...texts, ...options })
   widget.serialize = false // in a saved workflow there is no run
+  // A preview that came first takes all the room that is left; ours goes above it.
+  const preview = node.widgets.findIndex((each) => each.name?.startsWith('$$canvas-image-preview'))
+  if (preview > -1) {
+    node.widgets.splice(node.widgets.indexOf(widget), 1)
+    node.widgets.splice(preview, 0, widget)
+  }
   return widget
 }
 

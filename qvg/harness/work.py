@@ -155,9 +155,9 @@ def row_of(work: Job, video: Video, closeness: dict[str, Any], more: dict[str, A
 
 def conditions() -> dict[str, Any]:
     """Where and when it was made."""
-    cuda = torch.cuda.is_available()
+    cuda, threads = torch.cuda.is_available(), torch.get_num_threads()
     return {
-        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
+        "device": torch.cuda.get_device_name() if cuda else f"cpu, {threads} thread{'s' * (threads > 1)}, {platform.machine()}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }

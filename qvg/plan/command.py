@@ -14,8 +14,9 @@ from ..errors import ConfigError, quoted, shown
 from ..models.registry import networks
 from .advice import setting_that_fits
 from .cards import CARD_PRESETS, CARDS_GB, Asked, card_models, cards_table, longest_videos, usable_bytes
-from .estimate import Video, Weights, plan
+from .estimate import Plan, Video, Weights, plan
 from .report import GB, PICTURES_PER_SECOND, report, verdict
+from .ways import ways, ways_text
 
 DEFAULT_PRESET = "balanced"
 
@@ -34,16 +35,25 @@ def print_plan(options: Namespace) -> int:
     found = make_plan(config)
     block = network.chunk_frames if options.block_frames is None else options.block_frames
     setting = setting_that_fits(lambda other: make_plan(config=other), config, block) if found.fits is False else None
+    others = partial(plan, network, config=config, device_bytes=device_bytes, weights=Weights(options.weights))
+    seconds = network.frame_pictures / network.pictures_per_second
+
+    def changed(config: QVGConfig, weights: Weights) -> Plan:
+        return plan(network, video, config, device_bytes, weights)
+
+    else_could = ways(changed, config, Weights(options.weights), seconds, block)
     if options.json:
         more = {
             "device_bytes": device_bytes,
             "setting": None if setting is None else asdict(setting),
             "verdict": verdict(found, device_bytes, setting),
+            "ways": [asdict(way) for way in else_could],
         }
         print(json.dumps(asdict(found) | more))
     else:
-        others = partial(plan, network, config=config, device_bytes=device_bytes, weights=Weights(options.weights))
         print(report(network, video, _label(options, config), found, device_bytes, setting, others))
+        if else_could:
+            print(ways_text(else_could, network.pictures_per_second))
     return 0
 
 

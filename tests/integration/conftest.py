@@ -1,7 +1,7 @@
 """A real ComfyUI server with this pack in it, on the CPU. Without a ComfyUI every test here is skipped and says why.
 
 COMFYUI_PATH names the checkout (default: comfy-cli's ~/comfy/ComfyUI), COMFYUI_PYTHON its Python (default: the virtual
-environment in or beside it).
+environment in or beside it). COMFYUI_FRONTEND, if it is there, the folder `static` of another comfyui-frontend-package.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def started(base: Path) -> Iterator[Client]:
     command = [str(python), "-u", str(home / "main.py"), "--cpu", "--disable-api-nodes", "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfyui.db"]
     command += ["--cache-classic", "--disable-auto-launch"]
+    if "COMFYUI_FRONTEND" in os.environ:
+        command += ["--front-end-root", os.environ["COMFYUI_FRONTEND"]]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", **os.environ}
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=base)

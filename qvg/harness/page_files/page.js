@@ -78,7 +78,7 @@ function method() {
   fillList(element("cautions"), [...recommended, ...chosen.cautions.map((text) => `Caution: ${text}`)]);
   const paired = against && set.baseline !== chosen.name
     ? ` Against ${set.baseline}, paired: ${against.mean} dB (95 % from ${against.low} to ${against.high}), better ${against.better} and worse ${against.worse} times, by chance with probability ${against.chance}.` : "";
-  element("method-text").textContent = `${chosen.family}; ${chosen.cases} ${set.published ? "prompts" : "videos"}.${paired} ${chosen.remarks.join("; ")}`;
+  element("method-text").textContent = `${chosen.family}; ${chosen.cases} ${set.published ? "prompt" : "video"}${chosen.cases === 1 ? "" : "s"}.${paired} ${chosen.remarks.join("; ")}`;
   drawMethod(set, chosen, state.beside && state.beside !== chosen.name ? methodNamed(state.beside) : null);
 }
 

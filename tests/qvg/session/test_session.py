@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.qvg import CacheSpec, ConfigError, KVCache, QVGConfig, SessionError
-from comfyui_qvg.qvg.codec.span import Span
+from comfyui_qvg.qvg.codec.span import Span, TransformSpan
 from comfyui_qvg.qvg.errors import SessionInUseError
 from comfyui_qvg.qvg.files import force_all_to_disk
 from comfyui_qvg.qvg.safetensors_writer import write_safetensors
 from comfyui_qvg.qvg.session import Session, manifest, segment
 from comfyui_qvg.qvg.session.session import DEFAULT_EVERY
 
+from ...helpers import LiveBytes
 from .test_cache_file import CONFIG, CONFIGS, ROPE, SPEC
 
 
@@ -241,3 +242,24 @@ def test_a_run_that_was_ended_before_its_first_checkpoint(tmp_path: Path) -> Non
 def test_memory_that_changes_long_after_has_no_session(tmp_path: Path) -> None:
     with Session.create(tmp_path / "a", "test", {}, {}) as session, pytest.raises(ConfigError, match="codec 'none' changes what"):
         session.checkpoint([KVCache(SPEC, QVGConfig(codec="none", merge=0.99), ROPE)])
+
+
+@pytest.mark.parametrize("offload", ["gpu", "cpu"])
+def test_opening_takes_what_is_kept_and_one_segment(offload: str, tmp_path: Path) -> None:
+    """Nothing is there twice. Spans that are to be at home in CPU memory anyway stay on the disk until they are looked at."""
+    config = CONFIGS["klt"].with_changes(offload=offload)
+    session, cache = _created(tmp_path / "a", config)
+    with session:
+        _run(session, cache, range(17))
+    looked, held = Session.look(tmp_path / "a"), cache.nbytes()
+    largest = max(each.nbytes for name, each in looked.index.segments.items() if name.startswith("c0-"))
+    with LiveBytes() as live:
+        (opened,) = looked.restore()
+    assert opened.nbytes().codes == held.codes if offload == "gpu" else opened.nbytes().exact == held.exact
+    if offload == "gpu":
+        assert held.total <= live.peak <= held.total + largest
+    else:
+        assert live.peak <= held.total - held.codes + largest  # what is mapped was never made
+        span = opened.layers[0].state.spans[0].keys
+        assert isinstance(span, TransformSpan) and torch.equal(span.codes, cache.layers[0].state.spans[0].keys.tensors()["codes"])
+    assert torch.equal(_block(opened, 17), _block(cache, 17))

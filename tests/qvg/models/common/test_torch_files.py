@@ -12,6 +12,7 @@ import ipaddress
 import os
 import pickle
 import re
+import runpy
 import struct
 import types
 import warnings
@@ -341,7 +342,8 @@ def test_compressed_files_get_a_way_out_that_works(tmp_path: Path, monkeypatch: 
             packed.writestr(name, whole.read(name))
     with pytest.raises(UnsupportedModelError, match="a.pt is compressed, as torch.save never does") as refused:
         open_weights(Path("a.pt"))
-    exec("import torch\n" + str(refused.value).partition("save it plainly once: ")[2])
+    Path("once.py").write_text("import torch\n" + str(refused.value).partition("save it plainly once: ")[2], encoding="utf-8")
+    runpy.run_path("once.py")
     assert same(open_weights(Path("plain.pt")).content["a"], SHARED)
 
 
