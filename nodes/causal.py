@@ -56,6 +56,11 @@ class QVGVideoStart(Node):
                     optional=True,
                     lazy=True,
                 ),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that the video is for, where that is not on Wan 2.1: LongLive 2.0 has Wan 2.2's latents.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="For SamplerCustomAdvanced; its noise mask keeps given frames.")
@@ -72,6 +77,7 @@ class QVGVideoStart(Node):
         vae: Any = None,
         start_image: Any = None,
         extend: dict[str, Any] | None = None,
+        model: Any = None,
     ) -> io.NodeOutput:
         if start_image is not None and extend is not None:
             raise ConfigError(
@@ -79,12 +85,12 @@ class QVGVideoStart(Node):
             )
         if start_image is not None and vae is None:
             raise ConfigError("a start image needs the VAE that makes a latent of it; connect Wan 2.1's VAE")
-        from .comfy.causal.video_start import start_latent
+        from .comfy.causal.video_start import kind_of, start_latent
         from .comfy.progress import say_what_is_left_out
 
         picture, left_out = (None, []) if start_image is None else first_picture("start_image", start_image, (width, height))
         latents = (frames - 1) // 4 + 1
-        latent = start_latent((width, height), latents, batch_size, vae, picture, extend)
+        latent = start_latent((width, height), latents, batch_size, vae, picture, extend, kind_of(model))
         pixels = 4 * latents - 3
         say_what_is_left_out(f"{pixels} frames, {pixels / FPS:.1f} s at {FPS} a second; {latents} latent frames", left_out)
         return io.NodeOutput(latent)

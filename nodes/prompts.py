@@ -12,9 +12,10 @@ from ..qvg.sampling import BlockPlace
 from .api import CATEGORY, io
 from .widgets import Node
 
-# In an entry of a CONDITIONING: the pixel frame that its prompt begins at, and whether memory is rewritten for it.
+# In an entry of a CONDITIONING: the pixel frame that its prompt begins at, whether memory is rewritten for it,
+# and whether a new shot begins.
 FRAME_KEY = "qvg_from_frame"
-RECACHE_KEY = "qvg_recache"
+RECACHE_KEY, CUT_KEY = "qvg_recache", "qvg_scene_cut"
 # The first latent frame is one pixel frame, every other one is four, where a model does not say otherwise.
 PIXELS_PER_LATENT = 4
 
@@ -52,6 +53,15 @@ class QVGPromptAtFrame(Node):
                     advanced=True,
                     optional=True,
                 ),
+                io.Boolean.Input(
+                    "scene_cut",
+                    default=False,
+                    tooltip="A new shot begins, for LongLive 2.0: 8 frames are left out in its positions, and its first block "
+                    "stays "
+                    'in memory until the next cut. Begin the prompt with "The scene transitions. ", as the model was trained.',
+                    advanced=True,
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="For a guider, or for another Prompt at Frame.")
@@ -59,7 +69,9 @@ class QVGPromptAtFrame(Node):
         )
 
     @classmethod
-    def execute(cls, conditioning: Any, next_conditioning: Any, frame: int, recache: bool = False) -> io.NodeOutput:
+    def execute(
+        cls, conditioning: Any, next_conditioning: Any, frame: int, recache: bool = False, scene_cut: bool = False
+    ) -> io.NodeOutput:
         if any(FRAME_KEY in entry for _, entry in next_conditioning):
             raise ConfigError(
                 "next_conditioning holds prompts that begin at frames of their own; connect that Prompt at Frame as "
@@ -68,7 +80,7 @@ class QVGPromptAtFrame(Node):
         taken = {entry.get(FRAME_KEY, 0) for _, entry in conditioning}
         if frame in taken:
             raise ConfigError(f"a prompt begins at frame {frame} already; choose another frame than {_listed(taken)}")
-        marks = {FRAME_KEY: frame, RECACHE_KEY: recache}
+        marks = {FRAME_KEY: frame, RECACHE_KEY: recache, CUT_KEY: scene_cut}
         before = [[tensor, {FRAME_KEY: 0, **entry}] for tensor, entry in conditioning]
         return io.NodeOutput([*before, *([tensor, {**entry, **marks}] for tensor, entry in next_conditioning)])
 
@@ -80,6 +92,7 @@ class PromptStart:
     block: int
     frame: int
     recache: bool
+    scene_cut: bool = False
 
 
 def prompt_starts(
@@ -91,7 +104,10 @@ def prompt_starts(
     recaches: dict[int, bool] = {}
     for entry in marked:
         recaches[entry[FRAME_KEY]] = recaches.get(entry[FRAME_KEY], False) or entry.get(RECACHE_KEY, False)
-    starts = [PromptStart(_block_of(frame, places, pictures), frame, recaches[frame]) for frame in sorted(recaches)]
+    cuts = {entry[FRAME_KEY] for entry in marked if entry.get(CUT_KEY)}
+    starts = [
+        PromptStart(_block_of(frame, places, pictures), frame, recaches[frame], frame in cuts) for frame in sorted(recaches)
+    ]
     if starts and starts[0].frame != 0:
         raise ConfigError(
             f"the first prompt begins at frame {starts[0].frame}, and nothing says what comes before; connect a prompt for the "

@@ -35,6 +35,7 @@ from comfyui_qvg.qvg.errors import QVGError
 from comfyui_qvg.qvg.models import registry
 from comfyui_qvg.qvg.models.dreamx.network import DreamX
 from comfyui_qvg.qvg.models.longcat import LongCat, LongCatConfig
+from comfyui_qvg.qvg.models.longlive2.network import LongLive2
 from comfyui_qvg.qvg.models.wan.network import CausalWan, WanConfig
 from comfyui_qvg.qvg.models.worldplay_hunyuan.modules import HunyuanConfig, HunyuanNetwork
 from comfyui_qvg.qvg.models.worldplay_wan.network import WorldPlay, WorldPlayConfig
@@ -387,6 +388,7 @@ def networks(seed: int) -> Iterator[tuple[str, Tensors]]:
     for stem, module in (
         ("self_forcing_dmd", CausalWan(WanConfig(layers=2, heads=1, mlp=64))),
         ("worldplay_5b", WorldPlay(WorldPlayConfig(layers=2, heads=1, mlp=64, text_channels=64))),
+        ("longlive2_5b", LongLive2(WanConfig(layers=2, heads=1, mlp=64, channels=48))),
         ("dreamx_world", DreamX(WanConfig(layers=2, heads=1, mlp=64, channels=48))),
         ("worldplay_8b_distilled", HunyuanNetwork(HunyuanConfig(2, 1, 32, 64, 64, 64, 64))),
         ("longcat_video", LongCat(LongCatConfig(layers=2, heads=1, head_dim=64, mlp=64, text_channels=64, time_channels=32))),

@@ -84,6 +84,7 @@ class KVCache:
         self.frames_committed = 0
         self.spans_due = 0
         self._commit: _Commit | None = None
+        self._pins = False
         self._broken = False
         if self.merger is not None:
             self.merger.clear()
@@ -228,13 +229,22 @@ class KVCache:
             raise CacheError(f"layer {layer} holds {frames} frames, but layers before it committed {self._commit.frames}")
         self._commit_one(layer)
 
+    def pin_next(self) -> None:
+        """The next block that is committed stays behind the sink until another one is pinned, as the first of a new shot. Raises
+        CacheError with a study's and merged memories, which know no places."""
+        if self.merger is not None or self.config.skips:
+            raise CacheError(
+                "this cache puts tokens together by what they are like, so no block can be pinned; use merge 0, sparse 0"
+            )
+        self._pins = True
+
     def release(self, layer: int) -> None:
         """The layer's block will be attended again before it is committed: forget it meanwhile."""
         self.layers[layer].state.current = None
 
     def _begun(self, frames: int) -> _Commit:
         rows = sum(sum(layer.state.spare_rows) for layer in self.layers)
-        step = self.policy.commit(self.layout, frames)
+        step = self.policy.pin(self.layout, frames) if self._pins else self.policy.commit(self.layout, frames)
         return _Commit(step, frames, earlier=Earlier(all_rows=rows), rotation=self._rotation_of_due(step))
 
     def _rotation_of_due(self, step: Step) -> Rotation | None:
@@ -254,7 +264,14 @@ class KVCache:
         self._commit.layers += 1
         if self._commit.layers == self.spec.layers:
             before, step, frames, self._commit = self.layout, self._commit.step, self._commit.frames, None
-            self.positions.commit(sum(step.layout.sink), self.layout.frames + frames - step.layout.frames)
+            evicted = self.layout.frames + frames - step.layout.frames
+            if step.pins:
+                freed = sum(before.sink) + frames - sum(step.layout.sink)
+                spans = sum(before.spans) - before.hidden
+                self.positions.pin(sum(before.sink), freed, spans, evicted - freed * step.drops, step.drops)
+            else:
+                self.positions.commit(sum(step.layout.sink), evicted)
+            self._pins = False
             self.layout = step.layout
             self.frames_committed += frames
             self.spans_due += step.encode_chunks > 0

@@ -112,6 +112,9 @@ class LayerCache:
         if state.current is None:
             raise CacheError(f"layer {self.layer} has no current block to commit; call attend or append for every layer first")
         chunk = Pair(*(self._told(self.exact.encode(x, EncodeHint()), x) for x in state.current))
+        if step.unpin:
+            freed = state.sink.pop()
+            state.tail[:0] = [] if step.drops else [freed]
         (state.sink if step.to_sink else state.tail).append(chunk)
         state.current = None
         if step.encode_chunks:

@@ -42,6 +42,10 @@ class Step:
     evict_chunks: int
     layout: Layout
     merge_chunks: int = 0
+    # The chunk joins the sink; `unpin`: the sink's newest chunk, pinned before, goes to the front of the tail first, or `drops`.
+    pins: bool = False
+    unpin: bool = False
+    drops: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,28 @@ class CachePolicy:
     def span_chunks(self) -> int:
         """Chunks that are encoded together."""
         return -(-self.span_frames // self.chunk_frames)
+
+    def pin(self, layout: Layout, chunk_frames: int) -> Step:
+        """As `commit`, of a chunk that stays behind the sink until another one is pinned: a new shot's first. The one before is
+        the oldest of the others then. Raises ConfigError where there is no place for it."""
+        own = next((at for at in range(len(layout.sink) + 1) if sum(layout.sink[:at]) >= self.sink_frames), None)
+        if own is None or self.merges:
+            raise ConfigError(
+                "a block is to be pinned behind the sink, but the sink is not full, or tokens are merged; let a scene cut come "
+                "after the sink's blocks, and set merge to 0"
+            )
+        sink, freed = layout.sink[:own], layout.sink[own:]
+        room = None if self.window_frames is None else self.window_frames - self.chunk_frames
+        if room is not None and sum(sink) + chunk_frames > room:
+            raise ConfigError(
+                f"window_frames is {self.window_frames}, but the sink, a pinned block and the block in work take "
+                f"{sum(sink) + chunk_frames + self.chunk_frames}; use that or more"
+            )
+        # It is older than all behind it, so it is the first to leave.
+        drops = bool(freed) and room is not None and layout.frames + chunk_frames > room
+        layout = replace(layout, sink=(*sink, chunk_frames), tail=layout.tail if drops else (*freed, *layout.tail))
+        evict_spans, evict_chunks, layout = self._evict(layout)
+        return Step(True, 0, evict_spans, evict_chunks, layout, pins=True, unpin=bool(freed), drops=drops)
 
     def commit(self, layout: Layout, chunk_frames: int) -> Step:
         """A chunk of `chunk_frames` (the last of a video may be short) becomes history."""

@@ -18,12 +18,13 @@ from .dreamx.family import FAMILY as DREAMX
 from .family import Family, FileFormat, ReadOptions, WorldRule
 from .krea.family import FAMILY as KREA
 from .longcat.family import FAMILY as LONGCAT
+from .longlive2.family import FAMILY as LONGLIVE2
 from .wan.family import FAMILY as WAN
 from .worldplay_hunyuan.family import FAMILY as WORLDPLAY_HUNYUAN
 from .worldplay_wan.family import FAMILY as WORLDPLAY_WAN
 
 # In the order of menus and tables.
-_FAMILIES: list[Family] = [WAN, KREA, WORLDPLAY_WAN, WORLDPLAY_HUNYUAN, DREAMX, LONGCAT, DEMO_WORLD, DEMO_FILM]
+_FAMILIES: list[Family] = [WAN, KREA, LONGLIVE2, WORLDPLAY_WAN, WORLDPLAY_HUNYUAN, DREAMX, LONGCAT, DEMO_WORLD, DEMO_FILM]
 
 
 def families() -> tuple[Family, ...]:

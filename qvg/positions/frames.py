@@ -69,6 +69,15 @@ class FramePositions:
             del self.committed[sink_frames : sink_frames + evicted_frames]
         self._current, self._rotation, self._history = [], None, None
 
+    def pin(self, sink_frames: int, freed: int, span_frames: int, evicted_frames: int, drops: bool) -> None:
+        """The current block joins the frames in memory right behind the sink, which gives up the `freed` last of its
+        `sink_frames`: they come right behind the spans, or are gone (`drops`). So many of the oldest behind the sink leave."""
+        if self.rope is not None:
+            sink, given = self.committed[: sink_frames - freed], self.committed[sink_frames - freed : sink_frames]
+            spans, tail = self.committed[sink_frames : sink_frames + span_frames], self.committed[sink_frames + span_frames :]
+            self.committed = [*sink, *self._current, *[*spans, *([] if drops else given), *tail][evicted_frames:]]
+        self._current, self._rotation, self._history = [], None, None
+
     def block_rotation(self, k: Tensor) -> Rotation:
         """Angles of the current block's keys [B, H, S, D], computed once for all layers."""
         assert self.rope is not None

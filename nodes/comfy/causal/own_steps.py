@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ....qvg import ConfigError
+from ....qvg import ConfigError, QVGConfig
 from ....qvg.camera.cameras import Cameras
 from ....qvg.models.common.variants import CausalVariant
+from ...prompts import PromptStart
 from ..settings import CAMERAS_KEY
 
 _NEAR = 0.01  # of two noise levels
@@ -54,6 +55,35 @@ def check_frames(variant: CausalVariant | None, frames: int, given: int, per_blo
         raise ConfigError(
             f"{given} latent frames are given, but {name} goes on from {'one picture or from ' * variant.picture_in_block}whole "
             f"blocks of {per_block}; give it {given // per_block * per_block or 1}"
+        )
+
+
+def check_cuts(variant: CausalVariant | None, prompts: Sequence[PromptStart], config: QVGConfig, block: int) -> None:
+    """Raise ConfigError for scene cuts that the model, or its memory, has no place for."""
+    cut = next((start for start in prompts if start.scene_cut), None)
+    if cut is None:
+        return
+    if variant is None or not variant.cut_frames:
+        raise ConfigError(
+            f"the prompt at frame {cut.frame} is a scene cut, which {'this model' if variant is None else variant.name} was not "
+            "trained for; turn scene_cut off on 'Prompt at Frame'"
+        )
+    if any(start.recache for start in prompts):
+        raise ConfigError(
+            f"the prompt at frame {cut.frame} is a scene cut, and another one asks for recache, which knows no shots; turn one "
+            "of "
+            "them off"
+        )
+    if config.merges or config.skips:
+        raise ConfigError(
+            f"the prompt at frame {cut.frame} is a scene cut, which goes with merge 0 and sparse 0 alone; set these to 0"
+        )
+    needed = -(-config.sink_frames // block) * block + 2 * block
+    if config.window_frames is not None and config.window_frames < needed:
+        raise ConfigError(
+            f"window_frames is {config.window_frames}, but sink, the shot's first block and the block in work take {needed}; "
+            "use that "
+            "or more"
         )
 
 

@@ -23,7 +23,7 @@ from ..conditioning import check_conditioning, check_prompt
 from ..noise_mask import kept_frames
 from ..run import ignored_patches, refuse_other_loops
 from ..settings import CacheSettings, settings_of, variant_of
-from .own_steps import cameras_of, check_frames, check_solver
+from .own_steps import cameras_of, check_cuts, check_frames, check_solver
 from .shape import CORE_NAME, name_of
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ class CausalPlan:
     def solver(self) -> Solver | None:
         """The model's own steps, if it has some."""
         return None if self.variant is None else self.variant.solver
+
+    def position_of(self, place: BlockPlace) -> int | None:
+        """Where a block stands that scene cuts have moved; None: where it is."""
+        cuts = sum(start.scene_cut and 0 < start.block <= place.index for start in self.prompts)
+        gap = 0 if self.variant is None else self.variant.cut_frames
+        return place.first_frame + cuts * gap if cuts and gap else None
 
     @property
     def blocks(self) -> int:
@@ -162,7 +168,9 @@ def make_plan(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, denoise_
     if plan.recomputes:
         _check_recompute(plan)
     levels = _noise_levels(sigmas, options, variant)
-    return replace(plan, levels=levels, prompts=prompt_starts(entries, places, pictures))
+    prompts = prompt_starts(entries, places, pictures)
+    check_cuts(variant, prompts, plan.settings.config, spec.chunk_frames)
+    return replace(plan, levels=levels, prompts=prompts)
 
 
 def check_own(guider: Any, noise: Tensor) -> None:

@@ -124,6 +124,8 @@ class _GuidedBlocks:
     def begin_block(self, place: BlockPlace) -> None:
         """Take up a new prompt where one begins, and count positions anew."""
         start = next((start for start in self._plan.prompts if start.block == place.index), None)
+        if start is not None and start.scene_cut and place.index:
+            self.run.cache.pin_next()
         if start is not None:
             self._guider.conds = {
                 name: [cond for cond in conds if cond.get(FRAME_KEY, start.frame) == start.frame]
@@ -133,7 +135,7 @@ class _GuidedBlocks:
             # Text does not change between blocks, so the network keeps its keys and values: of this prompt from here on.
             dtype = self._base.get_dtype()
             self._crossattn = self._base.diffusion_model.init_crossattn_caches(self.video.shape[0], self.video.device, dtype)
-        self._place, self._position = place, None
+        self._place, self._position = place, self._plan.position_of(place)
         if self._context is not None:
             self._position = self._recompute(place, self._context)
         elif start is not None and start.recache and place.index > 0:

@@ -28,6 +28,20 @@ WAN_2_1, WAN_2_2 = LatentKind(), LatentKind(48, 16, "Wan 2.2's VAE")
 KINDS = {kind.channels: kind for kind in (WAN_2_1, WAN_2_2)}
 
 
+def kind_of(model: Any) -> LatentKind:
+    """Latents of a MODEL; Wan 2.1's of none."""
+    if model is None:
+        return WAN_2_1
+    channels = model.model.latent_format.latent_channels
+    if channels not in KINDS:
+        raise ConfigError(
+            f"this MODEL's latents have {channels} channels, and 'Causal Video Start' makes {' or '.join(map(str, KINDS))}; "
+            "take the "
+            "latent from the model's own start node"
+        )
+    return KINDS[channels]
+
+
 def start_latent(
     size: tuple[int, int],
     frames: int,

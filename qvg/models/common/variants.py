@@ -24,7 +24,8 @@ class CausalVariant:
     picture is the first frame of the first block, and not a block of its own; `needs_picture`: there must be one. `cameras`:
     it is
     told where each frame is seen from, and a held key leads so far with every picture. `whole_blocks`: it makes none that are
-    shorter."""
+    shorter. `cut_frames`:
+    frames that a scene cut leaves out between two blocks' positions, 0 for a model that knows no cuts."""
 
     name: str
     frames_per_block: int
@@ -50,6 +51,7 @@ class CausalVariant:
     needs_picture: bool = False
     cameras: Steps | None = None
     whole_blocks: bool = False
+    cut_frames: int = 0
 
 
 def by_name(*variants: CausalVariant) -> dict[str, CausalVariant]:

@@ -38,6 +38,15 @@ _BY_WEIGHTS: dict[tuple[str, ...], str] = {
 _RELATIVES = (
     (r"selfforcingplus(?!plus)", "a Self-Forcing-Plus model, which denoises all frames at once"),
     (r"longlive20?(5b|$|[^\ds])", "a LongLive 2, which is of another network and sampled in another way"),
+    (
+        r"^(rewardforcing|memflow|infinityrope|rollingsink|deepforcing)",
+        "a relative of Self-Forcing on the same network, whose rules of what is remembered QVG does not have",
+    ),
+    (r"sfwan2?2", "an SFWan 2.2, which has two networks of 14B"),
+    (r"^minwm", "a minWM, a world with cameras whose layers QVG does not know"),
+    (r"^helios", "a Helios, which has no KV cache by its authors' word"),
+    (r"^matrixgame3", "a Matrix-Game 3, whose code has no KV cache"),
+    (r"^matrixgame", "a Matrix-Game, which is steered by mouse and keyboard and reads no text"),
     (r"causalrcm", "a Causal-rCM model, which has other noise levels"),
     (r"rollingforcing|longvideo", "a Rolling-Forcing model, which denoises several blocks at different noise levels at once"),
     (r"ardiffusion|odeinit|causalode|odecheckpoint", "an early stage of training, which needs many steps and guidance"),

@@ -41,7 +41,7 @@ def base_lacks(file: WeightFile) -> str | None:
     """What a Wan 2.2 5B is that has no layers of WorldPlay's; None for other files."""
     if not any(_wans(file)):
         return None
-    return f"Wan 2.2 5B without HY-WorldPlay's layers; {GET_5B}. Others that are made of it, as LongLive 2, QVG does not load"
+    return f"Wan 2.2 5B without HY-WorldPlay's layers; {GET_5B}. Is it LongLive 2.0, of the same tensors: name it longlive2_5b"
 
 
 def _wans(file: WeightFile) -> Iterator[dict[str, Tensor]]:

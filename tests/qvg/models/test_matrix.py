@@ -17,7 +17,7 @@ from comfyui_qvg.qvg.models.worldplay_wan.names import wan_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ... import golden_dreamx, golden_worldplay, golden_worldplay_hunyuan, tiny_longcat
+from ... import golden_dreamx, golden_longlive2, golden_worldplay, golden_worldplay_hunyuan, tiny_longcat
 from ...integration import tiny_wan
 from ...untrained_film import untrained
 from .common.test_shards import split
@@ -69,6 +69,7 @@ KINDS = {
     "worldplay 5B": Kind("worldplay-wan", False, "model", golden_worldplay.weights),
     "worldplay 5B, ComfyUI's names": Kind("worldplay-wan", False, "world", lambda: ours(golden_worldplay.weights())),
     "worldplay 8B": Kind("worldplay-hunyuan", False, "worldplay_8b_rl", golden_worldplay_hunyuan.weights),
+    "longlive2": Kind("longlive2", False, "longlive2_5b", lambda: golden_longlive2.weights(4096)),
     "dreamx": Kind("dreamx", True, "model", lambda: golden_dreamx.weights(4096)),
     "longcat": Kind("longcat", False, "diffusion_pytorch_model", lambda: longcat()),
     "longcat, repacked": Kind("longcat", False, "LongCat_TI2V_comfy", lambda: tiny_longcat.repacked(longcat())),
