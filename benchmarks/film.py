@@ -1,7 +1,8 @@
 """What FAST-AR's modules do on the demo film, a causal Wan whose positions have a time axis.
 
     python benchmarks/film.py agree [--save]    keys before RoPE of a film: how often layers agree that a place looks as it did
-    python benchmarks/film.py modules [--save]  a camera that stands still: merging, prompt rows by mass and by buckets
+    python benchmarks/film.py modules [--save]  a camera that stands still: merging, a share of the tiles, prompt rows by mass and
+                                                by buckets, with 16 bits and on `balanced`
     python benchmarks/film.py order [--save]    attention of the last block from 15 % of the tiles: alike, or blocks of the grid
 
 Each takes `--scenes 5001,5003` and `--frames 48`. PSNR in dB against the exact film, of the mean squared error of all frames
@@ -39,6 +40,8 @@ THRESHOLDS = (0.8, 0.9, 0.95, 0.98, 0.99)
 SIDE = LATENT_PIXELS // 2
 TOKENS = SIDE * SIDE
 SHARE = 0.15
+# Frames whose seconds (of the clock, for one frame, the middle one of three blocks) and bytes a row has.
+LOOKED_AT = (15, 48, 60, 90, 300, 600)
 
 
 class Films:
@@ -57,10 +60,12 @@ class Films:
     def made(self, config: QVGConfig, look: Callable[[KVCache], None] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """Pictures [F, 3, 128, 128] behind the given ones, and what the cache came to. `look` sees it at the end."""
         caches: list[KVCache] = []
-        latents, began = [], time.process_time()
+        latents, seconds, sizes, began = [], [], [], time.process_time()
         directions = self._plan.directions
         for block in roll_out(self.model, self._prompts, directions, config, self._given, self._seed, caches=caches):
             latents.append(block.latent[0])
+            seconds.append(block.seconds)
+            sizes.append(block.cache.total)
             if len(latents) == len(directions):
                 (cache,) = caches
                 facts: dict[str, Any] = {
@@ -68,9 +73,15 @@ class Films:
                 }
                 if cache.merged_rows is not None:
                     facts["rows_per_token"] = round(cache.merged_rows / (cache.layout.merged * TOKENS), 3)
+                read = cache.explain()[-1]
                 if look is not None:
                     look(cache)
         facts["cpu_s"] = round(time.process_time() - began)
+        for frame in (frame for frame in LOOKED_AT if frame <= self._plan.frames):
+            last = frame // BLOCK_FRAMES
+            facts[f"seconds_{frame}"] = round(float(torch.tensor(seconds[max(0, last - 3) : last]).median()) / BLOCK_FRAMES, 4)
+            facts[f"bytes_{frame}"] = sizes[last - 1]
+        facts["read"] = read
         with torch.inference_mode():
             return self._codec.decode(torch.cat(latents[GIVEN_BLOCKS:])), facts
 
@@ -128,12 +139,21 @@ def modules(scene: int, frames: int) -> list[dict[str, Any]]:
         config = exact.with_changes(merge=threshold, merge_key=key, span_frames="auto")
         found, facts = films.made(config)
         rows.append({"way": f"merge {threshold:g}, {key}", "psnr_db": psnr_db(pictures, found)} | facts)
+    share: dict[str, Any] = {"sparse": SHARE, "span_frames": "auto"}
+    for name, config in (
+        (f"sparse {SHARE:g}", exact.with_changes(**share)),
+        ("balanced", PRESETS["balanced"]),
+        (f"balanced, sparse {SHARE:g}", PRESETS["balanced"].with_changes(**share)),
+        ("balanced, merge 0.99, mean", PRESETS["balanced"].with_changes(merge=0.99, span_frames="auto")),
+    ):
+        found, facts = films.made(config)
+        rows.append({"way": name, "psnr_db": psnr_db(pictures, found)} | facts)
     for rule in prompts.RULES[1:]:
         read: list[tuple[int, int]] = []
         with _prompt_rule(rule, read):
             found, facts = films.made(exact)
-        share = round(sum(some for some, _ in read) / sum(of for _, of in read), 3)
-        rows.append({"way": f"prompt by {rule}", "psnr_db": psnr_db(pictures, found), "prompt_rows_read": share} | facts)
+        part = round(sum(some for some, _ in read) / sum(of for _, of in read), 3)
+        rows.append({"way": f"prompt by {rule}", "psnr_db": psnr_db(pictures, found), "prompt_rows_read": part} | facts)
     return rows
 
 

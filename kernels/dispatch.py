@@ -36,6 +36,7 @@ OPS = (
     "direct_coefficients",
     "transcode",
     "attention8",
+    "means",
 )
 HEAD_DIMS = (64, 128, 256)
 GROUP_SIZES = (16, 32, 64, 128)

@@ -327,8 +327,7 @@ def advanced_inputs() -> list[Any]:
             "sparse",
             default=_DEFAULT.sparse,
             tooltip="Experimental. The share of old frames' tokens that attention reads, those that matter most (0.08 to 1; "
-            "start with 0.15); the others are seen as averages. Faster with long memories. 0: off. Not with merge, window or "
-            "offload.",
+            "start with 0.15); the others are seen as averages. Faster with long memories. 0: off. Not with merge or offload.",
             **number(0.0, 1.0, 0.01),
             **advanced,
         ),

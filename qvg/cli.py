@@ -201,6 +201,8 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--recent-frames", type=int, metavar="N", help="newest latent frames, kept exactly; default 3")
     add("--workspace-mb", type=int, metavar="N", help="MiB that attention reads through; default 512")
     add("--offload", choices=OFFLOADS, help="where encoded frames are kept; default gpu")
+    add("--merge", type=float, metavar="COSINE", help="count tokens that are there already (TempCache), such as 0.99; default 0")
+    add("--sparse", type=float, metavar="SHARE", help="the share of encoded tokens that is read (AnnSA), such as 0.15; default 0")
     add("--block-frames", type=int, metavar="N", help="latent frames denoised together; default as the model was trained")
     add("--given-frames", type=int, default=0, metavar="N", help="latent frames of a start image or video; default 0")
     add("--mode", choices=MODES, help=f"of worlds ({worlds}), as on World Sampler; default {MODES[0]}")

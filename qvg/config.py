@@ -227,11 +227,6 @@ def _require_sparse(config: QVGConfig) -> None:
         return
     reasons = (
         (
-            config.window_frames is not None,
-            f"window_frames {config.window_frames}: a tile holds tokens of several frames, which would leave a window at "
-            "different times; leave out window_frames",
-        ),
-        (
             config.merges,
             f"merge {config.merge:g}: what could be skipped is what merging has counted, and half of the rows that are left "
             "would have to be read; use merge 0",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import bootstrap_package  # noqa: F401
@@ -15,6 +16,7 @@ import torch
 from comfyui_qvg.kernels.rows8 import Rows8
 from comfyui_qvg.qvg import PRESETS, CacheSpec, KVCache, QVGConfig
 from comfyui_qvg.qvg.bench.synthetic import make_keys_values
+from comfyui_qvg.qvg.cache.log_counts import LogCounts
 from comfyui_qvg.qvg.codec import KeyValueCodecs, KLTCodec
 from comfyui_qvg.qvg.codec.base import EncodeHint
 from comfyui_qvg.qvg.codec.klt_basis import allocate_planes
@@ -29,6 +31,9 @@ from counting_pack import counting
 from torch import Tensor
 
 READS = ("exact", "fast", "direct")
+# FAST-AR's: a share of the tiles is read; every row counts several tokens, so that each key has a bias and angles of its own.
+MODULES = ("sparse", "counted")
+_SPARSE = 0.15
 
 
 class Layout(NamedTuple):
@@ -60,7 +65,7 @@ LAYOUTS = {
 class LayerCall:
     """One layer of a layout with a preset's cache, and its attention."""
 
-    def __init__(self, gpu: CountingGpu, layout: Layout, config: QVGConfig):
+    def __init__(self, gpu: CountingGpu, layout: Layout, config: QVGConfig, counted: bool = False):
         self.layout, self.spec = layout, layout.spec()
         self.cache = KVCache(self.spec, config, wan_rope(layout.rows, layout.cols))
         layer = self.cache.layers[0]
@@ -74,6 +79,10 @@ class LayerCall:
                 _commit_unchecked(self.cache)
             self._place(layout.frames)
         _require_predicted(self.cache)
+        if counted:
+            tokens = layout.frames * self.spec.tokens_per_frame
+            self.cache.positions.places = torch.zeros(tokens, 3)
+            self.cache.merger = SimpleNamespace(log_counts=LogCounts(0, torch.full((tokens,), 2)).of)  # type: ignore[assignment]
 
     def _place(self, start: int) -> None:
         self.cache.place([(float(start + frame), 0.0, 0.0) for frame in range(self.spec.chunk_frames)])
@@ -97,8 +106,9 @@ class LayerCall:
 
 def count_reads(layout: Layout, preset: str, read: str) -> dict[str, Counts]:
     """Of one layer's attention: the first call after a commit, and those that follow until the next."""
+    changes = {"sparse": {"sparse": _SPARSE, "span_frames": "auto"}, "counted": {}}.get(read, {"read": read})
     with counting() as gpu:
-        call = LayerCall(gpu, layout, PRESETS[preset].with_changes(read=read))
+        call = LayerCall(gpu, layout, PRESETS[preset].with_changes(**changes), read == "counted")
         with gpu.paused():  # what a process makes once: tables of levels, choices of kernels
             LayerCall(gpu, layout._replace(frames=4 * call.spec.chunk_frames), call.cache.config).attend()
         return {"first": gpu.counted(call.attend), "then": gpu.counted(call.attend)}
@@ -186,10 +196,10 @@ def _commit_unchecked(cache: KVCache) -> None:
 def _require_predicted(cache: KVCache) -> None:
     """AssertionError unless the cache holds what `CacheSpec.predict` says."""
     storages: dict[int, int] = {}
-    for pair in cache.layers[0].state.history:
-        for span in pair:
-            for tensor in span.tensors().values():
-                storage = tensor.inner.untyped_storage() if isinstance(tensor, OnGpu) else tensor.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
+    state = cache.layers[0].state
+    for kept in (*(span for pair in state.history for span in pair), *state.tiles):
+        for tensor in kept.tensors().values():
+            storage = tensor.inner.untyped_storage() if isinstance(tensor, OnGpu) else tensor.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
     expected: Any = cache.spec.predict(cache.config, cache.frames_committed)
     assert sum(storages.values()) == expected.total, f"{sum(storages.values())} bytes, predicted {expected.total}"

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ...kernels.attention import Attended, attention_to_listed, merge_attention, nothing_seen
 from ...kernels.launch import on_gpu
+from ...kernels.means import rank_means, working_bytes
 from ...kernels.rotary import Angles, angles_of_tokens
+from ...kernels.rows8 import Rows8
 from ..codec.span import ExactSpan, Known, Span
 from ..codec.span_rows import head_rows
 from .choice import Reading
@@ -33,18 +35,37 @@ BLOCK_QUERIES = 64
 LEAST_TOKENS = 4096
 
 
+def tiles_read(share: float, tiles: int) -> int:
+    """Of so many tiles."""
+    # Not one more for a share that rounding has put above a whole number: .15 of 100 tiles are 15.
+    return math.ceil(share * tiles - 1e-9)
+
+
 class SparsePlan:
     """What one layer remembers, for reading a share of it: made once for a block.
 
-    near    sink and recent frames; `whole`: the spans; `edge`: the tokens of the sink, behind which the spans stand
+    near    sink and recent frames, and what a window has left of its oldest span, whose means also stand for what has left;
+            `whole`: the other spans; `edge`: the tokens of near in front of them
     first   where each span begins among the tokens of all spans; the last number is how many there are
     starts  where each tile begins in the joined orders of all spans, `sizes`, how many tokens it has, and `bases`, where its span
             begins: each [N]
     """
 
-    def __init__(self, sink: Sequence[Pair], spans: Sequence[Pair], unpacked: Sequence[Pair], tiles: Sequence[SpanTiles]):
-        self.near, self.spans, self.tiles = DecodePlan([*sink, *unpacked]), tuple(spans), tuple(tiles)
-        self.edge = sum(pair.keys.num_tokens for pair in sink)
+    def __init__(
+        self,
+        sink: Sequence[Pair],
+        spans: Sequence[Pair],
+        unpacked: Sequence[Pair],
+        tiles: Sequence[SpanTiles],
+        hidden_tokens: int = 0,
+    ):
+        self._held, self.hidden_tokens = (*sink, *spans, *unpacked), hidden_tokens
+        cut = int(hidden_tokens > 0)
+        front = [*sink, *spans[:cut]]
+        self.near = DecodePlan([*front, *unpacked], (len(sink), hidden_tokens))
+        self.edge = sum(self.near.counts[: len(front)])
+        spans, tiles = spans[cut:], tiles[cut:]
+        self.spans, self.tiles = tuple(spans), tuple(tiles)
         self.first = [0, *itertools.accumulate(pair.keys.num_tokens for pair in spans)]
         self.first_tile = [0, *itertools.accumulate(one.num_tiles for one in tiles)]
         device = tiles[0].order.device
@@ -53,22 +74,27 @@ class SparsePlan:
             [first + TILE_TOKENS * torch.arange(one.num_tiles) for first, one in zip(self.first, tiles, strict=False)]
         ).to(device)
         self.sizes = torch.cat([tile_sizes(count, device) for count in counts])
+        self.log_sizes = self.sizes.log()
         self.whole = DecodePlan(spans)
         self.is_even = all(count % TILE_TOKENS == 0 for count in counts)
         # Of every tile, where its span begins.
         self.bases = torch.cat([torch.full((one.num_tiles,), first) for first, one in zip(self.first, tiles, strict=False)]).to(
             device
         )
-        self._held, self._known = (*sink, *spans, *unpacked), {}  # type: tuple[Pair, ...], dict[tuple[int, int], Known]
+        # Of exact keys, whose norms are those of all; the block in work's are others as long as it is noise.
+        exact = [_squares(pair.keys.values) for pair in (*sink, *unpacked) if isinstance(pair.keys, ExactSpan)]
+        self.norms = torch.cat(exact, 2).mean(2) if exact else None
+        self._known: dict[tuple[int, int], Known] = {}
 
     @property
     def num_tiles(self) -> int:
         """Of all spans."""
         return self.first_tile[-1]
 
-    def fits(self, pairs: Sequence[Pair]) -> bool:
+    def fits(self, pairs: Sequence[Pair], hidden_tokens: int) -> bool:
         """Whether it was made for these very stretches."""
-        return len(pairs) == len(self._held) and all(one is other for one, other in zip(pairs, self._held, strict=True))
+        same = len(pairs) == len(self._held) and hidden_tokens == self.hidden_tokens
+        return same and all(one is other for one, other in zip(pairs, self._held, strict=True))
 
     def known(self, row: tuple[int, int]) -> Known:
         """Views of one head of the codebooks."""
@@ -89,8 +115,7 @@ class SparseHistory:
     tiles_read: int = field(init=False)
 
     def __post_init__(self) -> None:
-        # One more for a share that rounding has put above a whole number: .15 of 100 tiles are 15.
-        object.__setattr__(self, "tiles_read", math.ceil(self.share * self.plan.num_tiles - 1e-9))
+        object.__setattr__(self, "tiles_read", tiles_read(self.share, self.plan.num_tiles))
 
     @property
     def near(self) -> History:
@@ -147,14 +172,27 @@ class SparseHistory:
         per_frame = self.tokens_per_frame
         return History(self.plan.whole, (empty[0], empty[1]), self.decode, turned, False, per_frame, self.backend)
 
-    def listed(self, row: tuple[int, int], tiles: Tensor) -> Tensor:
-        """Which of all spans' tokens are in some tiles of one head: int64 [n, k] -> int32 [n, 16 k], -1 where a tile has no
-        more."""
-        plan, (batch, head) = self.plan, row
+    @property
+    def norms(self) -> Tensor:
+        """The mean of the squares of every head's keys, float32 [B, H]."""
+        found = self.plan.norms
+        return _squares(self.current[0]).mean(-1) if found is None else found
+
+    def means(self, heads: slice, batch: slice = slice(None)) -> tuple[Rows8, Rows8]:
+        """Keys and values of all tiles of some heads."""
+        tiles, row = self.plan.tiles, (batch, heads)
+        keys, values = ([one.keys for one in tiles], [one.values for one in tiles])
+        return _joined(keys, row), _joined(values, row)
+
+    def listed(self, heads: slice, tiles: Tensor) -> Tensor:
+        """Which of all spans' tokens are in some tiles of some heads: int64 [B, h, blocks, k] -> int32 [B, h, blocks, 16 k], -1
+        where a tile has no more."""
+        plan = self.plan
         inside = torch.arange(TILE_TOKENS, device=tiles.device)
         at = (plan.starts[tiles][..., None] + inside).clamp(max=plan.first[-1] - 1)
-        tokens = torch.cat([one.order[batch, head] for one in plan.tiles])[at].long() + plan.bases[tiles][..., None]
-        return torch.where(inside < plan.sizes[tiles][..., None], tokens, -1).flatten(-2).int()
+        orders = torch.cat([one.order[:, heads] for one in plan.tiles], 2)
+        tokens = orders.gather(2, at.flatten(2)).view(at.shape).int() + plan.bases[tiles][..., None].int()
+        return torch.where(inside < plan.sizes[tiles][..., None], tokens, -1).flatten(-2)
 
     def _rows(self, span: Span, row: tuple[int, int], at: Tensor) -> Span:
         found = head_rows(span, row, at, self.plan.known(row))
@@ -188,18 +226,23 @@ def attend_sparse(q: Tensor, history: SparseHistory, workspace: Workspace, readi
         f"{history.tiles_read} of {plan.num_tiles} tiles of {TILE_TOKENS} tokens read for every {min(BLOCK_QUERIES, q.shape[2])} "
         "queries, the others by their means",
     )
-    if on_gpu(q.device) and q.shape[2] > BLOCK_QUERIES and _decoded_bytes(history, work) <= workspace.limit_bytes // 2:
+    # So many blocks decode less tile by tile than all once.
+    few = -(-q.shape[2] // BLOCK_QUERIES) * history.tiles_read <= plan.num_tiles
+    if on_gpu(q.device) and not few and _decoded_bytes(history, work) <= workspace.limit_bytes // 2:
         return _attend_many(work, history, near, workspace, backend).to(q.dtype)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out, norms = torch.empty_like(q, memory_format=torch.contiguous_format), history.norms
     for batch, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
         row = (slice(batch, batch + 1), slice(head, head + 1))
-        means = [_means([one.keys for one in plan.tiles], row), _means([one.values for one in plan.tiles], row)]
+        means = history.means(row[1], row[0])
+        reserved = 2 * 4 * plan.num_tiles * q.shape[3]
         for first in range(0, q.shape[2], BLOCK_QUERIES):
             some = (*row, slice(first, first + BLOCK_QUERIES))
             total = Attended(near.out[some].contiguous(), near.lse[some].contiguous())
-            (tiles,), rest = _rank(work[some], means, total.lse, plan.sizes, history.tiles_read)
-            reserved = sum(x.nbytes for x in means)
-            for part in (rest, attend_seen(work[some], history.chosen((batch, head), tiles), workspace, backend, reserved)[0]):
+            ranked = rank_means(
+                work[some], *means, plan.log_sizes, norms[row], total.lse, history.tiles_read, BLOCK_QUERIES, backend
+            )
+            chosen = history.chosen((batch, head), ranked.tiles[0, 0, 0])
+            for part in (ranked.rest, attend_seen(work[some], chosen, workspace, backend, reserved)[0]):
                 merge_attention(part.out[None], part.lse[None], total, backend)
             out[some] = total.out
     return out
@@ -213,57 +256,39 @@ def _decoded_bytes(history: SparseHistory, q: Tensor) -> int:
 def _attend_many(q: Tensor, history: SparseHistory, near: Attended, workspace: Workspace, backend: str) -> Tensor:
     """The same for so many blocks of queries that together they read everything: spans are decoded once, some heads at a time,
     and a kernel reads of them what each block has chosen."""
-    plan, channels, spans = history.plan, q.shape[3], history.all_spans
+    plan, channels, spans, norms = history.plan, q.shape[3], history.all_spans, history.norms
     group = max(1, min(q.shape[1], workspace.limit_bytes // 2 // _decoded_bytes(history, q)))
-    # Logits, their exponentials and what is sorted, of as many blocks of one head as the rest has room for.
-    rows = max(1, workspace.limit_bytes // 4 // (3 * 4 * plan.num_tiles * BLOCK_QUERIES)) * BLOCK_QUERIES
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for first in range(0, q.shape[1], group):
         heads = slice(first, min(first + group, q.shape[1]))
         shape = (q.shape[0], heads.stop - heads.start, plan.first[-1], channels)
         keys, values = (workspace.take(name, shape, q.dtype, q.device) for name in ("keys 0", "values 0"))
         spans.fill_both(0, plan.first[-1], heads, keys, values)
-        total, lists = nothing_seen(q[:, heads]), []
-        for batch, head in itertools.product(range(shape[0]), range(heads.start, heads.stop)):
-            row = (slice(batch, batch + 1), slice(head, head + 1))
-            means = [_means([one.keys for one in plan.tiles], row), _means([one.values for one in plan.tiles], row)]
-            parts = []
-            for start in range(0, q.shape[2], rows):
-                some = slice(start, start + rows)
-                tiles, rest = _rank(q[(*row, some)], means, near.lse[(*row, some)], plan.sizes, history.tiles_read)
-                parts.append(history.listed((batch, head), tiles))
-                total.out[batch, head - first, some], total.lse[batch, head - first, some] = rest.out[0, 0], rest.lse[0, 0]
-            lists.append(torch.cat(parts))
-        listed = torch.stack(lists).unflatten(0, shape[:2])
+        means, total, lists = history.means(heads), nothing_seen(q[:, heads]), []
+        # As many blocks at a time as the rest of the workspace has room to rank for.
+        each = shape[0] * shape[1] * working_bytes(q, plan.num_tiles, BLOCK_QUERIES, backend)
+        rows = max(1, workspace.limit_bytes // 4 // each) * BLOCK_QUERIES
+        for start in range(0, q.shape[2], rows):
+            some = (slice(None), heads, slice(start, start + rows))
+            ranked = rank_means(
+                q[some], *means, plan.log_sizes, norms[:, heads], near.lse[some], history.tiles_read, BLOCK_QUERIES, backend
+            )
+            lists.append(history.listed(heads, ranked.tiles))
+            part = slice(start, start + rows)
+            total.out[:, :, part], total.lse[:, :, part] = ranked.rest
+        listed = lists[0] if len(lists) == 1 else torch.cat(lists, 2)
         read = attention_to_listed(q[:, heads], keys, values, listed, BLOCK_QUERIES, backend)
-        for part in (read, Attended(near.out[:, heads], near.lse[:, heads])):
-            merge_attention(part.out[None], part.lse[None], total, backend)
+        for part_seen in (read, Attended(near.out[:, heads], near.lse[:, heads])):
+            merge_attention(part_seen.out[None], part_seen.lse[None], total, backend)
         out[:, heads] = total.out
     return out
 
 
-def _rank(q: Tensor, means: Sequence[Tensor], near: Tensor, sizes: Tensor, most: int) -> tuple[Tensor, Attended]:
-    """For every block of queries q [1, 1, n, D] the tiles to read, in their order: int64 [blocks, most]; and attention to the
-    means of the others."""
-    keys, values = means
-    logits = torch.matmul(q[0, 0].float() * q.shape[-1] ** -0.5, keys.T).add_(sizes.log())
-    mass = torch.logaddexp(near[0, 0], logits.logsumexp(-1))
-    missing = -q.shape[2] % BLOCK_QUERIES
-    shares = torch.nn.functional.pad(logits - mass[:, None], (0, 0, 0, missing), value=-torch.inf)
-    tiles = shares.unflatten(0, (-1, BLOCK_QUERIES)).amax(1).topk(most).indices.sort().values
-    logits.scatter_(1, tiles.repeat_interleave(BLOCK_QUERIES, 0)[: q.shape[2]], -torch.inf)
-    return tiles, _seen(logits, values)
+def _squares(keys: Tensor) -> Tensor:
+    """Of every key [B, H, S, D]: float32 [B, H, S]."""
+    return torch.stack([keys[:, head].float().square().sum(-1) for head in range(keys.shape[1])], 1)
 
 
-def _seen(logits: Tensor, values: Tensor) -> Attended:
-    """Attention of logits [n, N] to values [N, D]: [1, 1, n, D]."""
-    lse = logits.logsumexp(-1)
-    weights = logits.sub_(torch.where(lse == -torch.inf, 0, lse)[:, None]).exp_()
-    return Attended(torch.matmul(weights, values)[None, None], lse[None, None])
-
-
-def _means(parts: Sequence[object], row: tuple[slice, slice]) -> Tensor:
-    """Of all spans' tiles of one head: float32 [N, D]."""
-    values = torch.cat([part.values[row] for part in parts], 2)[0, 0]  # type: ignore[attr-defined]
-    scales = torch.cat([part.scales[row] for part in parts], 2)[0, 0]  # type: ignore[attr-defined]
-    return values.float().mul_(scales.float()[:, None])
+def _joined(parts: Sequence[Rows8], row: tuple[slice, slice]) -> Rows8:
+    """All spans' means of some heads."""
+    return Rows8(*(torch.cat([part[row] for part in each], 2) for each in zip(*parts, strict=True)))

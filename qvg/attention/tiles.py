@@ -18,8 +18,9 @@ from torch import Tensor
 from ...kernels.rows8 import Rows8, quantize_rows
 
 TILE_TOKENS = 16
-# Steps towards the direction in which a stretch of tokens differs most.
+# Steps towards the direction in which a stretch of tokens differs most, and then of two-means between its halves.
 _POWER_STEPS = 3
+_MEANS_STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,28 +103,44 @@ def tile_sizes(tokens: int, device: torch.device) -> Tensor:
 def _halved(x: Tensor) -> Tensor:
     """Two-means with clusters of equal size, again and again until a cluster is a tile: x [R, S, D] -> order [R, S].
 
-    Every stretch of tiles is sorted along the direction in which its tokens differ most, and cut at a tile's edge in the middle.
+    Every stretch of tiles is sorted along the direction in which its tokens differ most and cut at a tile's edge in the middle;
+    then, some times, along the line between the means of its halves, which is what puts tokens nearer to one of them there.
     """
     rows, tokens, _ = x.shape
     order = torch.arange(tokens, device=x.device).expand(rows, -1)
     cuts = [0, tile_count(tokens)]
     while any(stop - start > 1 for start, stop in itertools.pairwise(cuts)):
-        order = _sorted_within(x, order, [min(tokens, cut * TILE_TOKENS) for cut in cuts])
-        cuts = sorted({*cuts, *((start + stop) // 2 for start, stop in itertools.pairwise(cuts))})
+        finer = sorted({*cuts, *((start + stop) // 2 for start, stop in itertools.pairwise(cuts))})
+        edges, halves = ([min(tokens, cut * TILE_TOKENS) for cut in some] for some in (cuts, finer))
+        order, cuts = _sorted_within(x, order, edges, halves), finer
     return order
 
 
-def _sorted_within(x: Tensor, order: Tensor, edges: list[int]) -> Tensor:
-    """Each stretch between two edges sorted along its own first principal direction (by power iteration)."""
+def _sorted_within(x: Tensor, order: Tensor, edges: list[int], halves: list[int]) -> Tensor:
+    """Each stretch between two edges sorted so that its halves (the stretches of the edges `halves`) are alike."""
     rows, _, channels = x.shape
     device = x.device
     sizes = torch.tensor([stop - start for start, stop in itertools.pairwise(edges)], device=device)
     of = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+    begun = set(edges)
+    # 1 in the second half of a stretch, -1 in its first; 0 in a tile.
+    ends = itertools.pairwise(halves)
+    side = torch.tensor([0 if one in begun and two in begun else -1 if one in begun else 1 for one, two in ends])
+    half_sizes = torch.tensor([stop - start for start, stop in itertools.pairwise(halves)])
+    weights = (side / half_sizes).to(device).repeat_interleave(half_sizes.to(device))
 
     def summed(parts: Tensor) -> Tensor:
         return torch.zeros(rows, len(sizes), channels, device=device).index_add_(1, of, parts)
 
-    here = x.gather(1, order[..., None].expand(-1, -1, channels))
+    def sorted_along(here: Tensor, along: Tensor) -> Tensor:
+        by_place = (here * along[:, of]).sum(-1).argsort(dim=1, stable=True)
+        # A stable sort by stretch leaves each in the order of its places.
+        return by_place.gather(1, of[by_place].argsort(dim=1, stable=True))
+
+    def gathered(y: Tensor, at: Tensor) -> Tensor:
+        return y.gather(1, at[..., None].expand(-1, -1, channels))
+
+    here = gathered(x, order)
     here = here - (summed(here) / sizes[:, None])[:, of]
     # Whatever it begins with, power iteration finds the direction; of a stretch's own tokens it begins within their span.
     first = torch.tensor(edges[:-1], device=device)
@@ -131,8 +148,9 @@ def _sorted_within(x: Tensor, order: Tensor, edges: list[int]) -> Tensor:
     for _ in range(_POWER_STEPS):
         share = (here * torch.nn.functional.normalize(along, dim=-1)[:, of]).sum(-1, keepdim=True)
         along = summed(here * share)
-    place = (here * torch.nn.functional.normalize(along, dim=-1)[:, of]).sum(-1)
-    by_place = place.argsort(dim=1, stable=True)
-    # A stable sort by stretch leaves each in the order of its places.
-    within = by_place.gather(1, of[by_place].argsort(dim=1, stable=True))
-    return order.gather(1, within)
+    for step in range(_MEANS_STEPS + 1):
+        within = sorted_along(here, torch.nn.functional.normalize(along, dim=-1))
+        here, order = gathered(here, within), order.gather(1, within)
+        if step < _MEANS_STEPS:
+            along = summed(here * weights[:, None])
+    return order

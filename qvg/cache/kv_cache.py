@@ -253,7 +253,8 @@ class KVCache:
         if not self.config.skips or not step.encode_chunks or self.config.keys == "after_rope" or current is None:
             return None
         layout = self.layout
-        return self.positions.coming_rotation(sum(layout.sink) + sum(layout.spans), step.layout.spans[-1], current[0].device)
+        first = sum(layout.sink) + sum(layout.spans) - layout.hidden
+        return self.positions.coming_rotation(first, step.layout.spans[-1], current[0].device)
 
     def _commit_one(self, layer: int) -> None:
         assert self._commit is not None

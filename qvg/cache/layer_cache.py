@@ -147,6 +147,7 @@ class LayerCache:
     def evict(self, spans: int, chunks: int) -> None:
         """Forget the oldest spans and the oldest chunks of the tail. A shared codebook leaves with its last span."""
         del self.state.spans[:spans]
+        del self.state.tiles[:spans]
         del self.state.tail[:chunks]
         if spans:
             self._forget_copies()

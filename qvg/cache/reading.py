@@ -50,14 +50,16 @@ class Reader:
         """Attention of q [B, H, S, D] over a layer's history and the current block. Queries and block are encoded by position
         already, `encodings` does it for the history; `hidden_frames` behind its sink are not seen; `log_counts` as in
         `History`."""
-        own = layers[layer]
+        own, hidden_tokens = layers[layer], hidden_frames * self._tokens_per_frame
         if self._config.skips:
-            reading = self.readings.choose_sparse(sum(pair.keys.num_tokens for pair in own.state.spans), LEAST_TOKENS)
+            # Of a span that a window cuts the rest is read whole.
+            spans = own.state.spans[int(hidden_tokens > 0) :]
+            reading = self.readings.choose_sparse(sum(pair.keys.num_tokens for pair in spans), LEAST_TOKENS)
             if reading.mode == "sparse":
-                return self._attend_sparse(own, layer, q, current, encodings, reading)
+                return self._attend_sparse(own, layer, q, current, encodings, hidden_tokens, reading)
         else:
             reading = self.readings.choose(q, projected)
-        hidden = (len(own.state.sink), hidden_frames * self._tokens_per_frame)
+        hidden = (len(own.state.sink), hidden_tokens)
         plan = self._plan(layer, self._pairs(layers, layer, q.device), hidden)
         decode, per_frame = _decoder(own), self._tokens_per_frame
         history = History(plan, current, decode, encodings, projected, per_frame, self._config.backend, log_counts)
@@ -70,13 +72,15 @@ class Reader:
         q: Tensor,
         current: tuple[Tensor, Tensor],
         encodings: PositionEncodings | None,
+        hidden_tokens: int,
         reading: Reading,
     ) -> Tensor:
         """The same from a share of the tiles."""
         state, config = own.state, self._config
         plan = self._sparse_plans.get(layer)
-        if plan is None or not plan.fits(state.history):
-            self._sparse_plans[layer] = plan = SparsePlan(state.sink, state.spans, state.unpacked, state.tiles)
+        if plan is None or not plan.fits(state.history, hidden_tokens):
+            parts = (state.sink, state.spans, state.unpacked, state.tiles)
+            self._sparse_plans[layer] = plan = SparsePlan(*parts, hidden_tokens)
         history = SparseHistory(plan, current, _decoder(own), config.sparse, encodings, self._tokens_per_frame, config.backend)
         return attend_sparse(q, history, self.workspace, reading, config.backend)
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 import torch
 
-from ..attention.tiles import tile_bytes
+from ..attention.sparse import LEAST_TOKENS, tiles_read
+from ..attention.tiles import TILE_TOKENS, tile_bytes, tile_count
 from ..codec import ExactCodec, KeyValueCodecs, KLTCodec, make_codecs
 from ..codec.base import Codebooks
 from ..codec.compared import check_channels
@@ -244,6 +245,18 @@ class CacheSpec:
             for frames, many in memory.spans.items():
                 sizes.update(_times(many * self.layers, codec.predicted_bytes(self._shape(frames))))
         return sizes
+
+    def tokens_read(self, config: QVGConfig, frames: int, chunks: Sequence[int] | None = None) -> int:
+        """Of the history after so many frames, tokens that a block of queries reads at most; of others it sees means. What a
+        window leaves of its oldest span is read whole."""
+        memory = self._memory(config, frames, chunks)
+        spans = [count * self.tokens_per_frame for count, many in memory.spans.items() for _ in range(many)]
+        seen = memory.exact_frames * self.tokens_per_frame + sum(spans)
+        skipping = sorted(spans)[int(config.window_frames is not None) :]
+        if not config.skips or sum(skipping) < LEAST_TOKENS:
+            return seen
+        read = tiles_read(config.sparse, sum(map(tile_count, skipping))) * TILE_TOKENS
+        return seen - sum(skipping) + min(read, sum(skipping))
 
     def tile_bytes(self, config: QVGConfig, frames: int) -> int:
         """Of a span of so many frames in one layer."""

@@ -92,7 +92,11 @@ def make_config(options: Namespace) -> QVGConfig:
         "recent_frames": options.recent_frames,
         "workspace_mb": options.workspace_mb,
         "offload": options.offload,
+        "merge": options.merge,
+        "sparse": options.sparse,
     }
+    if (options.merge or options.sparse) and options.span_frames is None:
+        changes["span_frames"] = "auto"
     return base.with_changes(**{name: value for name, value in changes.items() if value is not None})
 
 

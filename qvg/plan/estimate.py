@@ -72,7 +72,8 @@ class Plan:
     change: `codebook_bytes` of one codebook more in every layer, `most_cache_bytes` at the end with one begun at every span;
     `short_spans` says so where a window makes spans too short to learn from. `merges`: tokens that look alike are counted, so
     what the cache takes is bounded from above. `recording_bytes`: of a video of segments, while the memory of one is made; 0 for
-    other models and where nothing is remembered.
+    other models and where nothing is remembered. Where attention reads a share: `tile_bytes` of the cache at the end for order
+    and means of tiles, `tokens_read` of the `tokens_kept` that a block of queries reads at most; otherwise 0.
     """
 
     latent_frames: int
@@ -92,6 +93,9 @@ class Plan:
     short_spans: str = ""
     merges: bool = False
     recording_bytes: int = 0
+    tile_bytes: int = 0
+    tokens_read: int = 0
+    tokens_kept: int = 0
 
     @property
     def sampling_bytes(self) -> int:
@@ -146,6 +150,7 @@ def plan(
         short_spans=run.spec.short_spans_text(run.config),
         merges=run.config.merges,
         recording_bytes=recording,
+        **run.share_read(frames),
     )
 
 
@@ -201,6 +206,15 @@ class Run:
         kept, chunks = self.remembered_frames(frames), self.chunks(frames)
         most, usual = (self.spec.predict(self.config, kept, chunks, codebooks).total for codebooks in ("most", None))
         return max(0, most - usual)
+
+    def share_read(self, frames: int) -> dict[str, int]:
+        """What a plan says of tiles; nothing where all is read."""
+        if not self.config.skips:
+            return {}
+        kept, chunks = self.remembered_frames(frames), self.chunks(frames)
+        tiles = self.spec.predict(self.config, kept, chunks).tiles
+        read, seen = (self.spec.tokens_read(one, kept, chunks) for one in (self.config, self.config.with_changes(sparse=1.0)))
+        return {"tile_bytes": tiles, "tokens_read": read, "tokens_kept": seen}
 
     def last_peak(self, frames: int) -> Peak:
         """How the cache stands at the end of a run of so many latent frames."""

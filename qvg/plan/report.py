@@ -62,6 +62,7 @@ def report(
         (f"cache, {label}, at the end", most + gigabytes(found.cache_end_bytes) + saved),
         ("  at its worst moment", most + gigabytes(found.cache_peak_bytes)),
         *_further(found),
+        *([("  of which order and means of tiles", gigabytes(found.tile_bytes))] if found.tile_bytes else []),
         *([("  of which in main memory", gigabytes(found.away_bytes))] if found.away_bytes > 0 else []),
         ("transient: attention's workspace", gigabytes(found.workspace_bytes)),
         ("transient: one block, prompt, latents", gigabytes(found.activation_bytes)),
@@ -79,6 +80,10 @@ def report(
     if found.merges:
         table.append(
             "Tokens that look like what is remembered at their place are counted, not stored: how many is not known before."
+        )
+    if found.tile_bytes:
+        table.append(
+            f"64 queries read at most {found.tokens_read:,} of {found.tokens_kept:,} tokens in memory, and means of the others."
         )
     if found.short_spans:
         table.append(found.short_spans)

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from comfyui_qvg.kernels.attention import Attended, merge_attention
+from comfyui_qvg.kernels.means import rank_means
 from comfyui_qvg.kernels.rotary import Angles
+from comfyui_qvg.kernels.rows8 import quantize_rows
 from comfyui_qvg.qvg import CacheError, CacheSpec, ConfigError, GridRope, KVCache, QVGConfig
 from comfyui_qvg.qvg.attention.tiles import TILE_TOKENS, make_order, tile_bytes, tile_means, tile_sizes
 from comfyui_qvg.qvg.bench.cache_watch import CacheWatch
@@ -69,6 +71,20 @@ def test_all_tiles_are_the_whole(name: str, keys: str) -> None:
     assert share.nbytes().total - share.nbytes().tiles == plain.total, "what is encoded is what it would be"
 
 
+@pytest.mark.parametrize(("name", "window"), [("none", 12), ("kivi", 14)])
+def test_a_window_cuts_spans_and_takes_their_tiles_along(name: str, window: int) -> None:
+    """What is left of the span that it cuts is read whole, and its means, which stand for what has left, too, are not seen."""
+    config = CODECS[name].with_changes(window_frames=window, span_frames=4)
+    whole, share = (KVCache(SPEC, one, ROPE) for one in (config, config.with_changes(sparse=1.0)))
+    assert_close("attention", walk(whole, 21), walk(share, 21), 2e-5)
+    assert any("tiles of 16 tokens read" in line for line in share.explain()), share.explain()
+    for layer in share.layers:
+        assert len(layer.state.tiles) == len(layer.state.spans) == len(share.layout.spans)
+    assert share.nbytes() == SPEC.predict(share.config, 21, codebooks=share.codebooks())
+    part = KVCache(SPEC, config.with_changes(sparse=0.3), ROPE)
+    assert bool(walk(part, 21).isfinite().all())
+
+
 def test_a_part_of_the_whole_by_definition() -> None:
     """Tiles chosen by the largest share of any query, all others one key more that stands for its tokens: in float64, from the
     stretches themselves."""
@@ -86,17 +102,21 @@ def test_a_part_of_the_whole_by_definition() -> None:
     first, per_span = 12, 5 * 12
     spans = len(state.spans)
     for head in range(2):
+        exact = [*range(first), *range(first + spans * per_span, keys.shape[2])]
         near = [*range(first), *range(first + spans * per_span, keys.shape[2])]
         near_keys, near_values = (torch.cat([x[0, head, near], y[0, head].double()]) for x, y in ((keys, k), (values, v)))
-        logits, tiles, masses = q[0, head] @ near_keys.T, [], []
+        logits, tiles, masses, added = q[0, head] @ near_keys.T, [], [], []
         for number in range(spans):
             some, base = state.tiles[number], first + number * per_span
             for tile, mean in enumerate(some.keys.dequantize()[0, head].double()):
                 tokens = base + some.order[0, head, 16 * tile : 16 * tile + 16].long()
                 masses.append(q[0, head] @ mean + torch.tensor(float(len(tokens))).log())
+                spread = (held[0][0, head, exact].double().square().sum(1).mean() - mean.square().sum()).clamp(min=0) / 64
+                added.append((q[0, head].square().sum(1) / 2 * spread).clamp(max=6))
                 tiles.append((tokens, some.values.dequantize()[0, head, tile].double()))
         every = torch.stack(masses, 1)
-        shares = (every - torch.cat([logits, every], 1).logsumexp(1)[:, None]).amax(0)
+        guessed = every + torch.stack(added, 1)
+        shares = (guessed - torch.cat([logits, guessed], 1).logsumexp(1)[:, None]).amax(0)
         best = set(shares.topk(-(-3 * len(tiles) // 10)).indices.tolist())
         assert len(tiles) == 4 * spans == 16 and len(best) == 5
         logit, value = [logits], [near_values]
@@ -179,7 +199,7 @@ def test_blocks_that_read_everything_together_are_the_same(name: str, monkeypatc
     seen = []
     for many in (False, True):
         monkeypatch.setattr(sparse, "on_gpu", lambda device, many=many: many)
-        cache = KVCache(spec, CODECS[name].with_changes(sparse=0.2, workspace_mb=1), ROPE)
+        cache = KVCache(spec, CODECS[name].with_changes(sparse=0.4, workspace_mb=1), ROPE)
         seen.append(walk(cache, 27))
     assert_close("attention", seen[0], seen[1], 2e-5)
     assert not torch.equal(*seen), "both ways were taken"
@@ -216,7 +236,6 @@ def test_the_next_block_reads_what_has_become_history() -> None:
         ({"sparse": "x"}, "sparse is 'x'"),
         ({"sparse": float("nan")}, "sparse is nan"),
         ({"sparse": 0.15, "merge": 0.99}, "sparse 0.15 does not go with merge 0.99: what could be skipped"),
-        ({"sparse": 0.15, "window_frames": 40}, "does not go with window_frames 40"),
         ({"sparse": 0.15, "offload": "cpu"}, "does not go with offload 'cpu'"),
         ({"sparse": 0.15, "read": "fast"}, "does not go with read 'fast'"),
         ({"sparse": 0.15, "read": "direct"}, "does not go with read 'direct'"),
@@ -279,11 +298,11 @@ def test_angles_of_some_tokens() -> None:
 
 def test_attention_to_nothing_left_adds_nothing() -> None:
     """With all tiles chosen the others weigh nothing, and merging takes that."""
-    from comfyui_qvg.qvg.attention.sparse import _rank
-
-    q, near = torch.randn(1, 1, 3, 16), torch.zeros(1, 1, 3)
-    tiles, rest = _rank(q, [torch.randn(4, 16), torch.randn(4, 16)], near, torch.full((4,), 16.0), 4)
-    assert tiles.tolist() == [[0, 1, 2, 3]] and bool((rest.lse == -torch.inf).all()) and not bool(rest.out.any())
+    generator = torch.Generator().manual_seed(0)
+    q, near = torch.randn(1, 1, 3, 16, generator=generator), torch.zeros(1, 1, 3)
+    keys, values = (quantize_rows(torch.randn(1, 1, 4, 16, generator=generator)) for _ in range(2))
+    tiles, rest = rank_means(q, keys, values, torch.zeros(4), torch.ones(1, 1), near, 4, 64)
+    assert tiles.tolist() == [[[[0, 1, 2, 3]]]] and bool((rest.lse == -torch.inf).all()) and not bool(rest.out.any())
     total = Attended(torch.ones(1, 1, 3, 16), near.clone())
     merge_attention(rest.out[None], rest.lse[None], total)
     assert torch.equal(total.out, torch.ones(1, 1, 3, 16)) and torch.equal(total.lse, near)

@@ -32,6 +32,24 @@ def test_a_plan_says_at_most() -> None:
     assert "how many is not known" not in report(WAN, video, "preset balanced", plain, 24 * 10**9, None)
 
 
+def test_a_plan_knows_of_tiles() -> None:
+    """Their bytes, and of 81 pictures (21 latent frames of 1,560 tokens, 15 in spans, each of 3) what is read at most."""
+    video, share = Video(832, 480, 81), PRESETS["balanced"].with_changes(sparse=0.15)
+    found, plain = (plan(WAN, video, config, 24 * 10**9) for config in (share, PRESETS["balanced"]))
+    assert found.cache_end_bytes == plain.cache_end_bytes + found.tile_bytes and found.tile_bytes > 0 == plain.tile_bytes
+    assert found.tokens_kept == 21 * 1560 and plain.tokens_kept == plain.tokens_read == 0
+    spans = 5 * [3 * 1560]
+    tiles = sum(-(-tokens // 16) for tokens in spans)
+    assert found.tokens_read == found.tokens_kept - sum(spans) + 16 * -(-15 * tiles // 100)
+    text = report(WAN, video, "preset balanced", found, 24 * 10**9, None)
+    assert f"64 queries read at most {found.tokens_read:,} of 32,760 tokens" in text and "order and means of tiles" in text
+    assert "order and means" not in report(WAN, video, "preset balanced", plain, 24 * 10**9, None)
+    cut = plan(WAN, video, share.with_changes(window_frames=18), 24 * 10**9)
+    assert cut.tokens_read < cut.tokens_kept < found.tokens_kept
+    short = plan(WAN, Video(832, 480, 17), share, 24 * 10**9)
+    assert short.tokens_read == short.tokens_kept, "fewer than 4,096 encoded tokens are read whole"
+
+
 def test_an_hour_is_planned_in_a_moment() -> None:
     began = time.perf_counter()
     assert plan(WAN, Video(832, 480, 57_601), MERGED, 24 * 10**9).longest_frames is not None

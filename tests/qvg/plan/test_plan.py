@@ -48,7 +48,8 @@ KEYS = [
     "fits",
     "longest_frames",
 ]
-LATER_KEYS = ["away_bytes", "codebook_bytes", "most_cache_bytes", "short_spans", "merges", "recording_bytes"]
+SPARSE_KEYS = ["tile_bytes", "tokens_read", "tokens_kept"]
+LATER_KEYS = ["away_bytes", "codebook_bytes", "most_cache_bytes", "short_spans", "merges", "recording_bytes", *SPARSE_KEYS]
 
 
 def _plan(frames: int = 81, preset: str = "balanced", gigabytes: float | None = 24, **changes: Any) -> Plan:
