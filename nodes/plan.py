@@ -82,13 +82,13 @@ class QVGPlan(Node):
                     advanced=True,
                     optional=True,
                 ),
-                *_cache_inputs(),
                 io.Model.Input(
                     "model",
                     optional=True,
                     lazy=True,
                     tooltip="A MODEL to plan for, in place of network, weights and preset; best as it comes from QVG KV Cache.",
                 ),
+                *_cache_inputs(),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="The plan for people; also shown on the node."),

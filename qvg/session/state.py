@@ -194,7 +194,8 @@ def _check_history(policy: CachePolicy, layout: Layout, committed: int, due: int
         raise MisfitError(f"a block of its layout has more than the {chunk} frames of chunk_frames")
     if layout.hidden >= (layout.spans[0] if layout.spans else 1):
         raise MisfitError(f"{layout.hidden} frames are hidden, but the oldest span has {sum(layout.spans[:1])}")
-    too_many = sum(layout.sink[:-1]) >= max(1, policy.sink_frames) or (sink and not policy.sink_frames)
+    full = next((at for at in range(len(layout.sink) + 1) if sum(layout.sink[:at]) >= policy.sink_frames), len(layout.sink))
+    too_many = len(layout.sink) - full > (0 if policy.merges else 1)  # behind it one block may be pinned
     if too_many or (sink < policy.sink_frames and (layout.spans or layout.tail or layout.merged)):
         raise MisfitError(f"its sink has {sink} frames in {len(layout.sink)} blocks, for sink_frames {policy.sink_frames}")
     if committed < held or not spans <= due <= committed:

@@ -18,6 +18,8 @@ OTHERS = {
     "key_count",
     "value_count",
     "listed_count",
+    "tile_count",
+    "most_spread",
     "k_clusters",
     "v_clusters",
     "split_keys",

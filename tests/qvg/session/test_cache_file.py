@@ -66,6 +66,24 @@ def test_resumed_equals_uninterrupted(config: QVGConfig, tmp_path: Path) -> None
     assert resumed.nbytes() == cache.nbytes()
 
 
+@pytest.mark.parametrize("sink_frames", [0, 1])
+def test_a_pinned_block_goes_on_being_pinned(sink_frames: int, tmp_path: Path) -> None:
+    """A scene cut before the file is written, and one behind it, which sets the first one free."""
+    caches = [KVCache(SPEC, CONFIG.with_changes(sink_frames=sink_frames), ROPE)]
+    _steps(caches[0], range(7))
+    caches[0].pin_next()
+    _steps(caches[0], range(7, 12))
+    save_cache(caches[0], tmp_path / "cache.safetensors")
+    caches.append(load_cache(tmp_path / "cache.safetensors", ROPE))
+    outs = []
+    for cache in caches:
+        made = _steps(cache, range(12, 15))
+        cache.pin_next()
+        outs.append([*made, *_steps(cache, range(15, 24))])
+    assert caches[0].origins == caches[1].origins and caches[0].layout == caches[1].layout
+    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("frame_tokens", "group_size"), [(16, 64), (63, 64), (64, 64), (65, 64), (64, 32), (16, 16)])
 @pytest.mark.parametrize("codec", ["kivi", "rtn", "quarot", "qvg"])

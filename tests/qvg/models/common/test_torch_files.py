@@ -209,7 +209,9 @@ class Runs:
 
 @pytest.mark.parametrize("zipped", ZIPPED)
 @pytest.mark.parametrize(
-    "harm", [Runs(os.mkdir, "it ran"), Runs(eval, "open('it ran', 'w')"), Runs(exec, "1"), Runs(getattr, "a", "upper")], ids=str
+    "harm",
+    [Runs(os.mkdir, "it ran"), Runs(eval, "open('it ran', 'w')"), Runs(exec, "1"), Runs(getattr, "a", "upper")],
+    ids=["mkdir", "eval", "exec", "getattr"],  # processes that share the suite must agree on its names
 )
 def test_code_is_named_and_not_run(tmp_path: Path, harm: Runs, zipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
