@@ -28,6 +28,7 @@ OPS = (
     "residual",
     "reconstruct",
     "coefficients",
+    "turn",
     "spans",
     "code_spans",
     "attention",

@@ -121,6 +121,17 @@ def check_rotation(rotation: CosSin | None, out: Tensor) -> None:
         raise ValueError(f"cos and sin {[tuple(part.shape) for part in rotation]} must each be {shape}: tokens, head_dim / 2")
 
 
+def rotate(x: Tensor, rotation: CosSin, out: Tensor | None = None) -> Tensor:
+    """Rotate every channel pair of x [..., S, D] by its token's angle (RoFormer, arXiv 2104.09864). `out` must not overlap x."""
+    cos, sin = rotation
+    first, second = x.chunk(2, -1)
+    out = torch.empty_like(x) if out is None else out
+    low, high = out.chunk(2, -1)
+    torch.mul(first, cos, out=low).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=high).addcmul_(first, sin)
+    return out
+
+
 def rotate_in_place(x: Tensor, rotation: CosSin) -> Tensor:
     """CosSin every channel pair of float32 x [B, H, S, D] by its token's angle; cos and sin [S, D/2]. Returns x."""
     cos, sin = rotation

@@ -41,11 +41,15 @@ def attention_to_listed(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, queries
     return Attended(*module.attention_to_listed(q, k, v, listed, queries))
 
 
-def merge_attention(outs: Tensor, lses: Tensor, into: Attended, backend: str = "auto") -> Attended:
+def merge_attention(outs: Tensor, lses: Tensor, into: Attended | None, backend: str = "auto") -> Attended:
     """Fold P results over other keys into one, in place. outs [P, B, H, Sq, D], lses [P, B, H, Sq]; `into` is float32.
 
-    Start with `nothing_seen`. The result does not depend on the order, up to rounding.
+    Start with None, or with `nothing_seen`, which costs two kernels more for the same bytes. The result does not depend on the
+    order, up to rounding.
     """
+    fresh = into is None
+    if into is None:
+        into = Attended(*(torch.empty(x.shape[1:], dtype=torch.float32, device=x.device) for x in (outs, lses)))
     if outs.shape[1:] != into.out.shape or lses.shape != outs.shape[:-1] or into.lse.shape != into.out.shape[:-1]:
         raise ValueError(
             f"outs {tuple(outs.shape)} and lses {tuple(lses.shape)} must be parts of out {tuple(into.out.shape)} "
@@ -53,7 +57,7 @@ def merge_attention(outs: Tensor, lses: Tensor, into: Attended, backend: str = "
         )
     if any(part.dtype != torch.float32 or not part.is_contiguous() for part in into):
         raise ValueError("results are gathered in contiguous float32")
-    implementation("attention", outs, backend, shape_refusal(outs.shape[-1])).merge_attention(outs, lses, *into)
+    implementation("attention", outs, backend, shape_refusal(outs.shape[-1])).merge_attention(outs, lses, *into, fresh)
     return into
 
 

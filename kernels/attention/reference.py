@@ -30,8 +30,11 @@ def attention_to_listed(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, queries
     return out, lse
 
 
-def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> None:
-    """See `kernels.attention.merge_attention`."""
+def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor, fresh: bool = False) -> None:
+    """See `kernels.attention.merge_attention`. fresh: `out` and `lse` hold nothing yet, not even zeros."""
+    if fresh:
+        out.zero_()
+        lse.fill_(-torch.inf)
     for part, mass in zip(outs, lses, strict=True):
         total = torch.logaddexp(lse, mass)
         finite = torch.where(total == -torch.inf, 0, total)

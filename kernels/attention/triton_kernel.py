@@ -112,13 +112,20 @@ def listed_kernel(
 
 
 @triton.jit
-def merge_kernel(PARTS, MASSES, OUT, LSE, parts_part, masses_part, parts, rows, BLOCK_M: tl.constexpr, DIM: tl.constexpr):
-    """Grid (row blocks): fold `parts` results [rows, DIM] with their LSE [rows] into OUT and LSE, all rows contiguous."""
+def merge_kernel(
+    PARTS, MASSES, OUT, LSE, parts_part, masses_part, parts, rows,
+    FRESH: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Grid (row blocks): fold `parts` results [rows, DIM] with their LSE [rows] into OUT and LSE, all rows contiguous. FRESH:
+    there is nothing in these yet."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels, live = tl.arange(0, DIM), row < rows
     at = row[:, None] * DIM + channels[None, :]
-    best = tl.load(LSE + row, mask=live, other=-float("inf"))
-    total = tl.load(OUT + at, mask=live[:, None], other=0.0)
+    if FRESH:
+        best, total = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M, DIM), tl.float32)
+    else:
+        best = tl.load(LSE + row, mask=live, other=-float("inf"))
+        total = tl.load(OUT + at, mask=live[:, None], other=0.0)
     for part in range(0, parts):
         many = row * 0 + part  # 64 bits: all parts together may be larger than 32 bits count
         new = tl.load(MASSES + many * masses_part + row, mask=live, other=-float("inf"))
@@ -174,17 +181,17 @@ def attention_to_listed(q: Tensor, k: Tensor, v: Tensor, listed: Tensor, queries
     return out, lse
 
 
-def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> None:
-    """See `kernels.attention.merge_attention`."""
-    if not (len(outs) and out.numel()):
+def merge_attention(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor, fresh: bool = False) -> None:
+    """See `kernels.attention.merge_attention`. fresh: `out` and `lse` hold nothing yet, not even zeros."""
+    if not ((fresh or len(outs)) and out.numel()):
         return
-    outs = outs if outs[0].is_contiguous() else outs.contiguous()
-    lses = lses if lses[0].is_contiguous() else lses.contiguous()
+    outs, lses = (x if not len(x) or x[0].is_contiguous() else x.contiguous() for x in (outs, lses))
     rows, channels = lse.numel(), out.shape[-1]
     with torch.cuda.device_of(out):
         merge_kernel[(triton.cdiv(rows, 16),)](
-            outs, lses, out, lse, outs.stride(0), lses.stride(0), len(outs), rows, BLOCK_M=16, DIM=channels, num_warps=4
-        )
+            outs, lses, out, lse, outs.stride(0), lses.stride(0), len(outs), rows,
+            FRESH=fresh, BLOCK_M=16, DIM=channels, num_warps=4,
+        )  # fmt: skip
 
 
 def compile_cases() -> list[CompileCase]:
@@ -210,7 +217,9 @@ def compile_cases() -> list[CompileCase]:
     wide = strides(parts="part", masses="part")
     integers = dict.fromkeys((*wide, "parts", "rows"), "i32")
     types = {**dict.fromkeys(("PARTS", "MASSES", "OUT", "LSE"), "*fp32"), **integers}
-    cases.append(CompileCase("merge", merge_kernel, types, {"BLOCK_M": 16, "DIM": 128}, wide, 4, tile=Tile(16 * 128, True)))
+    for fresh in (False, True):
+        name, constants = f"merge{'_fresh' * fresh}", {"FRESH": fresh, "BLOCK_M": 16, "DIM": 128}
+        cases.append(CompileCase(name, merge_kernel, types, constants, wide, 4, default=not fresh, tile=Tile(16 * 128, True)))
     return cases
 
 

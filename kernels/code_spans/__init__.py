@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..direct import Codes
 from ..dispatch import implementation, shape_refusal
-from ..spans import Place, Tiles, Turns
+from ..spans import Place, Tiles
+from ..transcode import Keys8, Values8, check_pair
+from ..turn import Turns
 
 # Columns of `CodeTable.rows`, in this order: five addresses, and four numbers.
 CODE_FIELDS = ("codes", "scales", "zero_points", "ids", "centroids", "tokens", "clusters", "first", "skip")
@@ -87,3 +89,20 @@ def decode_code_spans(
     committed) rotate the keys, or project keys and values. Other tokens of the tiles are left alone."""
     refusal = shape_refusal(tiles.either.shape[3], table.keys[0].group_size)
     implementation("code_spans", tiles.either, backend, refusal).decode_code_spans(table, spans, tiles, turns)
+
+
+def transcode_code_spans(
+    table: CodeTable,
+    spans: tuple[int, int],
+    start: int,
+    common: Tensor,
+    turns: Turns | None,
+    keys: Keys8,
+    values: Values8,
+    backend: str = "auto",
+) -> None:
+    """Spans first:stop of the table into eight bits, as `kernels.transcode.transcode_spans`."""
+    check_pair(keys, values)
+    refusal = shape_refusal(keys.values.shape[3], table.keys[0].group_size)
+    module = implementation("code_spans", keys.values, backend, refusal)
+    module.transcode_code_spans(table, spans, start, common, turns, keys, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -9,9 +10,12 @@ from torch import Tensor
 from ..direct import Codes
 from ..reconstruct.reference import reconstruct
 from ..spans.reference import pieces_of, turn, turns_of_values
+from ..transcode.reference import transcode_table
 
 if TYPE_CHECKING:
-    from ..spans import Tiles, Turns
+    from ..spans import Tiles
+    from ..transcode import Keys8, Values8
+    from ..turn import Turns
     from . import CodeTable
 
 
@@ -25,6 +29,20 @@ def decode_code_spans(table: CodeTable, spans: tuple[int, int], tiles: Tiles, tu
             _decode(side[piece.number], tiles.first_head, piece.tokens, out)
             if own is not None:
                 turn(out, own.tokens(piece.at, piece.at + piece.num_tokens))
+
+
+def transcode_code_spans(
+    table: CodeTable,
+    spans: tuple[int, int],
+    start: int,
+    common: Tensor,
+    turns: Turns | None,
+    keys: Keys8,
+    values: Values8,
+) -> None:
+    """See `kernels.code_spans.transcode_code_spans`."""
+    counts = [span.num_tokens for span in table.keys]
+    transcode_table(partial(decode_code_spans, table, spans), table.places, counts, spans, start, common, turns, keys, values)
 
 
 def _decode(span: Codes, first_head: int, tokens: slice, out: Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..attention import Attended, check_bias, merge_attention, nothing_seen
+from ..attention import Attended, check_bias, merge_attention
 from ..dispatch import implementation, shape_refusal
 
 
@@ -69,4 +69,4 @@ def attend_codes(
     check_bias(tokens, bias)
     module = implementation("direct", q, backend, stored_refusal(q.shape[-1], keys, values))
     outs, lses = module.attend_codes(q, keys, values, rotation, bias)
-    return merge_attention(outs, lses, into or nothing_seen(q), backend)
+    return merge_attention(outs, lses, into, backend)

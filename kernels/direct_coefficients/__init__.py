@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention import Attended, check_bias, merge_attention, nothing_seen
+from ..attention import Attended, check_bias, merge_attention
 from ..direct import CosSin
 from ..dispatch import implementation, shape_refusal
 from ..rotary import Angles, angles_of_tokens
@@ -32,7 +32,7 @@ def attend_spans(
     """
     module = implementation("direct_coefficients", q, backend, shape_refusal(q.shape[-1]))
     outs, lses = module.attend_spans(q, table, run, start, angles, bias)
-    return merge_attention(outs, lses, into or nothing_seen(q), backend)
+    return merge_attention(outs, lses, into, backend)
 
 
 def attend_coefficients(

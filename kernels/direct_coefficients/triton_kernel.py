@@ -40,9 +40,9 @@ from ..spans.triton_kernel import (
     COLUMN_TOKENS,
     SPAN_COLUMNS,
     address,
-    load_angles,
 )
 from ..tiles.triton_kernel import decode_e4m3, whole_halves
+from ..turn.triton_kernel import load_angles
 
 if TYPE_CHECKING:
     from ..spans import SpanTable

@@ -18,9 +18,8 @@ from torch import Tensor
 from ..dispatch import implementation, shape_refusal
 from ..hadamard import hadamard
 from ..lloyd_max import MAX_BITS
-from ..projective import Projection
-from ..rotary import Angles
 from ..transform_codes import TransformCodes
+from ..turn import Turns
 
 # Columns of `SpanTable.rows`, in this order: eight addresses, and six numbers.
 SPAN_FIELDS = (
@@ -31,10 +30,6 @@ SPAN_FIELDS = (
 STRETCH_FIELDS = ("values", "batch", "head", "token", "tokens", "first", "skip")
 # Wide loads need addresses that are multiples of it; whatever torch allocates has such.
 _ALIGNED_BYTES = 16
-
-
-# What keys go through on their way into attention. Values go through cameras' matrices, too, and are not rotated.
-Turns = Angles | Projection
 
 
 class Place(NamedTuple):

@@ -17,7 +17,8 @@ from ..rows8 import Rows8, synthesis
 from ..transform_codes import TransformCodes
 
 if TYPE_CHECKING:
-    from . import Place, SpanTable, StretchTable, Tiles, Turns
+    from ..turn import Turns
+    from . import Place, SpanTable, StretchTable, Tiles
 
 # Tokens decoded at once: temporaries stay in a processor's cache, and short spans of one codebook are decoded together.
 _STEP_TOKENS = 1024

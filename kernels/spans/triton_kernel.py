@@ -18,14 +18,14 @@ from .. import lloyd_max
 from ..coefficients.triton_kernel import load_levels
 from ..compile_case import CompileCase, Tile, strides
 from ..launch import OTHER_TARGETS, RDNA_TARGETS, gpu_kind
-from ..projective import Projection
 from ..rotary import Grid
-from ..tiles.triton_kernel import decode_e4m3, project_halves, whole_halves
-from . import SPAN_FIELDS, STRETCH_FIELDS, SpanTable, StretchTable, Tiles, Turns
+from ..tiles.triton_kernel import decode_e4m3, whole_halves
+from ..turn import Turns
+from ..turn.triton_kernel import dense_channels, load_halves, store_halves, turn_keys, turn_values, turns_for_kernel
+from . import SPAN_FIELDS, STRETCH_FIELDS, SpanTable, StretchTable, Tiles
 
 _WARPS = 4
 _COPIED_TOKENS = 32
-_NO_GRID = Grid(0, 0, 1, 1, 0, 0, 0)
 
 # Columns of the tables, as kernels name them.
 COLUMN_CODES, COLUMN_GAINS, COLUMN_IDS, COLUMN_CODEWORDS, COLUMN_CODEWORD_SCALES = (tl.constexpr(n) for n in range(5))
@@ -51,42 +51,9 @@ def address(ROW, field: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def load_angles(COS, SIN, tokens, live, grid, HALF: tl.constexpr):
-    """Cosines and sines [tokens, HALF] of `Angles`."""
-    return load_some_angles(COS, SIN, tokens, live, grid, 0, HALF)
-
-
-@triton.jit
-def load_some_angles(COS, SIN, tokens, live, grid, FIRST: tl.constexpr, WIDTH: tl.constexpr):
-    """Those of WIDTH channel pairs from FIRST on."""
-    place = tokens + grid.first
-    per_frame = grid.rows * grid.cols
-    frame, within = place // per_frame, place % per_frame
-    row, col = within // grid.cols, within % grid.cols
-    pair = FIRST + tl.arange(0, WIDTH)
-    of_row = (pair >= grid.time) & (pair < grid.time + grid.row)
-    of_col = pair >= grid.time + grid.row
-    # Behind the axes before: `rows` or `cols` times as many places as there are pairs of that axis.
-    column = pair + tl.where(of_col, (grid.rows - 1) * grid.row, 0)
-    per_row, per_col = tl.where(of_row, grid.row, 0), tl.where(of_col, grid.col, 0)
-    # Within 32 bits: angles of a million frames of 1,560 tokens.
-    at = frame[:, None] * grid.frame + column[None, :] + row[:, None] * per_row[None, :] + col[:, None] * per_col[None, :]
-    return tl.load(COS + at, mask=live[:, None], other=0.0), tl.load(SIN + at, mask=live[:, None], other=0.0)
-
-
-@triton.jit
 def _whole_numbers(x):
     """int8 -> float32, exactly: behind 2^23 an integer is its own mantissa. Conversions run at a quarter of the speed."""
     return ((x.to(tl.uint8, bitcast=True).to(tl.uint32) ^ 0x4B000080).to(tl.float32, bitcast=True)) - 8388736.0
-
-
-@triton.jit
-def _store_halves(OUT, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF: tl.constexpr):
-    """Both halves of the channels of some tokens into a tile."""
-    column = tl.arange(0, HALF)
-    at = OUT + batch * out_batch + head * out_head + place.to(tl.int64)[:, None] * out_token + column[None, :]
-    tl.store(at, low.to(OUT.dtype.element_ty), mask=live[:, None])
-    tl.store(at + HALF, high.to(OUT.dtype.element_ty), mask=live[:, None])
 
 
 @triton.jit
@@ -146,27 +113,6 @@ def find_live(ROW, token, start, tokens):
     return place, (token >= tl.load(ROW + COLUMN_SKIP)) & (token < tl.load(ROW + COLUMN_TOKENS)) & (place >= 0) & (place < tokens)
 
 
-@triton.jit
-def turn_keys(low, high, A, B, place, live, grid, TURNS: tl.constexpr, BLOCK_S: tl.constexpr, HALF: tl.constexpr):
-    """Both halves of some keys rotated by the angles A and B (TURNS 1) or through the matrices A (2; with pairs apart 3)."""
-    if TURNS == 1:
-        cos, sin = load_angles(A, B, place, live, grid, HALF)
-        return low * cos - high * sin, high * cos + low * sin
-    elif TURNS > 1:
-        return project_halves(low, high, A, place, live, grid.first, grid.cols, TURNS == 3, BLOCK_S, HALF)
-    else:
-        return low, high
-
-
-@triton.jit
-def turn_values(low, high, A, place, live, grid, TURNS: tl.constexpr, BLOCK_S: tl.constexpr, HALF: tl.constexpr):
-    """Both halves of some values, which only matrices turn."""
-    if TURNS > 1:
-        return project_halves(low, high, A, place, live, grid.first, grid.cols, False, BLOCK_S, HALF)
-    else:
-        return low, high
-
-
 # Numbers that change from tile to tile: a kernel of its own for each kind of them would be compiled in the midst of a video.
 _CHANGING = ("count", "blocks", "side", "start", "tokens", "tile_heads", "first_head")
 _CHANGING_COPIES = (
@@ -199,18 +145,10 @@ def _decode_spans(
     place = (first + token).to(tl.int32)
     if which == 0:
         low, high = turn_keys(low, high, COS, SIN, place, live, grid, TURNS, BLOCK_S, HALF)
-        _store_halves(KEYS, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF)
+        store_halves(KEYS, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF)
     else:
         low, high = turn_values(low, high, COS, place, live, grid, TURNS, BLOCK_S, HALF)
-        _store_halves(VALUES, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF)
-
-
-@triton.jit
-def _load_halves(X, batch, head, token, live, x_batch, x_head, x_token, HALF: tl.constexpr):
-    """Both halves of the channels of some tokens, float32."""
-    at = X + batch * x_batch + head * x_head + token[:, None] * x_token + tl.arange(0, HALF)[None, :]
-    low = tl.load(at, mask=live[:, None], other=0.0).to(tl.float32)
-    return low, tl.load(at + HALF, mask=live[:, None], other=0.0).to(tl.float32)
+        store_halves(VALUES, low, high, batch, head, place, live, out_batch, out_head, out_token, HALF)
 
 
 @triton.jit
@@ -227,16 +165,16 @@ def load_stretch(
         place = tl.load(ROW + 5) - start + token
         live = (token >= tl.load(ROW + 6)) & (token < tl.load(ROW + 4)) & (place >= 0) & (place < tokens)
         X = tl.load(ROW).to(tl.pointer_type(KIND.dtype.element_ty))
-        low, high = _load_halves(X, batch, head, token, live, tl.load(ROW + 1), tl.load(ROW + 2), tl.load(ROW + 3), HALF)
+        low, high = load_halves(X, batch, head, token, live, tl.load(ROW + 1), tl.load(ROW + 2), tl.load(ROW + 3), HALF)
     else:
         place = current_first - start + token
         live = (token < current_tokens) & (place >= 0) & (place < tokens)
         if which == 0:
-            low, high = _load_halves(
+            low, high = load_halves(
                 CURRENT_KEYS, batch, head, token, live, current_keys.batch, current_keys.head, current_keys.token, HALF
             )
         else:
-            low, high = _load_halves(
+            low, high = load_halves(
                 CURRENT_VALUES, batch, head, token, live, current_values.batch, current_values.head, current_values.token, HALF
             )
     return low, high, place.to(tl.int32), live
@@ -264,11 +202,11 @@ def _copy_stretches(
     if which == 0:
         if number < stretches:
             low, high = turn_keys(low, high, COS, SIN, place, live, grid, TURNS, BLOCK_S, HALF)
-        _store_halves(KEYS, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
+        store_halves(KEYS, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
     else:
         if number < stretches:
             low, high = turn_values(low, high, COS, place, live, grid, TURNS, BLOCK_S, HALF)
-        _store_halves(VALUES, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
+        store_halves(VALUES, low, high, batch, tile_head, place, live, out_batch, out_head, out_token, HALF)
 
 
 def decode_spans(table: SpanTable, spans: tuple[int, int], tiles: Tiles, turns: Turns | None) -> None:
@@ -322,7 +260,7 @@ class Stretches:
         self.count = stretches[1] - stretches[0]
         self.programs = self.count + (current is not None)
         keys, values, first = current or (like, like, 0)
-        keys, values = _dense_channels(keys), _dense_channels(values)
+        keys, values = dense_channels(keys), dense_channels(values)
         tokens = 0 if current is None else keys.shape[2]
         self.longest = max(tokens, table.longest if self.count else 0)
         rows, held = (table.rows[:, slice(*stretches)], table.keys[stretches[0]]) if self.count else (_nothing(like.device), like)
@@ -340,21 +278,6 @@ def sides_of(tiles: Tiles) -> tuple[Tensor, Tensor, int, int]:
     first = tiles.either
     sides = 2 - (keys is None or values is None)
     return first if keys is None else keys, first if values is None else values, int(keys is None), sides
-
-
-def turns_for_kernel(turns: Turns | None, like: Tensor) -> tuple[Tensor, Tensor, Grid, int]:
-    """Two tables, where a token's part of them is, and TURNS of the kernels."""
-    if turns is None:
-        return like, like, _NO_GRID, 0
-    if isinstance(turns, Projection):
-        there = turns.on(like.device)
-        grid = _NO_GRID._replace(first=there.first, cols=there.tokens_per_frame)
-        return there.matrices, there.matrices, grid, 3 if there.apart else 2
-    return turns.cos, turns.sin, turns.grid, 1
-
-
-def _dense_channels(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 @lru_cache(maxsize=16)

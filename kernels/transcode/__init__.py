@@ -17,8 +17,9 @@ from ..direct import CosSin, Stored, stored_refusal, stored_tokens
 from ..dispatch import implementation, shape_refusal
 from ..projective import Projection
 from ..rows8 import Rows8, synthesis
-from ..spans import SpanTable, StretchTable, Turns
+from ..spans import SpanTable, StretchTable
 from ..transform_codes import TransformCodes
+from ..turn import Turns
 
 
 class Keys8(NamedTuple):
@@ -74,7 +75,7 @@ def transcode_spans(
     """Keys and values of spans first:stop of a table in one launch, as far as their tokens are among the outputs', which begin at
     visible token `start`. `turns` (of the outputs' tokens) rotate keys, or project keys and values. Other tokens are left alone.
     """
-    _check_pair(keys, values)
+    check_pair(keys, values)
     module = implementation("transcode", keys.values, backend, shape_refusal(keys.values.shape[3]))
     module.transcode_spans(table, spans, start, common, turns, keys, values)
 
@@ -92,7 +93,7 @@ def transcode_stretches(
 ) -> None:
     """`transcode_spans` for stretches that are kept as they are. `current`: keys, values and the visible number of the first
     token of one more, which is not turned."""
-    _check_pair(keys, values)
+    check_pair(keys, values)
     module = implementation("transcode", keys.values, backend, shape_refusal(keys.values.shape[3]))
     module.transcode_stretches(table, stretches, start, common, turns, keys, values, current)
 
@@ -151,7 +152,8 @@ def value_bounds(values: Stored) -> Tensor:
     return bound + steps.repeat_interleave(values.group_size, -1)
 
 
-def _check_pair(keys: Keys8, values: Values8) -> None:
+def check_pair(keys: Keys8, values: Values8) -> None:
+    """ValueError unless there is a value for every key."""
     tokens = values.values.shape[2 if values.scales is None else 3]
     if keys.values.shape[2] != tokens:
         raise ValueError(f"outputs for {keys.values.shape[2]} keys and {tokens} values do not belong together")

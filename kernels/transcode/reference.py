@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import e4m3
 from ..direct.reference import TILE_TOKENS, decoded, rotated
-from ..spans import Place, SpanTable, StretchTable, Tiles, Turns
+from ..spans import Place, SpanTable, StretchTable, Tiles
 from ..spans.reference import copy_stretches, decode_spans
+from ..turn import Turns
 
 if TYPE_CHECKING:
     from ..direct import CosSin, Stored
@@ -46,9 +47,23 @@ def transcode_spans(
 ) -> None:
     """See `kernels.transcode.transcode_spans`."""
     counts = [span.num_tokens for span in table.keys]
-    ranges = _seen(table.places, counts, spans, start, keys.values.shape[2])
-    for head, part in _tiles_of(ranges, keys.values.shape[1]):
-        _transcode(partial(decode_spans, table, spans), start, head, part, common, turns, keys, values)
+    transcode_table(partial(decode_spans, table, spans), table.places, counts, spans, start, common, turns, keys, values)
+
+
+def transcode_table(
+    decode: partial[None],
+    places: Sequence[Place],
+    counts: Sequence[int],
+    spans: tuple[int, int],
+    start: int,
+    common: Tensor,
+    turns: Turns | None,
+    keys: Keys8,
+    values: Values8,
+) -> None:
+    """Spans first:stop of a table, of `counts` tokens each, that `decode` decodes into tiles."""
+    for head, part in _tiles_of(_seen(places, counts, spans, start, keys.values.shape[2]), keys.values.shape[1]):
+        _transcode(decode, start, head, part, common, turns, keys, values)
 
 
 def transcode_stretches(

@@ -23,19 +23,18 @@ from ..spans.triton_kernel import (
     levels_on,
     load_stretch,
     span_halves,
-    turn_keys,
-    turn_values,
-    turns_for_kernel,
 )
+from ..turn.triton_kernel import turn_keys, turn_values, turns_for_kernel
 
 if TYPE_CHECKING:
     from ..direct import CosSin, Stored
-    from ..spans import SpanTable, StretchTable, Turns
+    from ..spans import SpanTable, StretchTable
+    from ..turn import Turns
     from . import Keys8, Values8
 
 _TILE_TOKENS = 64
 # Cards whose matrix units do not take E4M3: values are float16 there, see `launch.has_float8`.
-_WITHOUT_FLOAT8 = ("sm_80", "sm_86", "gfx942", "gfx1100", "gfx1201")
+WITHOUT_FLOAT8 = ("sm_80", "sm_86", "gfx942", "gfx1100", "gfx1201")
 _STRETCH_TOKENS = 32
 _SPAN_FIELDS = tl.constexpr(len(SPAN_FIELDS))
 
@@ -92,6 +91,24 @@ class Outputs(NamedTuple):
     values_outer: int
 
 
+@triton.jit
+def turn_and_store(
+    A, B, COMMON, CHANNEL_SCALES, KEYS, KEY_SCALES, VALUES, low, high, which, row, place, live, grid, out,
+    TURNS: tl.constexpr, EIGHT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Both halves of some keys (`which` is 0) or values through what they go through, and into eight bits. `out`: `Outputs`."""
+    HALF: tl.constexpr = CHANNELS // 2
+    if which == 0:
+        low, high = turn_keys(low, high, A, B, place, live, grid, TURNS, BLOCK_S, HALF)
+        _store_keys(KEYS, KEY_SCALES, COMMON, low, high, row, place, live, out.keys_row, out.keys_token, out.key_scales_row, HALF)
+    else:
+        low, high = turn_values(low, high, A, place, live, grid, TURNS, BLOCK_S, HALF)
+        _store_values(VALUES, CHANNEL_SCALES, low, row, place, live, out.values_row, out.values_outer, 0, HALF, CHANNELS, EIGHT)
+        _store_values(
+            VALUES, CHANNEL_SCALES, high, row, place, live, out.values_row, out.values_outer, HALF, HALF, CHANNELS, EIGHT
+        )
+
+
 # Numbers that change from tile to tile: a kernel of its own for each kind of them would be compiled in the midst of a video.
 _CHANGING = ("count", "blocks", "start", "tokens")
 _CHANGING_STRETCHES = (*_CHANGING, "stretches", "current_first", "current_tokens")
@@ -105,7 +122,6 @@ def transcode_spans_kernel(
     CHANNELS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Grid (spans * blocks of one span, B * H, 2): keys, then values. A, B and TURNS: see `turn_keys`."""
-    HALF: tl.constexpr = CHANNELS // 2
     which, row = tl.program_id(2), tl.program_id(1).to(tl.int64)
     ROW = ROWS + (which * count + tl.program_id(0) // blocks) * _SPAN_FIELDS
     token = (tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
@@ -113,16 +129,10 @@ def transcode_spans_kernel(
     if tl.max(live.to(tl.int32)) == 0:
         return
     low, high = span_halves(ROW, LEVELS, row // heads, row, token, live, PLANES, CHANNELS, BLOCK_D, BLOCK_S)
-    place = place.to(tl.int32)
-    if which == 0:
-        low, high = turn_keys(low, high, A, B, place, live, grid, TURNS, BLOCK_S, HALF)
-        _store_keys(KEYS, KEY_SCALES, COMMON, low, high, row, place, live, out.keys_row, out.keys_token, out.key_scales_row, HALF)
-    else:
-        low, high = turn_values(low, high, A, place, live, grid, TURNS, BLOCK_S, HALF)
-        _store_values(VALUES, CHANNEL_SCALES, low, row, place, live, out.values_row, out.values_outer, 0, HALF, CHANNELS, EIGHT)
-        _store_values(
-            VALUES, CHANNEL_SCALES, high, row, place, live, out.values_row, out.values_outer, HALF, HALF, CHANNELS, EIGHT
-        )
+    turn_and_store(
+        A, B, COMMON, CHANNEL_SCALES, KEYS, KEY_SCALES, VALUES, low, high, which, row, place.to(tl.int32), live, grid, out,
+        TURNS, EIGHT, CHANNELS, BLOCK_S,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_CHANGING_STRETCHES)
@@ -242,7 +252,7 @@ def transcode_spans(
     options = decoding_tiles(channels, gpu_kind(keys.values.device).rdna)
     blocks = triton.cdiv(table.longest, options["BLOCK_S"])
     a, b, grid, kind = turns_for_kernel(turns, keys.values)
-    pointers, outputs = _outputs(keys, values)
+    pointers, outputs = eight_bit_outputs(keys, values)
     with torch.cuda.device_of(keys.values):
         transcode_spans_kernel[((spans[1] - spans[0]) * blocks, batch * heads, 2)](
             table.rows[:, slice(*spans)], levels_on(keys.values.device), a, b, common.float().contiguous(), *pointers,
@@ -266,7 +276,7 @@ def transcode_stretches(
     source = Stretches(table, stretches, current, keys.values)
     blocks = triton.cdiv(source.longest, _STRETCH_TOKENS)
     a, b, grid, kind = turns_for_kernel(turns, keys.values)
-    pointers, outputs = _outputs(keys, values)
+    pointers, outputs = eight_bit_outputs(keys, values)
     with torch.cuda.device_of(keys.values):
         transcode_stretches_kernel[(source.programs * blocks, batch * heads, 2)](
             *source.pointers, a, b, common.float().contiguous(), *pointers,
@@ -275,7 +285,7 @@ def transcode_stretches(
         )  # fmt: skip
 
 
-def _outputs(keys: Keys8, values: Values8) -> tuple[tuple[Tensor, ...], Outputs]:
+def eight_bit_outputs(keys: Keys8, values: Values8) -> tuple[tuple[Tensor, ...], Outputs]:
     """Scales of channels, and what is written; and where in it."""
     _require_flat(keys.values, keys.scales, values.values)
     channel_scales = keys.scales if values.scales is None else values.scales.contiguous()
@@ -315,7 +325,7 @@ def compile_cases() -> list[CompileCase]:
             types = {**operand_types("V"), **kept, "CHANNEL_SCALES": "*fp32", "OUT": out, **integers}
             constants, case_name = {**options, "EIGHT": eight}, f"values{8 if eight else 16}_{name}"
             case = CompileCase(case_name, transcode_values_kernel, types, constants, wide, default=default, tile=held)
-            cases.append(case._replace(without=_WITHOUT_FLOAT8 if eight else ()))
+            cases.append(case._replace(without=WITHOUT_FLOAT8 if eight else ()))
     return cases + _table_cases()
 
 
@@ -334,7 +344,7 @@ def _table_cases() -> list[CompileCase]:
             case = CompileCase(f"spans_{name}{'_rdna' * rdna}", transcode_spans_kernel, {**types, "LEVELS": "*fp32"}, constants)
             if eight and rdna:
                 continue
-            without = OTHER_TARGETS if rdna else (_WITHOUT_FLOAT8 if eight else RDNA_TARGETS)
+            without = OTHER_TARGETS if rdna else (WITHOUT_FLOAT8 if eight else RDNA_TARGETS)
             default = channels == 128 and not rdna
             case = case._replace(warps=warps, stages=1, tensor_cores=True, default=default, without=without, tile=held)
             cases.append(case._replace(multiples=("out",)))
@@ -343,5 +353,5 @@ def _table_cases() -> list[CompileCase]:
         constants = {"TURNS": turns, "EIGHT": eight, "CHANNELS": channels, "BLOCK_S": _STRETCH_TOKENS}
         held, wide = Tile(_STRETCH_TOKENS * channels), ("out", "current_keys", "current_values")
         case = CompileCase(f"stretches_{name}", transcode_stretches_kernel, types, constants, wide, tile=held)
-        cases.append(case._replace(default=channels == 128, without=_WITHOUT_FLOAT8 if eight else ()))
+        cases.append(case._replace(default=channels == 128, without=WITHOUT_FLOAT8 if eight else ()))
     return cases

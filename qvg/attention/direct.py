@@ -28,23 +28,26 @@ def attend_direct(q: Tensor, history: History, reading: Reading, backend: str) -
     refusal = "backend 'torch' was asked for" if backend == "torch" else triton_refusal("direct", q.device)
     refusal = refusal or shape_refusal(q.shape[3])
     reading.note("the pack's Triton kernel on codes" if refusal is None else f"torch, a small tile at a time ({refusal})")
-    total = nothing_seen(q)
-    read = _attend_spans(q, history, total, backend)
+    total, read = _attend_spans(q, history, backend)
     for start, stop in _stretches(history, read):
-        if not _attend_in_place(q, history, start, stop, total, backend):
+        seen = _attend_in_place(q, history, start, stop, total, backend)
+        if seen is None:
             reason = _why_decoded(history, start, stop)
             if backend == "triton":
                 raise BackendError("direct", backend, reason)
             reading.note(f"torch, a small tile at a time ({reason})")
-            _attend_decoded(q, history, start, stop, total)
+            seen = nothing_seen(q) if total is None else total
+            _attend_decoded(q, history, start, stop, seen)
+        total = seen
+    assert total is not None
     return total.out.to(q.dtype)
 
 
-def _attend_spans(q: Tensor, history: History, total: Attended, backend: str) -> set[int]:
-    """All spans of transform coefficients folded into `total`, those of a codebook at once. -> the numbers of these stretches"""
-    plan = history.plan
+def _attend_spans(q: Tensor, history: History, backend: str) -> tuple[Attended | None, set[int]]:
+    """All spans of transform coefficients, those of a codebook at once. -> their result, and the numbers of these stretches"""
+    plan, total = history.plan, None
     if history.projected or plan.spans is None:
-        return set()
+        return None, set()
     for first, last in plan.spans.runs:
         numbers = plan.of_spans[first:last]
         start, stop = plan.ends[numbers[0]] - plan.counts[numbers[0]], plan.ends[numbers[-1]]
@@ -52,17 +55,16 @@ def _attend_spans(q: Tensor, history: History, total: Attended, backend: str) ->
         if isinstance(turns, Rotation):
             turns = angles_of_tokens(turns)
         assert not isinstance(turns, Projection)
-        attend_spans(q, plan.spans, (first, last), start, turns, backend, total, history.bias(start, stop))
-    return set(plan.of_spans)
+        total = attend_spans(q, plan.spans, (first, last), start, turns, backend, total, history.bias(start, stop))
+    return total, set(plan.of_spans)
 
 
-def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: Attended, backend: str) -> bool:
-    """Tokens start:stop of one stretch folded into `total`; False where no kernel reads them as they are kept."""
+def _attend_in_place(q: Tensor, history: History, start: int, stop: int, total: Attended | None, backend: str) -> Attended | None:
+    """Tokens start:stop of one stretch folded into `total`; None where no kernel reads them as they are kept."""
     kept_keys, kept_values = (history.kept(which, start, stop) for which in (0, 1))
     if kept_keys is None or kept_values is None:
-        return False
-    attend_codes(q, kept_keys, kept_values, history.rotation(start, stop), backend, total, history.bias(start, stop))
-    return True
+        return None
+    return attend_codes(q, kept_keys, kept_values, history.rotation(start, stop), backend, total, history.bias(start, stop))
 
 
 def _stretches(history: History, read: set[int]) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.attention import Attended, merge_attention, nothing_seen
+from ...kernels.attention import Attended, merge_attention
 from ...kernels.attention.library import AttentionOp, choose_attention, eight_bit_package
 from ...kernels.dispatch import triton_refusal
 from ...kernels.launch import on_gpu, processors
@@ -108,11 +108,12 @@ def attend_exact(
         if len(tiles) == 1:
             out[:, group] = (counting if biases[0] is not None else op).run(work[:, group], *next(made), biases[0])[0]
             continue
-        total = nothing_seen(work[:, group])
+        total: Attended | None = None
         for bias in biases:
             part, lse = (op if bias is None else counting).run(work[:, group], *next(made), bias)
             assert lse is not None
-            merge_attention(part[None], lse[None], total, backend)
+            total = merge_attention(part[None], lse[None], total, backend)
+        assert total is not None
         out[:, group] = total.out
     made.close()
     return out
@@ -130,13 +131,15 @@ def attend_seen(q: Tensor, history: History, workspace: Workspace, backend: str,
     def make(index: int, slot: int) -> tuple[Tensor, Tensor]:
         return _tile(history, tiles[index % len(tiles)], groups[index // len(tiles)], work, workspace, slot)
 
-    made, totals = prefetched(make, len(groups) * len(tiles), q.device), []
+    made, totals = prefetched(make, len(groups) * len(tiles), q.device), list[Attended]()
     for group in groups:
-        totals.append(nothing_seen(work[:, group]))
+        total: Attended | None = None
         for _ in tiles:
             part, lse = op.run(work[:, group], *next(made), None)
             assert lse is not None
-            merge_attention(part[None], lse[None], totals[-1], backend)
+            total = merge_attention(part[None], lse[None], total, backend)
+        assert total is not None
+        totals.append(total)
     made.close()
     return totals[0] if len(totals) == 1 else Attended(*(torch.cat(parts, 1) for parts in zip(*totals, strict=True))), op.name
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ...kernels.attention import merge_attention, nothing_seen
+from ...kernels.attention import Attended, merge_attention
 from ...kernels.attention8 import attention8
+from ...kernels.code_spans import transcode_code_spans
 from ...kernels.direct.reference import TILE_TOKENS
 from ...kernels.dispatch import triton_refusal
 from ...kernels.launch import has_float8, on_gpu
@@ -57,18 +58,19 @@ def attend_fast(q: Tensor, history: History, workspace: Workspace, reading: Read
     def make(index: int, slot: int) -> tuple[Keys8, Values8]:
         return _transcode(history, tiles[index], common, scales, workspace, slot, backend, decoded)
 
-    total = nothing_seen(q)
+    total: Attended | None = None
     for (start, stop), (keys, values) in zip(tiles, prefetched(make, len(tiles), q.device), strict=True):
         # What is common moves all tiles' logits alike, and so no weight.
         part = attention8(q, keys, values, None, backend, history.bias(start, stop))
-        merge_attention(part.out[None], part.lse[None], total, backend)
+        total = merge_attention(part.out[None], part.lse[None], total, backend)
+    assert total is not None
     return total.out.to(q.dtype)
 
 
 def _decoded_tokens(history: History, limit: int) -> int:
     """Tokens that are decoded at a time where codes cannot be transcoded."""
     batch, heads, _, channels = history.current[0].shape
-    if not (history.plan.others or (history.projected and history.plan.of_codes)):
+    if not history.plan.others:
         return _LEAST_DECODED
     return max(_LEAST_DECODED, min(_MOST_DECODED, limit // 8 // (batch * heads * 6 * 4 * channels)))
 
@@ -111,13 +113,15 @@ def _transcode(
     )
     kind = torch.float16 if scales is None else torch.uint8
     values = Values8(workspace.take(f"values8 {slot}", shape, kind, device), scales)
-    turns, others = history.turns(start, stop), plan.one_by_one
+    turns, others = history.turns(start, stop), plan.others
     if isinstance(turns, Rotation):
-        spans, exact, others, turns = (0, 0), (0, 0), list(range(len(plan.pairs))), None
+        spans, codes, exact, others, turns = (0, 0), (0, 0), (0, 0), list(range(len(plan.pairs))), None
     else:
-        spans, exact = plan.between(plan.of_spans, start, stop), plan.between(plan.of_exact, start, stop)
+        spans, codes, exact = (plan.between(some, start, stop) for some in (plan.of_spans, plan.of_codes, plan.of_exact))
     if plan.spans is not None and spans[0] < spans[1]:
         transcode_spans(plan.spans, spans, start, common, turns, keys, values, backend)
+    if plan.codes is not None and codes[0] < codes[1]:
+        transcode_code_spans(plan.codes, codes, start, common, turns, keys, values, backend)
     current = None if stop <= plan.num_tokens else (*history.current, plan.num_tokens)
     if exact[0] < exact[1] or current is not None:
         transcode_stretches(plan.exact, exact, start, common, turns, keys, values, backend, current)

@@ -15,7 +15,8 @@ from ...kernels.code_spans import decode_code_spans
 from ...kernels.direct import Stored
 from ...kernels.projective import Projection
 from ...kernels.rotary import Angles
-from ...kernels.spans import Tiles, Turns, copy_stretches, decode_spans
+from ...kernels.spans import Tiles, copy_stretches, decode_spans
+from ...kernels.turn import Turns
 from ..codec.span import ExactSpan, QuantizedSpan, Span
 from ..positions.rope import Rotation
 from .plan import DecodePlan, codes_of

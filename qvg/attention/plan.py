@@ -50,8 +50,6 @@ class DecodePlan:
         if len({code_kind(codes_of(span)) for n in numbers[2] for span in self.pairs[n] if isinstance(span, QuantizedSpan)}) > 1:
             numbers[2:] = [], sorted(numbers[2] + numbers[3])
         self.of_spans, self.of_exact, self.of_codes, self.others = numbers
-        # What neither table holds that eight-bit kernels read.
-        self.one_by_one = sorted(self.of_codes + self.others)
         self.spans, self.exact, self.codes = self._spans(), self._exact(), self._codes()
 
     @cached_property

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...kernels import require_backend
 from ...kernels.rotary import Angles
+from ...kernels.turn import turned
 from ..attention.history import PositionEncodings
 from ..attention.joint import JointKV, prepend_joint
 from ..attention.workspace import Workspace
@@ -24,7 +25,7 @@ from ..config import QVGConfig
 from ..errors import CacheError, ConfigError
 from ..positions.frames import FramePositions, Origin, Origins
 from ..positions.projective import Projector
-from ..positions.rope import GridRope, Rotation, rotate
+from ..positions.rope import GridRope, Rotation
 from .finite import check_finite
 from .layer_cache import NOTHING_YET, Earlier, LayerCache, Observer, codebook_sizes
 from .merge import Merger
@@ -116,7 +117,7 @@ class KVCache:
         if self.rope is None:
             return self._read(layer, q, prepend_joint(joint, k, v))
         rotation = self.positions.block_rotation(k)
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k = (turned(x, rotation, self.config.backend) for x in (q, k))
         if self.config.keys == "after_rope":
             self._hold(layer, k, v)
             return self._read(layer, q, prepend_joint(joint, k, v))
@@ -147,8 +148,9 @@ class KVCache:
             raise CacheError(f"{projector.frames} cameras were given for {frames} frames in memory and block; give one for each")
         self._append(layer, q, k, v)
         projector = projector.on(q.device)
-        q, k, v = projector.block(q, k, v)
-        return projector.leave(self._read(layer, q, prepend_joint(joint, k, v), projector.encoding, projected=True))
+        backend = self.config.backend
+        q, k, v = projector.block(q, k, v, backend)
+        return projector.leave(self._read(layer, q, prepend_joint(joint, k, v), projector.encoding, projected=True), backend)
 
     def _append(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.check_usable(layer)

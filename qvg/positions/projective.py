@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.projective import Projection
+from ...kernels.turn import turned
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,24 @@ class Projector:
     def _elsewhere(self) -> dict[torch.device, Projector]:
         return {}
 
-    def block(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @cached_property
+    def _of_queries(self) -> Tensor:
+        """Transposed P of the block's frames, dense, as kernels read it."""
+        return self.to_picture.mT.contiguous()
+
+    def block(self, q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the block on their way into attention; new tensors."""
         to_world = self.to_world[len(self.to_world) - len(self.to_picture) :]
-        queries = project(q, self.to_picture.mT, self.apart)
-        return queries, project(k, to_world, self.apart), project(v, to_world)
+        queries = project(q, self._of_queries, self.apart, backend)
+        return queries, project(k, to_world, self.apart, backend), project(v, to_world, backend=backend)
 
     def encoding(self, which: int, start: int, stop: int) -> Projection:
         """What keys (0) or values (1) of the tokens start:stop of the memory go through."""
         return Projection(self.to_world, self.tokens_per_frame, apart=self.apart and which == 0).tokens(start, stop)
 
-    def leave(self, out: Tensor) -> Tensor:
+    def leave(self, out: Tensor, backend: str = "auto") -> Tensor:
         """Attention's output back in the world."""
-        return project(out, self.to_picture)
+        return project(out, self.to_picture, backend=backend)
 
 
 def projection_matrices(views: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +86,6 @@ def projection_matrices(views: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tens
     return focal[:, :, None] * views, inverse / focal[:, None, :]
 
 
-def project(x: Tensor, matrices: Tensor, apart: bool = False) -> Tensor:
+def project(x: Tensor, matrices: Tensor, apart: bool = False, backend: str = "auto") -> Tensor:
     """Every four channels of x [B, H, S, D] times the matrix of their token's frame; matrices [F, 4, 4], S = F equal parts."""
-    return Projection(matrices.float(), x.shape[2] // len(matrices), apart=apart).apply_(x.clone())
+    return turned(x, Projection(matrices.float(), x.shape[2] // len(matrices), apart=apart), backend)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.rotary import Angles, angles_of_tokens
+from ...kernels.rotary import rotate as rotate  # to be had from here, too
 from ..errors import ConfigError, quoted
 
 # Far more than any model turns; without an end angles would overflow.
@@ -97,16 +98,6 @@ class GridRope:
         ]
         whole = torch.cat(by_axis, 1)
         return angles_of_tokens((whole.cos(), whole.sin()))
-
-
-def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:
-    """Rotate every channel pair of x [..., S, D] by its token's angle (RoFormer, arXiv 2104.09864). `out` must not overlap x."""
-    first, second = x.chunk(2, -1)
-    out = torch.empty_like(x) if out is None else out
-    low, high = out.chunk(2, -1)
-    torch.mul(first, rotation.cos, out=low).addcmul_(second, rotation.sin, value=-1)
-    torch.mul(second, rotation.cos, out=high).addcmul_(first, rotation.sin)
-    return out
 
 
 # Temporaries of `rotate_` for tensors that are not float32.

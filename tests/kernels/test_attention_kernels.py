@@ -93,6 +93,24 @@ def test_triton_attention(triton_kernel: Load, keys: int, channels: int, dtype: 
     assert_close("lse", expected[1], lse, bound)
 
 
+@pytest.mark.parametrize("parts", [0, 1, 3])
+def test_a_merge_that_begins_is_one_into_nothing_seen(triton_kernel: Load, parts: int) -> None:
+    """To the bit, whatever the memory of the result held before."""
+    outs, lses = _randn(parts, 1, 2, 21, 64, seed=3), _randn(parts, 1, 2, 21, seed=4) * 5
+    for module in (attention_reference, triton_kernel("attention")):
+        expected, got = nothing_seen(_randn(1, 2, 21, 64)), [torch.full(x.shape[1:], torch.nan) for x in (outs, lses)]
+        module.merge_attention(outs, lses, *expected)
+        module.merge_attention(outs, lses, *got, fresh=True)
+        assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True)), module.__name__
+    whole = merge_attention(outs, lses, None, "torch")
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(
+            whole, merge_attention(outs, lses, nothing_seen(outs.new_empty(1, 2, 21, 64)), "torch"), strict=True
+        )
+    )
+
+
 def test_triton_merge(triton_kernel: Load) -> None:
     outs, lses = _randn(3, 1, 2, 21, 64, dtype=torch.float16), _randn(3, 1, 2, 21, seed=1) * 5
     lses[0], lses[1, :, 0] = -torch.inf, -torch.inf

@@ -7,13 +7,14 @@ from types import ModuleType
 
 import pytest
 import torch
-from comfyui_qvg.kernels import reconstruct
-from comfyui_qvg.kernels.code_spans import CodeTable, code_table, decode_code_spans, reference
+from comfyui_qvg.kernels import e4m3, reconstruct
+from comfyui_qvg.kernels.code_spans import CodeTable, code_table, decode_code_spans, reference, transcode_code_spans
 from comfyui_qvg.kernels.direct import Codes
 from comfyui_qvg.kernels.packing import packed_width
 from comfyui_qvg.kernels.projective import Projection
 from comfyui_qvg.kernels.rotary import Angles
 from comfyui_qvg.kernels.spans import Place, Tiles
+from comfyui_qvg.kernels.transcode import Keys8, Values8
 from comfyui_qvg.qvg.positions.rope import GridRope, geometric_frequencies
 from torch import Tensor
 
@@ -118,6 +119,47 @@ def test_one_side_of_some_spans(triton_kernel: Load, side: int) -> None:
     triton_kernel("code_spans").decode_code_spans(_moved(table), (1, 3), Tiles(wanted[0], wanted[1], start), None)
     _assert_same("side", expected[side], got[side], 1e-6)
     assert got[1 - side].isnan().all()
+
+
+def _eight_bits(tokens: int, eight: bool, device: str = "cpu") -> tuple[Keys8, Values8]:
+    """Filled with what nothing writes."""
+    keys = torch.full((BATCH, HEADS, tokens, CHANNELS), 99, dtype=torch.int8, device=device)
+    scales = torch.full((BATCH, HEADS, tokens), -1.0, device=device)
+    if not eight:
+        return Keys8(keys, scales), Values8(torch.full(keys.shape, -1.0, dtype=torch.float16, device=device), None)
+    values = torch.full((BATCH, HEADS, CHANNELS, tokens), 0x7F, dtype=torch.uint8, device=device)
+    return Keys8(keys, scales), Values8(values, torch.full((BATCH, HEADS, CHANNELS), 0.1, device=device))
+
+
+def test_eight_bits_are_what_is_decoded_first() -> None:
+    """Keys within half a step; tokens that no span of these holds stay as they are."""
+    table, start, tokens = _table(KINDS[0]), 40, 120
+    turns, common = _turns("rotated", start, start + tokens), torch.randn(BATCH, HEADS, CHANNELS)
+    keys, values = _eight_bits(tokens, eight=True)
+    transcode_code_spans(table, (1, 3), start, common, turns, keys, values, "torch")
+    k, v = _empty(start, start + tokens, HEADS)
+    decode_code_spans(table, (1, 3), Tiles(k, v, start), turns, "torch")
+    there = k[0, 0].isfinite().all(-1)
+    assert there.tolist() == [64 <= start + n < 162 for n in range(tokens)]
+    assert bool((keys.scales[:, :, ~there] == -1).all()) and bool((values.values[..., ~there] == 0x7F).all())
+    back = keys.values.float() * keys.scales[..., None] + common[:, :, None]
+    assert bool(((back - k).abs() <= 0.5001 * keys.scales[..., None])[:, :, there].all())
+    assert torch.equal(values.values[..., there], e4m3.encode((v / 0.1).transpose(2, 3))[..., there])
+
+
+@pytest.mark.parametrize(("kind", "turns", "eight"), [(0, "rotated", True), (1, "projected", True), (2, "plain", False)])
+def test_eight_bits_in_triton(triton_kernel: Load, kind: int, turns: str, eight: bool) -> None:
+    """But for roundings that another order of the same steps in float32 tips over."""
+    table, start, tokens = _table(KINDS[kind]), 40, 120
+    common = torch.randn(BATCH, HEADS, CHANNELS, generator=torch.Generator().manual_seed(3))
+    expected, got = _eight_bits(tokens, eight), _eight_bits(tokens, eight, DEVICE)
+    own = (_turns(turns, start, start + tokens), _turns(turns, start, start + tokens, DEVICE))
+    reference.transcode_code_spans(table, (0, 3), start, common, own[0], *expected)
+    triton_kernel("code_spans").transcode_code_spans(_moved(table), (0, 3), start, common.to(DEVICE), own[1], *got)
+    assert_close("scales", expected[0].scales, got[0].scales.cpu(), 1e-6)
+    steps = (expected[0].values.int() - got[0].values.cpu().int()).abs()
+    assert steps.max() <= 1 and steps.float().mean() < 1e-3
+    assert (expected[1].values != got[1].values.cpu()).float().mean() < 1e-3
 
 
 def test_spans_of_two_kinds_are_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from comfyui_qvg.kernels import e4m3
 from comfyui_qvg.kernels.projective import Projection
 from comfyui_qvg.kernels.rotary import Angles
-from comfyui_qvg.kernels.spans import Place, SpanTable, StretchTable, Tiles, Turns, copy_stretches, decode_spans
+from comfyui_qvg.kernels.spans import Place, SpanTable, StretchTable, Tiles, copy_stretches, decode_spans
 from comfyui_qvg.kernels.transcode import (
     Keys8,
     Values8,
@@ -20,6 +20,7 @@ from comfyui_qvg.kernels.transcode import (
     transcode_spans,
     transcode_stretches,
 )
+from comfyui_qvg.kernels.turn import Turns
 from torch import Tensor
 
 from ..helpers import assert_close

@@ -77,9 +77,9 @@ INSTRUCTIONS: dict[str, dict[str, int]] = {
     "prototype": {"sm_80": 670, "sm_86": 590, "sm_89": 590, "sm_90": 448, "sm_120": 597},
     "prototype8": {"sm_89": 606, "sm_90": 510, "sm_120": 562},
     "prototype8, float16 values": {"sm_80": 584, "sm_86": 584, "sm_89": 584, "sm_90": 488, "sm_120": 580},
-    "attention": {"sm_86": 691, "sm_89": 691, "sm_90": 497, "sm_120": 635, "gfx942": 744},
+    "attention": {"sm_80": 635, "sm_86": 691, "sm_89": 691, "sm_90": 497, "sm_120": 635, "gfx942": 744},
     "attention8": {"sm_89": 792, "sm_90": 715, "sm_120": 769},
-    "attention8, float16 values": {"sm_86": 659, "sm_89": 659, "sm_90": 559, "sm_120": 660, "gfx942": 946},
+    "attention8, float16 values": {"sm_80": 659, "sm_86": 659, "sm_89": 659, "sm_90": 559, "sm_120": 660, "gfx942": 946},
     "direct": {"sm_86": 1072, "sm_89": 1072, "sm_90": 805, "sm_120": 1073},
     "direct_coefficients": {"sm_86": 2362, "sm_89": 2362, "sm_90": 2781, "sm_120": 2396, "gfx942": 5841},
 }

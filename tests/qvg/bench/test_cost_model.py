@@ -58,6 +58,8 @@ def test_instructions_are_those_that_the_compile_gate_counts(kernel: str) -> Non
     frozen = json.loads((ROOT / "tools" / "compile_budgets" / f"{op}.json").read_text(encoding="utf-8"))
     variants = [targets for case, targets in frozen.items() if case in (name, f"{name}_fence", f"{name}_cdna")]
     counted = {target: one["instructions"] for targets in variants for target, one in targets.items() if "instructions" in one}
+    kinds = {card.kind for card in CARDS.values()}  # the gate counts for cards, too, that the model has not
+    counted = {target: number for target, number in counted.items() if target in kinds}
     if not counted:
         pytest.skip("the compile gate counts no instructions yet")
     assert {target: INSTRUCTIONS[kernel].get(target) for target in counted} == counted
