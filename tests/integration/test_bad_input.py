@@ -42,9 +42,9 @@ def on_the_sampler(kind: str, latent: tuple[str, dict[str, int]]) -> Prompt:
 def test_models_without_a_cache_on_the_cache_node_and_on_the_sampler(client: Client) -> None:
     sentence = (
         "BaseModel has no KV cache: it denoises all frames at once and remembers nothing between them. Models that work: "
-        "causal Wan (Self-Forcing, Causal-Forcing, CausVid, LongLive) and Krea Realtime (node 'Load Causal Wan'), HY-WorldPlay "
-        "5B and HY-WorldPlay 8B (node 'Load WorldPlay'), the demo world (node 'Load Demo World'), and the demo film (node 'Load "
-        "Demo Film')."
+        "causal Wan (Self-Forcing, Causal-Forcing, CausVid, LongLive), Krea Realtime and LongLive 2.0 5B (node 'Load Causal "
+        "Wan'), HY-WorldPlay 5B and HY-WorldPlay 8B (node 'Load WorldPlay'), DreamX-World 5B (node 'Load Camera World'), "
+        "LongCat-Video (node 'Load LongCat'), the demo world (node 'Load Demo World'), and the demo film (node 'Load Demo Film')."
     )
     prompt, foreign = with_model("image")
     prompt[node(prompt, "QVGKVCache")]["inputs"]["model"] = [foreign, 0]
