@@ -35,8 +35,10 @@ class QVGCameraVideoStart(Node):
             "go on from. Keys lead as far as the model was trained with. For SamplerCustomAdvanced with QVG Causal Sampler.",
             search_aliases=["qvg", "dreamx", "image to world", "camera", "empty latent"],
             inputs=[
-                io.Model.Input("model", tooltip=f"From {_loaders()}; cache and LoRA nodes may be in between."),
-                io.Conditioning.Input("conditioning", tooltip="What there is to see: the prompt, from CLIP Text Encode."),
+                io.Model.Input("model", lazy=True, tooltip=f"From {_loaders()}; cache and LoRA nodes may be in between."),
+                io.Conditioning.Input(
+                    "conditioning", lazy=True, tooltip="What there is to see: the prompt, from CLIP Text Encode."
+                ),
                 Camera.Input("camera", tooltip="From QVG Camera Path or QVG Camera Poses, as many latent frames as the video."),
                 io.Int.Input("width", default=1280, tooltip="Of the video, in pixels. DreamX-World is trained at 1280.", **size),
                 io.Int.Input("height", default=704, tooltip="Of the video, in pixels. DreamX-World is trained at 704.", **size),

@@ -112,8 +112,7 @@ class _AsThere(SolverSchedule):
 def scaling() -> tuple[Tensor, Tensor]:
     """Means and standard deviations of core's Wan 2.2 latents, which the network knows without: [1, 1, C, 1, 1]."""
     home, python = comfyui()
-    told = "from comfy.latent_formats import Wan22; w = Wan22(); print(w.latents_mean.tolist(), w.latents_std.tolist(), "
-    "sep=chr(10))"
+    told = "from comfy.latent_formats import Wan22 as W; print(W().latents_mean.tolist(), W().latents_std.tolist(), sep=chr(10))"
     done = subprocess.run([str(python), "-c", told], capture_output=True, text=True, cwd=home, check=True)
     mean, std = (torch.tensor(json.loads(line)) for line in done.stdout.splitlines())
     return mean.view(1, 1, 48, 1, 1), std.view(1, 1, 48, 1, 1)
