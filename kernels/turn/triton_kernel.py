@@ -125,6 +125,7 @@ def turns_for_kernel(turns: Turns | CosSin | None, like: Tensor) -> tuple[Tensor
 
 
 def dense_channels(x: Tensor) -> Tensor:
+    """x, or a copy of it whose channels lie side by side."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import UnsupportedModelError
 from ...positions.projective import Projector
 from ..common.modulation import exact_sines
-from ..wan.network import EPS, Attend, CausalWan, Prompt, WanAttention, WanBlock, WanConfig
+from ..wan.network import EPS, Attend, CausalWan, Prompt, WanAttention, WanBlock, WanConfig, loaded
 
 COMPRESSION = 4  # of the network's width to the camera attention's
 CHANNELS = 48  # of Wan 2.2's latents
@@ -76,12 +75,4 @@ def load_dreamx(
     state: Mapping[str, Tensor], operations: Any = nn, dtype: torch.dtype = torch.float32, device: Any = None
 ) -> DreamX:
     """The model of a checkpoint, ready to run. UnsupportedModelError: its weights do not fit."""
-    state = {name.removeprefix("model."): weight for name, weight in state.items()}
-    model = DreamX(WanConfig.of(state), operations, dtype=dtype, device=device)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UnsupportedModelError(
-            f"the checkpoint does not fit DreamX-World 5B ({str(error).splitlines()[1].strip()}); use a whole file"
-        ) from error
-    return model.eval().requires_grad_(False)
+    return loaded(DreamX, "DreamX-World 5B", state, operations, dtype, device)

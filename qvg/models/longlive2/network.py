@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnsupportedModelError
 from ..common.modulation import exact_sines
-from ..wan.network import Attend, CausalWan, Prompt, WanConfig
+from ..wan.network import Attend, CausalWan, Prompt, loaded
 
 CHANNELS = 48  # of Wan 2.2's latents
 
@@ -27,12 +26,4 @@ def load_longlive2(
     state: Mapping[str, Tensor], operations: Any = nn, dtype: torch.dtype = torch.float32, device: Any = None
 ) -> LongLive2:
     """The model of a checkpoint, ready to run. UnsupportedModelError: its weights do not fit."""
-    state = {name.removeprefix("model."): weight for name, weight in state.items()}
-    model = LongLive2(WanConfig.of(state), operations, dtype=dtype, device=device)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UnsupportedModelError(
-            f"the checkpoint does not fit LongLive 2.0 5B ({str(error).splitlines()[1].strip()}); use a whole file"
-        ) from error
-    return model.eval().requires_grad_(False)
+    return loaded(LongLive2, "LongLive 2.0 5B", state, operations, dtype, device)

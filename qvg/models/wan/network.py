@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
@@ -30,6 +30,9 @@ Rows = tuple[Tensor, Tensor] | prompts.MergedPrompt
 PATCH = 2  # latent pixels along a token's side
 TIME_SCALE = 1000  # the network's noise levels run from 0 to 1000
 EPS = 1e-6
+
+
+_Network = TypeVar("_Network", bound="CausalWan")
 
 
 @dataclass(frozen=True)
@@ -342,12 +345,20 @@ def load_wan(
     state: Mapping[str, Tensor], operations: Any = nn, dtype: torch.dtype = torch.float32, device: Any = None
 ) -> CausalWan:
     """The model of a checkpoint, ready to run. UnsupportedModelError: its weights do not fit."""
+    return loaded(CausalWan, "Wan 2.1 text to video", state, operations, dtype, device)
+
+
+def loaded(
+    network: type[_Network], title: str, state: Mapping[str, Tensor], operations: Any, dtype: torch.dtype, device: Any
+) -> _Network:
+    """A network of this kind with a checkpoint's weights, ready to run. UnsupportedModelError, by the model's title: they do not
+    fit."""
     state = {name.removeprefix("model."): weight for name, weight in state.items()}
-    model = CausalWan(WanConfig.of(state), operations, dtype=dtype, device=device)
+    model = network(WanConfig.of(state), operations, dtype=dtype, device=device)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"the checkpoint does not fit Wan 2.1 text to video ({str(error).splitlines()[1].strip()}); use a whole file"
+            f"the checkpoint does not fit {title} ({str(error).splitlines()[1].strip()}); use a whole file"
         ) from error
     return model.eval().requires_grad_(False)
